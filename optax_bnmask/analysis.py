@@ -1,0 +1,290 @@
+"""What is known of each parameter: the one result type, whichever evidence made it."""
+
+import dataclasses
+import enum
+from collections.abc import Collection, Iterable, Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from optax_bnmask.errors import PathError
+from optax_bnmask.paths import nearest
+
+if TYPE_CHECKING:
+    from optax_bnmask.mask import Labels, Mask
+
+
+class Role(enum.StrEnum):
+    """How a leaf is used."""
+
+    WEIGHT = "weight"
+    """Contracted with the data: a dot product or a convolution."""
+    EMBEDDING = "embedding"
+    """Looked up."""
+    GAIN = "gain"
+    """Multiplied elementwise."""
+    BIAS = "bias"
+    """Added."""
+    NORM_SCALE = "norm_scale"
+    """The gain of a normaliser, the note's gamma."""
+    NORM_BIAS = "norm_bias"
+    """The bias of a normaliser, the note's beta."""
+    UNUSED = "unused"
+    """No output depends on it."""
+    UNKNOWN = "unknown"
+    """The evidence does not tell."""
+
+
+class Scale(enum.StrEnum):
+    """What scaling a leaf by a positive factor does to the outputs."""
+
+    INVARIANT = "invariant"
+    """Nothing: it may be scaled alone, together with the biases added to its own output."""
+    JOINT = "joint"
+    """Nothing, as long as named others are scaled with it, none of them down."""
+    SENSITIVE = "sensitive"
+    """No such symmetry was proved."""
+    UNUSED = "unused"
+    """No output depends on the leaf at all."""
+    UNKNOWN = "unknown"
+    """The evidence says nothing of scale, as structure alone never does."""
+
+
+class Evidence(enum.StrEnum):
+    """Where an `Analysis` comes from."""
+
+    STRUCTURE = "structure"
+    """The params tree against the tree of statistics."""
+    PROGRAM = "program"
+    """The traced function."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Leaf:
+    """One array of the params pytree and what is known of it.
+
+    Attributes:
+      path: Its canonical name, ``"block1/conv/kernel"``.
+      shape: Its shape.
+      dtype: Its dtype.
+      role: How it is used.
+      scale: What scaling it does to the outputs.
+      invariant_axes: The axes along which *every index* may be scaled on its own; ``(3,)`` for an
+        HWIO kernel before BatchNorm, ``()`` before LayerNorm.
+      group: The index in `Analysis.groups` of the group it may be scaled with, if it is in one.
+      reason: In a few words, what this rests on.
+    """
+
+    path: str
+    shape: tuple[int, ...]
+    dtype: Any
+    role: Role
+    scale: Scale = Scale.UNKNOWN
+    invariant_axes: tuple[int, ...] = ()
+    group: int | None = None
+    reason: str = ""
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Assumption:
+    """One approximation that a proof leans on.
+
+    Attributes:
+      kind: ``"epsilon"`` (a small constant taken as 0), ``"infinity"`` (a dtype's largest finite
+        value taken as infinite) or ``"guard"`` (a constant chosen only where a value is 0).
+      value: The constant.
+      primitive: The name of the operation that takes the constant.
+      where: ``file:line (function)`` in the user's code, as far as the trace knows it.
+    """
+
+    kind: str
+    value: float
+    primitive: str
+    where: str
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        taken = {
+            "epsilon": "taken as 0",
+            "infinity": "taken as infinite",
+            "guard": "chosen only where the guarded value is 0",
+        }[self.kind]
+        return f"{self.value:g} in `{self.primitive}` {taken}, at {self.where}"
+
+
+class Proof(Protocol):
+    """What an analysis by program can still be asked, kept out of its value."""
+
+    def explain(self, path: str) -> str:
+        """The chain of operations from the leaf to where its scale cancels or is pinned."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Analysis:
+    """How each parameter is used and whether its scale matters.
+
+    Attributes:
+      leaves: One `Leaf` for each array of the params, in the order of `jax.tree.leaves`.
+      evidence: Where this was read off: the structure, the program, or both.
+      symmetries: A basis of the scale symmetries, each ``{path: exponent}`` without the zeros:
+        scaling every leaf by ``c**exponent`` leaves the outputs as they are.
+      groups: The jointly invariant groups of paths.
+      assumptions: Every approximation that the proof leaned on.
+      unhandled: Primitives without a rule, with their count: their inputs were taken as sensitive.
+      notes: What the evidence found odd, in sentences: candidates refused, statistics without
+        parameters, normalisers traced on their running statistics.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 8))}, "post": {"scale": jnp.ones(8)}}
+      >>> stats = {"post": {"mean": jnp.zeros(8), "var": jnp.ones(8)}}
+      >>> analysis = bnmask.analyze_structure(params, stats)
+      >>> analysis["post/scale"].role
+      <Role.NORM_SCALE: 'norm_scale'>
+    """
+
+    leaves: tuple[Leaf, ...]
+    evidence: frozenset[Evidence]
+    symmetries: tuple[Mapping[str, Fraction], ...] = ()
+    groups: tuple[frozenset[str], ...] = ()
+    assumptions: tuple[Assumption, ...] = ()
+    unhandled: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    proof: Proof | None = dataclasses.field(default=None, compare=False, repr=False)
+    _by_path: dict[str, Leaf] = dataclasses.field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Indexes the leaves by path."""
+        object.__setattr__(self, "_by_path", {leaf.path: leaf for leaf in self.leaves})
+
+    def __getitem__(self, path: str) -> Leaf:
+        """The leaf of that canonical path."""
+        try:
+            return self._by_path[path]
+        except KeyError:
+            raise PathError(
+                f"`path` must name a leaf of this analysis. It has no leaf {path!r}"
+                f"{nearest(path, self._by_path)}."
+            ) from None
+
+    def __contains__(self, path: str) -> bool:
+        """Whether there is a leaf of that canonical path."""
+        return path in self._by_path
+
+    def decay_mask(
+        self,
+        *,
+        exempt: Collection[str] = ("norm",),
+        always: Iterable[str] = (),
+        never: Iterable[str] = (),
+    ) -> "Mask":
+        """The mask of the leaves that weight decay should touch.
+
+        Args:
+          exempt: The categories that do not decay: any of ``"norm"``, ``"bias"``, ``"gain"``,
+            ``"embedding"``, ``"scale_invariant"``, ``"jointly_invariant"``, or a preset such as
+            `optax_bnmask.STANDARD`.
+          always: Globs of paths that decay whatever `exempt` says.
+          never: Globs of paths that do not decay whatever `exempt` says.
+
+        Returns:
+          A `Mask`: pass it as `mask` (or `weight_decay_mask`) to any Optax alias.
+
+        Raises:
+          CategoryError: An unknown category, or one that this evidence cannot show.
+          PathError: A glob matches nothing, or one leaf is in both `always` and `never`.
+        """
+        from optax_bnmask.mask import decay_mask_of  # noqa: PLC0415 - the decision is a layer above
+
+        return decay_mask_of(self, exempt=exempt, always=always, never=never)
+
+    def select(self, *categories: str) -> "Mask":
+        """The mask that is `True` where a leaf is in one of the categories.
+
+        Args:
+          *categories: As in `decay_mask`.
+
+        Returns:
+          A `Mask`, for `optax.masked` and its kin.
+
+        Raises:
+          CategoryError: An unknown category, or one that this evidence cannot show.
+        """
+        from optax_bnmask.mask import selection  # noqa: PLC0415 - the decision is a layer above
+
+        return selection(self, categories)
+
+    def labels(
+        self,
+        *,
+        categories: Collection[str] | Mapping[str, str] = ("norm",),
+        default: str = "decay",
+    ) -> "Labels":
+        """The labels of the leaves for `optax.partition`.
+
+        Args:
+          categories: The categories to tell apart, as in `decay_mask`; a leaf's label is the first
+            that it is in. With a mapping, its label is that category's value.
+          default: The label of all other leaves.
+
+        Returns:
+          A callable from a params tree to the tree of labels, in the tree's own containers.
+
+        Raises:
+          CategoryError: An unknown category, or one that this evidence cannot show.
+        """
+        from optax_bnmask.mask import labels_of  # noqa: PLC0415 - the decision is a layer above
+
+        return labels_of(self, categories=categories, default=default)
+
+    def explain(self, path: str) -> str:
+        """Why a leaf is what it is: its reason and, from a program, the chain of operations.
+
+        Args:
+          path: The canonical path of a leaf.
+
+        Returns:
+          Lines of text: the chain from the leaf to the normaliser that makes it invariant, or to
+          the place that pins its scale, with the user's file and line.
+
+        Raises:
+          PathError: There is no such leaf.
+        """
+        leaf = self[path]
+        if self.proof is None:
+            return f"{path}: {leaf.role}. {leaf.reason}"
+        return self.proof.explain(path)
+
+    def to_text(self) -> str:
+        """The analysis as an aligned table."""
+        from optax_bnmask.report import to_text  # noqa: PLC0415 - showing is a layer above
+
+        return to_text(self)
+
+    def to_html(self) -> str:
+        """The analysis as one self-contained HTML page."""
+        from optax_bnmask.report import to_html  # noqa: PLC0415 - showing is a layer above
+
+        return to_html(self)
+
+    def to_json(self) -> str:
+        """The analysis as JSON, with a versioned schema."""
+        from optax_bnmask.report import to_json  # noqa: PLC0415 - showing is a layer above
+
+        return to_json(self)
+
+    def __str__(self) -> str:
+        """The table of `to_text`."""
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return self.to_html()

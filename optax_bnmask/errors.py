@@ -1,0 +1,21 @@
+"""The errors this library raises: each is also the builtin a caller would expect."""
+
+
+class StructureError(ValueError):
+    """The trees do not fit together: the message names the leaf and the way out."""
+
+
+class PathError(ValueError, KeyError):
+    """A path or a glob that matches no leaf."""
+
+    def __str__(self) -> str:
+        """The sentence itself; `KeyError` would show its `repr`."""
+        return str(self.args[0]) if self.args else ""
+
+
+class CategoryError(ValueError):
+    """A category that does not exist, or that the evidence at hand cannot show."""
+
+
+class VerificationError(AssertionError):
+    """A claim that did not hold numerically."""

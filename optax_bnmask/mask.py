@@ -1,0 +1,303 @@
+"""The decision: from what is known of each leaf to a mask, or labels, that Optax takes."""
+
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role, Scale
+from optax_bnmask.errors import CategoryError, PathError
+from optax_bnmask.paths import layout, matches, nearest
+from optax_bnmask.structure import reading
+
+STANDARD: Final = ("norm", "bias")
+"""What most recipes mean by "no decay": the normalisers' gains and biases, and all other biases."""
+
+STRICT: Final = ("norm", "scale_invariant")
+"""The note's takeaway in full: decay only parameters whose scale affects the output alone."""
+
+_BY_ROLE: Final = {
+    "norm": frozenset({Role.NORM_SCALE, Role.NORM_BIAS}),
+    "bias": frozenset({Role.BIAS}),
+    "gain": frozenset({Role.GAIN}),
+    "embedding": frozenset({Role.EMBEDDING}),
+}
+_BY_SCALE: Final = {
+    "scale_invariant": frozenset({Scale.INVARIANT}),
+    "jointly_invariant": frozenset({Scale.JOINT}),
+}
+CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE)
+"""Every category of leaf that `exempt`, `select` and `labels` understand."""
+
+_STRUCTURE_SHOWS: Final = ("norm", "bias", "embedding")
+
+
+
+
+class Labels:
+    """A label for each leaf: a callable for `optax.partition`, and a value.
+
+    Calling it with a pytree gives the tree of labels in the tree's own containers, leaf by leaf by
+    canonical path. It never looks at the leaves, so it serves under `jit`, on updates as on params,
+    and on trees with `optax.MaskedNode` holes. Equal by content, hashable, picklable.
+    """
+
+    __slots__ = ("_by_path",)
+    _by_path: dict[str, Any]
+
+    def __init__(self, by_path: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_by_path", dict(by_path))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"`{type(self).__name__}` is frozen; make a new one instead.")
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return type(self), (self._by_path,)
+
+    def __call__(self, tree: Any) -> Any:  # noqa: ANN401 - any pytree in, the same out
+        """The tree with each leaf replaced by its label.
+
+        Args:
+          tree: Any pytree whose leaves this knows by path, or a part of it.
+
+        Returns:
+          A pytree of the same structure.
+
+        Raises:
+          PathError: The tree has a leaf that this does not know.
+        """
+        paths = layout(tree, "tree").leaves
+        try:
+            values = [self._by_path[path] for path in paths]
+        except KeyError as error:
+            path = error.args[0]
+            raise PathError(
+                f"A `{type(self).__name__}` can only be applied to leaves that it was made for. It "
+                f"met {path!r}, which is none of its {len(self._by_path)} leaves"
+                f"{nearest(path, self._by_path)}. Make it anew from the params that the optimizer "
+                f"sees."
+            ) from None
+        return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+    def __getitem__(self, path: str) -> Any:  # noqa: ANN401 - a bool or a label
+        """The label of the leaf of that canonical path."""
+        try:
+            return self._by_path[path]
+        except KeyError:
+            raise PathError(
+                f"`path` must name a leaf. There is no leaf {path!r}{nearest(path, self._by_path)}."
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_path)
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._by_path
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._by_path == other._by_path
+
+    def __hash__(self) -> int:
+        return hash((type(self), frozenset(self._by_path.items())))
+
+    def __repr__(self) -> str:
+        lines = "".join(f"\n  {path}: {label!r}" for path, label in self._by_path.items())
+        return f"{type(self).__name__}({lines}\n)"
+
+
+class Mask(Labels):
+    """Which leaves decay: a callable for the `mask` argument of Optax's aliases, and a value.
+
+    `True` means that the leaf decays. See `Labels` for what calling it does.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import optax_bnmask as bnmask
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(3)}}
+      >>> mask = bnmask.decay_mask(params)
+      >>> mask(params)
+      {'dense': {'kernel': True}, 'norm': {'scale': False}}
+      >>> tx = optax.adamw(1e-3, weight_decay=1e-4, mask=mask)
+    """
+
+    __slots__ = ()
+
+    @property
+    def decayed(self) -> tuple[str, ...]:
+        """The paths of the leaves that decay."""
+        return tuple(path for path, decays in self._by_path.items() if decays)
+
+    @property
+    def exempted(self) -> tuple[str, ...]:
+        """The paths of the leaves that do not decay."""
+        return tuple(path for path, decays in self._by_path.items() if not decays)
+
+    def __invert__(self) -> "Mask":
+        """The mask of the other leaves."""
+        return Mask({path: not decays for path, decays in self._by_path.items()})
+
+    def __repr__(self) -> str:
+        exempted = self.exempted
+        head = f"Mask({len(self) - len(exempted)} of {len(self)} leaves decay"
+        return f"{head}; exempt: {', '.join(exempted)})" if exempted else f"{head})"
+
+
+def decay_mask(
+    params: Any,  # noqa: ANN401 - any pytree
+    batch_stats: Any = None,  # noqa: ANN401 - any pytree
+    *,
+    exempt: Collection[str] = ("norm",),
+    always: Iterable[str] = (),
+    never: Iterable[str] = (),
+) -> Mask:
+    """The weight-decay mask from structure alone: no model, no tracing.
+
+    A BatchNorm is known by its statistics: a scope of `params` whose counterpart in `batch_stats`
+    holds `mean` *and* `var` of the shape of its `scale` and `bias`. Normalisers that keep no
+    statistics are known by the frameworks' conventions. See `analyze_structure` for the reasons.
+
+    Args:
+      params: Any pytree of arrays (any shapes), `jax.ShapeDtypeStruct`s or tracers; an
+        `nnx.Module` or `nnx.State` brings its own statistics.
+      batch_stats: The tree of statistics beside it: Linen's `batch_stats`, Haiku's `state`.
+      exempt: The categories that do not decay: any of ``"norm"``, ``"bias"``, ``"embedding"``.
+      always: Globs of paths that decay whatever `exempt` says.
+      never: Globs of paths that do not decay whatever `exempt` says.
+
+    Returns:
+      A `Mask`: pass it as `mask` (or `weight_decay_mask`) to any Optax alias.
+
+    Raises:
+      StructureError: The two trees are not of one model.
+      CategoryError: An unknown category, or one that structure cannot show.
+      PathError: A glob matches nothing, or one leaf is in both `always` and `never`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> params = {"conv": {"kernel": jnp.ones((3, 3, 1, 8))}, "post": {"scale": jnp.ones(8)}}
+      >>> stats = {"post": {"mean": jnp.zeros(8), "var": jnp.ones(8)}}
+      >>> bnmask.decay_mask(params, stats)
+      Mask(1 of 2 leaves decay; exempt: post/scale)
+
+    References:
+      Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167.
+    """
+    roles, _ = _exempt_sets(exempt, frozenset({Evidence.STRUCTURE}))
+    read = reading(params, batch_stats)
+    decays = {path: verdict.role not in roles for path, verdict in read.verdicts.items()}
+    for path in read.untrainable:
+        decays[path] = False
+    return Mask(_overridden(decays, always, never))
+
+
+def decay_mask_of(
+    analysis: Analysis, *, exempt: Collection[str], always: Iterable[str], never: Iterable[str]
+) -> Mask:
+    """`Analysis.decay_mask`."""
+    roles, scales = _exempt_sets(exempt, analysis.evidence)
+    decays = {
+        leaf.path: _is_trainable(leaf) and leaf.role not in roles and leaf.scale not in scales
+        for leaf in analysis.leaves
+    }
+    decays = _overridden(decays, always, never)
+    if Scale.INVARIANT in scales:
+        _warn_of_strictness(analysis, decays)
+    return Mask(decays)
+
+
+def selection(analysis: Analysis, categories: Collection[str]) -> Mask:
+    """`Analysis.select`."""
+    roles, scales = _exempt_sets(categories, analysis.evidence)
+    return Mask({leaf.path: leaf.role in roles or leaf.scale in scales for leaf in analysis.leaves})
+
+
+def labels_of(
+    analysis: Analysis, *, categories: Collection[str] | Mapping[str, str], default: str
+) -> Labels:
+    """`Analysis.labels`."""
+    if isinstance(categories, str):
+        categories = (categories,)
+    names = categories if isinstance(categories, Mapping) else {name: name for name in categories}
+    sets = [(_exempt_sets((name,), analysis.evidence), label) for name, label in names.items()]
+    return Labels(
+        {
+            leaf.path: next(
+                (lab for (roles, scales), lab in sets if leaf.role in roles or leaf.scale in scales),
+                default,
+            )
+            for leaf in analysis.leaves
+        }
+    )
+
+
+def _exempt_sets(
+    categories: Collection[str], evidence: frozenset[Evidence]
+) -> tuple[frozenset[Role], frozenset[Scale]]:
+    """The roles and the scales that the categories stand for, once they are known to be shown."""
+    if isinstance(categories, str):
+        categories = (categories,)
+    shown = CATEGORIES if Evidence.PROGRAM in evidence else _STRUCTURE_SHOWS
+    for name in categories:
+        if name not in CATEGORIES:
+            raise CategoryError(
+                f"A category must be one of {', '.join(map(repr, CATEGORIES))}. Found {name!r}."
+                f"{' To name leaves, use `always` and `never`.' if '/' in str(name) else ''}"
+            )
+        if name not in shown:
+            raise CategoryError(
+                f"The category {name!r} cannot be told from structure alone, which shows "
+                f"{', '.join(map(repr, shown))}. It is a property of the program: use "
+                f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or `analyze_nnx`, and then "
+                f"`.decay_mask(exempt=...)`."
+            )
+    roles = frozenset[Role]().union(*(_BY_ROLE.get(name, ()) for name in categories))
+    scales = frozenset[Scale]().union(*(_BY_SCALE.get(name, ()) for name in categories))
+    return roles, scales
+
+
+def _overridden(
+    decays: dict[str, bool], always: Iterable[str], never: Iterable[str]
+) -> dict[str, bool]:
+    """The decision with the user's own word on top."""
+    chosen, refused = matches(always, decays, "always"), matches(never, decays, "never")
+    if both := sorted(chosen & refused):
+        raise PathError(
+            f"A leaf can be in `always` or in `never`. {both[0]!r} is matched by both"
+            f"{f', and so are {len(both) - 1} more' if len(both) > 1 else ''}. Narrow one glob."
+        )
+    if chosen or refused:
+        return {p: p in chosen or (d and p not in refused) for p, d in decays.items()}
+    return decays
+
+
+def _is_trainable(leaf: Leaf) -> bool:
+    """Whether an optimizer can move the leaf at all."""
+    return bool(jnp.issubdtype(leaf.dtype, np.inexact))
+
+
+def _warn_of_strictness(analysis: Analysis, decays: Mapping[str, bool]) -> None:
+    """Says how much of the model is left without decay because normalisers hide its scale."""
+    total = sum(leaf.size for leaf in analysis.leaves)
+    freed = sum(
+        leaf.size
+        for leaf in analysis.leaves
+        if leaf.scale is Scale.INVARIANT and not decays[leaf.path]
+    )
+    if freed:
+        warnings.warn(
+            f"`exempt` includes 'scale_invariant': {100 * freed / total:.1f} % of the parameters "
+            f"are left without decay because a normaliser hides their scale. Their norms will "
+            f"grow and their effective learning rate, lr / norm**2, will fall, which is known to "
+            f"hurt unless it is compensated (arXiv:1810.12281, arXiv:1910.07454).",
+            UserWarning,
+            stacklevel=4,
+        )
