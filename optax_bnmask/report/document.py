@@ -1,0 +1,65 @@
+"""What a report holds, before anyone decides how it looks: a title and a few kinds of block."""
+
+import dataclasses
+import enum
+
+
+class Tone(enum.StrEnum):
+    """What a cell means beyond its words; a renderer may colour it, the words must do alone."""
+
+    PLAIN = "plain"
+    YES = "yes"
+    NO = "no"
+    OPEN = "open"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cell:
+    """One cell of a table."""
+
+    text: str
+    tone: Tone = Tone.PLAIN
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table: its heading, whether it holds numbers, whether it holds prose."""
+
+    name: str
+    number: bool = False
+    prose: bool = False
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Table:
+    """Rows under columns; every row is as long as `columns`."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Items:
+    """A titled list of sentences."""
+
+    title: str
+    items: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Figure:
+    """A picture, with the words for those who cannot see it."""
+
+    title: str
+    png: bytes
+    alt: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """A report: the intermediate form from which text, HTML and the terminal's view are made."""
+
+    title: str
+    summary: tuple[str, ...]
+    blocks: tuple[Table | Items | Figure, ...]

@@ -1,0 +1,82 @@
+"""A report as one HTML page that needs nothing else: no script, no font, no request."""
+
+import base64
+import html
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.mask import Mask
+from optax_bnmask.report.content import document_of
+from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Table, Tone
+from optax_bnmask.report.style import STYLE
+
+
+def to_html(analysis: Analysis, *, mask: Mask | None = None) -> str:
+    """The analysis as one self-contained HTML page.
+
+    Light or dark as the reader's system is; on a narrow screen each leaf becomes a block of its
+    own. A notebook may show it too: its styles reach nothing outside it.
+
+    Args:
+      analysis: What is known of each leaf.
+      mask: A mask decided from it, to show beside it.
+
+    Returns:
+      A page, as text, in which everything that came from the user is escaped.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> page = to_html(bnmask.analyze_structure({"<b>": {"kernel": jnp.ones((2, 3))}}))
+      >>> "&lt;b&gt;/kernel" in page
+      True
+    """
+    return html_of(document_of(analysis, mask))
+
+
+def html_of(document: Document) -> str:
+    """A document as an HTML page."""
+    title = html.escape(document.title)
+    summary = "".join(f"<p>{html.escape(line)}</p>\n" for line in document.summary)
+    blocks = "".join(_block(block) for block in document.blocks)
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
+        f'<main class="bnmask">\n<h1>{title}</h1>\n<div class="summary">\n{summary}</div>\n'
+        f"{blocks}</main>\n</body>\n</html>\n"
+    )
+
+
+def _block(block: Table | Items | Figure) -> str:
+    """One section of the page."""
+    match block:
+        case Table():
+            inner = _table(block)
+        case Items():
+            inner = "".join(f"<li>{html.escape(item)}</li>\n" for item in block.items)
+            inner = f"<ul>\n{inner}</ul>\n"
+        case Figure():
+            data = base64.b64encode(block.png).decode("ascii")
+            alt = html.escape(block.alt, quote=True)
+            inner = f'<img src="data:image/png;base64,{data}" alt="{alt}">\n'
+    return f"<section>\n<h2>{html.escape(block.title)}</h2>\n{inner}</section>\n"
+
+
+def _table(table: Table) -> str:
+    heads = "".join(f'<th scope="col"{_class(c)}>{html.escape(c.name)}</th>' for c in table.columns)
+    rows = "".join(f"<tr>{''.join(map(_cell, row, table.columns))}</tr>\n" for row in table.rows)
+    return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
+
+
+def _cell(cell: Cell, column: Column) -> str:
+    """A cell; it carries its heading, which a narrow screen shows beside it."""
+    text = html.escape(cell.text)
+    if cell.tone is not Tone.PLAIN:
+        text = f'<span class="{cell.tone}">{text}</span>'
+    return f'<td data-head="{html.escape(column.name, quote=True)}"{_class(column)}>{text}</td>'
+
+
+def _class(column: Column) -> str:
+    if column.number:
+        return ' class="number"'
+    return ' class="prose"' if column.prose else ""

@@ -1,0 +1,65 @@
+"""A report as plain text: aligned columns, nothing that needs a terminal."""
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.mask import Mask
+from optax_bnmask.report.content import document_of
+from optax_bnmask.report.document import Document, Figure, Items, Table
+
+
+def to_text(analysis: Analysis, *, mask: Mask | None = None) -> str:
+    """The analysis as aligned text.
+
+    Args:
+      analysis: What is known of each leaf.
+      mask: A mask decided from it, to show beside it.
+
+    Returns:
+      Lines of text without trailing blanks: the totals, one line for each leaf, then whichever of
+      groups, assumptions, primitives without a rule and notes there are.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3))}}
+      >>> print(to_text(bnmask.analyze_structure(params)))
+      1 leaf, 6 parameters, by structure.
+      <BLANKLINE>
+      path          shape   size  role    why
+      dense/kernel  (2, 3)     6  weight  by convention: a matrix or filter of that name
+    """
+    return text_of(document_of(analysis, mask))
+
+
+def text_of(document: Document) -> str:
+    """A document as text; its title and its pictures are left to other renderers."""
+    parts = ["\n".join(document.summary)]
+    for index, block in enumerate(document.blocks):
+        match block:
+            case Table():
+                table = _table(block)
+                parts.append(table if index == 0 else f"{block.title}\n{table}")
+            case Items():
+                parts.append("\n".join([block.title, *(f"- {item}" for item in block.items)]))
+            case Figure():
+                continue
+    return "\n\n".join(parts)
+
+
+def _table(table: Table) -> str:
+    """The heading and one line for each row, numbers to the right."""
+    names = [column.name for column in table.columns]
+    rows = [names, *([_one_line(cell.text) for cell in row] for row in table.rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            text.rjust(width) if column.number else text.ljust(width)
+            for text, width, column in zip(row, widths, table.columns, strict=True)
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _one_line(text: str) -> str:
+    """A cell is one line whatever a user's key holds."""
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
