@@ -58,7 +58,9 @@ def _block(block: Table | Items | Figure) -> str:
         case Figure():
             data = base64.b64encode(block.png).decode("ascii")
             alt = html.escape(block.alt, quote=True)
-            inner = f'<img src="data:image/png;base64,{data}" alt="{alt}">\n'
+            inner = (
+                f'<div class="figure"><img src="data:image/png;base64,{data}" alt="{alt}"></div>\n'
+            )
     return f"<section>\n<h2>{html.escape(block.title)}</h2>\n{inner}</section>\n"
 
 

@@ -27,7 +27,7 @@ body:has(> .bnmask) { margin: 0; }
 .bnmask .summary p { margin: 0 0 .2rem; max-width: 75ch; }
 .bnmask table { border-collapse: collapse; width: 100%; color: inherit; font-size: .92rem; }
 .bnmask th, .bnmask td {
-  text-align: left; vertical-align: top; padding: .35rem .75rem .35rem 0;
+  text-align: left; vertical-align: top; padding: .35rem 1rem .35rem 0;
   border-bottom: 1px solid var(--line); background: none;
 }
 .bnmask th { color: var(--faint); font-weight: 600; white-space: nowrap; }
@@ -43,13 +43,14 @@ body:has(> .bnmask) { margin: 0; }
 .bnmask span.open { font-style: italic; }
 .bnmask ul { margin: 0; padding-left: 1.2rem; }
 .bnmask li { margin: .2rem 0; overflow-wrap: anywhere; }
-.bnmask img { display: block; max-width: 100%; height: auto; background: #ffffff; }
+.bnmask .figure { overflow-x: auto; }
+.bnmask img { display: block; width: 100%; min-width: 760px; background: #ffffff; }
 @media (max-width: 700px) {
   .bnmask { padding: 1rem; }
   .bnmask thead { display: none; }
   .bnmask table, .bnmask tbody, .bnmask tr, .bnmask td { display: block; }
   .bnmask tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
-  .bnmask tr td {
+  .bnmask tr td, .bnmask td.number {
     border: 0; padding: 0 0 0 5.5rem; text-align: left; position: relative;
     min-height: 1.5em; white-space: normal; overflow-wrap: anywhere;
   }

@@ -1,0 +1,129 @@
+"""The demo from end to end: analyse, train each policy, measure, show."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from optax_bnmask.analysis import Analysis, Role
+from optax_bnmask.demo.data import Digits, digits
+from optax_bnmask.demo.measure import Rates, accuracy, effective_rates, gains
+from optax_bnmask.demo.outcome import Outcome
+from optax_bnmask.demo.plot import png_of
+from optax_bnmask.demo.show import document_of
+from optax_bnmask.demo.train import MODEL, Policy, Recipe, State, trained
+from optax_bnmask.mask import Mask
+from optax_bnmask.report.html import html_of
+from optax_bnmask.report.terminal import renderables
+from optax_bnmask.structure import analyze_structure
+
+
+def run(*, seeds: int, epochs: int, out: Path, console: Console) -> tuple[Outcome, ...]:
+    """Trains, measures and shows both policies.
+
+    Args:
+      seeds: Runs for each policy; two at least.
+      epochs: Passes over the training images.
+      out: The directory for ``report.html`` and ``policies.png``; made if it is not there.
+      console: Where the progress and the tables go.
+
+    Returns:
+      The outcomes: decay on everything, then decay with the mask.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    data, recipe, analysis = digits(), Recipe(epochs), _analysis()
+    mask = analysis.decay_mask()
+    norm_scale = Mask({leaf.path: leaf.role is Role.NORM_SCALE for leaf in analysis.leaves})
+    policies = (Policy("decay everything", None), Policy("decay by mask", mask))
+    with _progress(console) as progress:
+        outcomes = tuple(
+            outcome_of(
+                data,
+                recipe,
+                policy,
+                seeds=seeds,
+                norm_scale=norm_scale,
+                tick=_ticks(progress, policy, recipe),
+            )
+            for policy in policies
+        )
+    png = png_of(outcomes)
+    document = document_of(analysis, mask, recipe, outcomes, png)
+    for renderable in renderables(document, console):
+        console.print(renderable)
+    for name, content in (("report.html", html_of(document).encode()), ("policies.png", png)):
+        (out / name).write_bytes(content)
+        console.print(f"Wrote {out / name}", markup=False, highlight=False, soft_wrap=True)
+    return outcomes
+
+
+def outcome_of(
+    data: Digits,
+    recipe: Recipe,
+    policy: Policy,
+    *,
+    seeds: int,
+    norm_scale: Mask,
+    tick: Callable[[], object],
+) -> Outcome:
+    """Trains and measures one policy; `tick` is called after each epoch."""
+    decays_gains = policy.mask is None or any(policy.mask[path] for path in norm_scale.decayed)
+    decay = recipe.weight_decay if decays_gains else 0.0
+
+    @jax.jit
+    @jax.vmap
+    def mean_gain(state: State) -> jax.Array:
+        return jnp.mean(jnp.abs(gains(state.params, norm_scale)))
+
+    @jax.jit
+    @jax.vmap
+    def final(state: State) -> tuple[jax.Array, Rates]:
+        rates = effective_rates(state, data, norm_scale, decay, recipe.batch_size)
+        return accuracy(state, data), rates
+
+    sizes: list[np.ndarray] = []
+    losses: list[np.ndarray] = []
+    end: State | None = None
+    for end, loss in trained(data, recipe, policy, seeds):
+        sizes.append(np.asarray(mean_gain(end)))
+        losses.append(np.asarray(loss))
+        tick()
+    test_accuracy, rates = final(end)
+    return Outcome(
+        policy.name,
+        np.asarray(test_accuracy),
+        np.stack(sizes),
+        np.stack(losses),
+        np.asarray(rates.gradient),
+        np.asarray(rates.effective),
+        decays_gains,
+    )
+
+
+def _analysis() -> Analysis:
+    """What the structure of the network tells, from shapes alone."""
+    images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+    init = partial(MODEL.init, train=True)
+    variables = jax.eval_shape(init, jax.random.key(0), images)
+    return analyze_structure(variables["params"], variables["batch_stats"])
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("epoch {task.completed:.0f}/{task.total:.0f}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def _ticks(progress: Progress, policy: Policy, recipe: Recipe) -> Callable[[], None]:
+    task = progress.add_task(policy.name, total=recipe.epochs)
+    return lambda: progress.advance(task)

@@ -1,0 +1,98 @@
+"""The demo's report, as a `Document` for every renderer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.demo.outcome import Outcome, comparison, estimate
+from optax_bnmask.demo.train import Recipe
+from optax_bnmask.mask import Mask
+from optax_bnmask.report.content import leaf_table
+from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Table
+
+
+def document_of(
+    analysis: Analysis, mask: Mask, recipe: Recipe, outcomes: Sequence[Outcome], png: bytes
+) -> Document:
+    """Everything the demo has to tell.
+
+    Args:
+      analysis: What is known of the network's leaves.
+      mask: The mask of the second policy.
+      recipe: How both were trained.
+      outcomes: The two policies, the masked one last.
+      png: The plot.
+
+    Returns:
+      A `Document` with the leaves, the policies, what the seeds say of their difference, the plot.
+    """
+    seeds = len(outcomes[0].accuracy)
+    return Document(
+        "Weight decay on everything, or with the mask",
+        (
+            f"A ResNet with BatchNorm on scikit-learn's handwritten digits: {seeds} seeds for each "
+            f"policy, {recipe.epochs} epochs, SGD with momentum {recipe.momentum:g}, learning rate "
+            f"{recipe.learning_rate:g}, weight decay λ = {recipe.weight_decay:g}.",
+        ),
+        (
+            leaf_table(analysis, mask),
+            policy_table(outcomes),
+            Items("What the seeds say", tuple(sentences(outcomes))),
+            Figure("Plot", png, _words(outcomes)),
+        ),
+    )
+
+
+def policy_table(outcomes: Sequence[Outcome]) -> Table:
+    """One row for each quantity: both policies, and their difference taken seed by seed."""
+    rows = (
+        _row("test accuracy, %", [100 * outcome.accuracy for outcome in outcomes], ".2f"),
+        _row("training loss", [outcome.losses[-1] for outcome in outcomes], ".5f"),
+        _row("mean |γ|", [outcome.gains[-1] for outcome in outcomes], ".5f"),
+        _row("mean g, in 1e-5", [1e5 * np.mean(o.gradients, axis=1) for o in outcomes], ".2f"),
+        _row("mean η_eff/η", [np.mean(outcome.effective, axis=1) for outcome in outcomes], ".3f"),
+        _row(
+            "median η_eff/η", [np.median(outcome.effective, axis=1) for outcome in outcomes], ".3f"
+        ),
+    )
+    names = (*(outcome.policy for outcome in outcomes), "difference")
+    columns = (Column(""), *(Column(name, number=True) for name in names))
+    return Table(
+        "Policies: mean ± standard error over seeds, differences seed by seed", columns, rows
+    )
+
+
+def sentences(outcomes: Sequence[Outcome]) -> list[str]:
+    """What the differences, taken seed by seed, show and do not show."""
+    plain, masked = outcomes
+    gain = estimate(100 * (masked.accuracy - plain.accuracy))
+    size = estimate(masked.gains[-1] - plain.gains[-1])
+    return [
+        comparison("Test accuracy, mask minus everything", gain, "+.2f", " points"),
+        comparison("Mean |γ|, mask minus everything", size, "+.5f"),
+        "η_eff/η = g / (g + λ|γ|), where g = |dL/dγ| of the data loss after training, for each "
+        "channel and batch, then averaged over the batches. Without decay on γ it is 1 by "
+        "definition, whatever g is.",
+    ]
+
+
+def _row(name: str, values: Sequence[np.ndarray], spec: str) -> tuple[Cell, ...]:
+    """A quantity of each policy, and the last policy's less the first's."""
+    difference = estimate(values[-1] - values[0])
+    return (
+        Cell(name),
+        *(Cell(f"{estimate(each):{spec}}") for each in values),
+        Cell(f"{difference:+{spec}}"),
+    )
+
+
+def _words(outcomes: Sequence[Outcome]) -> str:
+    """The plot for those who cannot see it."""
+    told = "; ".join(
+        f"{outcome.policy}: accuracy {estimate(100 * outcome.accuracy):.2f} %, mean |γ| "
+        f"{outcome.gains[0].mean():.3f} after the first epoch and {outcome.gains[-1].mean():.3f} "
+        f"after the last"
+        for outcome in outcomes
+    )
+    return f"Test accuracy by seed, mean |γ| by epoch, and η_eff/η by channel. {told}."
