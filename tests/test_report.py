@@ -9,7 +9,6 @@ from fractions import Fraction
 import jax.numpy as jnp
 import pytest
 
-import optax_bnmask as bnmask
 from optax_bnmask import Analysis, Assumption, Evidence, Leaf, Role, Scale
 from optax_bnmask.report import to_html, to_json, to_text
 from optax_bnmask.report.document import Document, Figure
@@ -64,15 +63,17 @@ A normaliser's: 1 leaf, 10.0 % of the parameters.
 Decayed: 1 leaf, 90.0 % of the parameters.
 
 path         shape         size  role        decays  why
-conv/kernel  (3, 3, 1, 8)    72  weight      yes     by convention: a matrix or filter of that name
-post/scale   (8,)             8  norm_scale  no      a running mean and var of its shape are kept \
-at 'post'"""
+conv/kernel  (3, 3, 1, 8)    72  weight      yes     a filter
+post/scale   (8,)             8  norm_scale  no      a mean and var are kept"""
 
 
 @pytest.fixture
 def small():
-    params = {"conv": {"kernel": jnp.ones((3, 3, 1, 8))}, "post": {"scale": jnp.ones(8)}}
-    return bnmask.analyze_structure(params, {"post": {"mean": jnp.zeros(8), "var": jnp.ones(8)}})
+    leaves = (
+        Leaf("conv/kernel", (3, 3, 1, 8), F32, Role.WEIGHT, reason="a filter"),
+        Leaf("post/scale", (8,), F32, Role.NORM_SCALE, reason="a mean and var are kept"),
+    )
+    return Analysis(leaves, frozenset({Evidence.STRUCTURE}))
 
 
 class _Page(html.parser.HTMLParser):
