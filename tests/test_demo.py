@@ -31,6 +31,13 @@ def variables():
     return init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 
 
+@pytest.fixture
+def optax_promotion():
+    """Optax's schedules take a float from an int32 step, which strict promotion forbids."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 def test_digits_are_held_out_evenly_and_apart():
     data = digits()
     assert data.train_images.shape == (1347, 8, 8, 1)
@@ -64,6 +71,7 @@ def test_the_mask_of_the_network_exempts_its_batchnorms_alone(variables):
     assert all(re.search(r"(norm\d?|post)/(scale|bias)$", path) for path in mask.exempted)
 
 
+@pytest.mark.usefixtures("optax_promotion")
 def test_decay_moves_what_the_policy_names_and_nothing_else(variables):
     params = variables["params"]
     mask = bnmask.decay_mask(params, variables["batch_stats"])
@@ -170,6 +178,7 @@ def test_terminal_cuts_nothing_off(width):
     assert set(words.split()) <= set(shown.split())
 
 
+@pytest.mark.usefixtures("optax_promotion")
 def test_demo_writes_a_report_and_a_plot_and_prints_what_it_measured(tmp_path):
     out = tmp_path / "new" / "folder"
     result = CliRunner().invoke(
