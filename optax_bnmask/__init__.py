@@ -2,7 +2,10 @@
 
 from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
 from optax_bnmask.errors import CategoryError, PathError, StructureError, VerificationError
+from optax_bnmask.frameworks.linen import analyze_linen
+from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.mask import STANDARD, STRICT, Labels, Mask, decay_mask
+from optax_bnmask.program.analyze import analyze
 from optax_bnmask.structure import analyze_structure
 
 __all__ = [
@@ -20,6 +23,9 @@ __all__ = [
     "Scale",
     "StructureError",
     "VerificationError",
+    "analyze",
+    "analyze_linen",
+    "analyze_nnx",
     "analyze_structure",
     "decay_mask",
 ]

@@ -1,0 +1,141 @@
+"""The one module that touches unstable JAX API or asks for a version.
+
+JAX 0.10 to 0.12 differ in how closed jaxprs, scans and primitives look; the rest of the package
+sees one face. Everything is looked up strictly, so that a rename fails on import.
+"""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Final
+
+import jax
+import jax.extend.core.primitives as extend_primitives
+from jax import lax
+from jax._src import source_info_util
+from jax.extend.core import Literal, Primitive
+from jax.interpreters import partial_eval
+
+__all__ = [
+    "Literal",
+    "Primitive",
+    "carry_of_scan",
+    "consts_of",
+    "live_part",
+    "location",
+    "open_jaxpr",
+    "primitive",
+]
+
+
+_VERSION: Final = tuple(int(part) for part in jax.__version__.split(".")[:2])
+
+_SINCE: Final = {
+    "log2_p": (0, 12),
+    "one_minus_square_p": (0, 12),
+    "polynomial_p": (0, 12),
+    "with_memory_space_constraint_p": (0, 12),
+    "xla_metadata_call_p": (0, 12),
+}
+"""Primitives that the oldest supported JAX does not have, and the first supported that does."""
+
+_UNTIL: Final = {"call_p": (0, 11), "closed_call_p": (0, 11)}
+"""Primitives that the newest supported JAX no longer has, and the first that lacks them."""
+
+_HOMES: Final = (
+    extend_primitives,
+    lax,
+    *map(
+        importlib.import_module,
+        (
+            "jax._src.ad_util",
+            "jax._src.lax.parallel",
+            "jax._src.lax.linalg",
+            "jax._src.lax.lax",
+            "jax._src.lax.control_flow",
+            "jax._src.lax.control_flow.loops",
+            "jax._src.shard_map",
+            "jax._src.core",
+            "jax._src.pjit",
+            "jax._src.debugging",
+            "jax._src.callback",
+            "jax._src.ffi",
+            "jax._src.custom_derivatives",
+            "jax._src.custom_batching",
+            "jax._src.custom_partitioning",
+            "jax._src.compute_on",
+            "jax._src.random",
+            "jax._src.random.prng",
+            "jax._src.random.philox2x32",
+            "jax._src.random.philox4x32",
+            "jax._src.random.threefry4x32",
+            "jax._src.export.shape_poly",
+            "jax._src.lax.scaled_dot",
+            "jax._src.xla_metadata",
+            "jax._src.ad_checkpoint",
+        ),
+    ),
+)
+
+
+def primitive(name: str) -> Primitive | None:
+    """The primitive object of that attribute name, such as ``"add_p"``.
+
+    Args:
+      name: Its attribute name; a few differ from the primitive's own name.
+
+    Returns:
+      The primitive, or `None` where it is known that this JAX does not have it.
+
+    Raises:
+      ImportError: This JAX should have it.
+    """
+    if _VERSION < _SINCE.get(name, (0, 0)) or _VERSION >= _UNTIL.get(name, (99, 0)):
+        return None
+    for module in _HOMES:
+        found = getattr(module, name, None)
+        if isinstance(found, Primitive):
+            return found
+    raise ImportError(
+        f"Every rule must be of a primitive. JAX {jax.__version__} has none called `{name}`. "
+        f"Rename it in `optax_bnmask.program.rules`, or list it in `optax_bnmask.compat`."
+    )
+
+
+def open_jaxpr(jaxpr: Any) -> Any:  # noqa: ANN401 - closed before 0.12, merged since
+    """The jaxpr proper, whichever of the two kinds is given."""
+    return jaxpr.jaxpr if hasattr(jaxpr, "jaxpr") else jaxpr
+
+
+def consts_of(jaxpr: Any) -> Sequence[Any]:  # noqa: ANN401 - closed before 0.12, merged since
+    """The values of its constant inputs."""
+    return getattr(jaxpr, "consts", ())
+
+
+def live_part(jaxpr: Any, used: Sequence[bool]) -> tuple[Any, list[bool]]:  # noqa: ANN401 - as above
+    """The jaxpr without what its used outputs do not need.
+
+    Args:
+      jaxpr: As `jax.make_jaxpr` returns it.
+      used: Which outputs are of interest.
+
+    Returns:
+      The open jaxpr with the same constants and with only the used inputs, and which of its inputs
+      those are.
+    """
+    return partial_eval.dce_jaxpr(open_jaxpr(jaxpr), list(used))
+
+
+def carry_of_scan(params: dict[str, Any]) -> tuple[int, int]:
+    """The number of constants and of carried values of a `scan`."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def location(eqn: Any) -> str:  # noqa: ANN401 - JAX keeps the type private
+    """``file:line (function)`` of the user's code that an equation comes from."""
+    frame = source_info_util.user_frame(eqn.source_info.traceback)
+    if frame is None:
+        return "unknown place"
+    return f"{frame.file_name}:{frame.start_line} ({frame.function_name.rsplit('.', 1)[-1]})"

@@ -1,0 +1,46 @@
+"""Two kinds of evidence on one model: where they agree, and where they do not."""
+
+import dataclasses
+from typing import Any
+
+from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role
+from optax_bnmask.structure import CONFIRMED, analyze_structure
+
+_NORM = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
+
+
+def confirmed(analysis: Analysis, params: Any, batch_stats: Any) -> Analysis:  # noqa: ANN401 - pytrees
+    """An analysis by program, with what the statistics say beside it.
+
+    Args:
+      analysis: The analysis by program of the same params.
+      params: The params.
+      batch_stats: Their statistics, or `None`.
+
+    Returns:
+      The analysis on both kinds of evidence. A leaf that statistics of its own show to be a
+      BatchNorm's keeps that role where the trace does not confirm it, and a note says so.
+    """
+    structure = analyze_structure(params, batch_stats)
+    by_statistics = {
+        leaf.path: leaf for leaf in structure.leaves if leaf.reason == CONFIRMED
+    }
+    leaves: list[Leaf] = []
+    notes: list[str] = []
+    for leaf in analysis.leaves:
+        known = by_statistics.get(leaf.path)
+        if known is not None and leaf.role not in _NORM:
+            notes.append(
+                f"{leaf.path!r} is a BatchNorm's by its statistics, which the trace does not "
+                f"confirm: there it is {leaf.role} ({leaf.reason})"
+            )
+            leaf = dataclasses.replace(  # noqa: PLW2901
+                leaf, role=known.role, reason=f"{known.reason}; not confirmed by the trace"
+            )
+        leaves.append(leaf)
+    return dataclasses.replace(
+        analysis,
+        leaves=tuple(leaves),
+        evidence=frozenset({*analysis.evidence, Evidence.STRUCTURE}),
+        notes=(*analysis.notes, *structure.notes, *notes),
+    )

@@ -1,0 +1,74 @@
+"""Flax Linen: from a module and its variables to a function of its parameters."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.errors import StructureError
+from optax_bnmask.frameworks.confirm import confirmed
+from optax_bnmask.program.analyze import analysis_of, warn_of_running_statistics
+from optax_bnmask.program.trace import traced
+
+
+def analyze_linen(
+    module: Any,  # noqa: ANN401 - a Linen module; Linen's own type says no more
+    variables: Mapping[str, Any],
+    *args: Any,  # noqa: ANN401 - whatever the module takes
+    rngs: Any = None,  # noqa: ANN401 - as in `apply`
+    method: str | Callable[..., Any] | None = None,
+    **kwargs: Any,  # noqa: ANN401 - whatever the module takes
+) -> Analysis:
+    """`analyze` for a Linen module, with what its `batch_stats` tell beside it.
+
+    The module is applied with all its other collections mutable, and only its output counts. Pass
+    what makes it run as in training (``train=True``, ``use_running_average=False``): a normaliser
+    that runs on its running statistics hides nothing, and is warned of.
+
+    Args:
+      module: The module.
+      variables: Its variables, ``{"params": ..., "batch_stats": ...}``; abstract ones, as from
+        ``jax.eval_shape(module.init, key, x)``, do.
+      *args: The inputs: arrays or `jax.ShapeDtypeStruct`s; anything else is passed as it is.
+      rngs: As in ``module.apply``; by default a key for ``"dropout"``.
+      method: As in ``module.apply``.
+      **kwargs: The same by name.
+
+    Returns:
+      The `Analysis`, its evidence the program and the structure. Where they differ on a BatchNorm,
+      a note says so, and the leaf keeps the role that its statistics give it.
+
+    Raises:
+      StructureError: `variables` has no ``"params"``, or what `analyze` raises.
+
+    Example:
+      >>> import flax.linen as nn, jax
+      >>> import optax_bnmask as bnmask
+      >>> net = nn.Sequential([nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=False), nn.relu])
+      >>> x = jax.ShapeDtypeStruct((2, 8, 8, 3), "float32")
+      >>> variables = jax.eval_shape(net.init, jax.random.key(0), x)
+      >>> bnmask.analyze_linen(net, variables, x)["layers_0/kernel"].scale
+      <Scale.INVARIANT: 'invariant'>
+    """
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        found = ", ".join(map(repr, variables)) if isinstance(variables, Mapping) else "no mapping"
+        raise StructureError(
+            f"`variables` must hold the collection 'params'. Found {found}. Pass the whole of what "
+            f"`module.init` returned, not `variables['params']`."
+        )
+    params = variables["params"]
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+    if rngs is None:
+        rngs = {"dropout": jax.eval_shape(lambda: jax.random.key(0))}
+
+    def fn(params: Any, others: Any, rngs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        out = module.apply(
+            {"params": params, **others}, *args, rngs=rngs, method=method, mutable=[*others], **kwargs
+        )
+        return out[0]
+
+    program = traced(fn, params, (others, rngs, *args), kwargs)
+    analysis = confirmed(analysis_of(program), params, others.get("batch_stats"))
+    warn_of_running_statistics(analysis)
+    return analysis

@@ -1,0 +1,50 @@
+"""Flax NNX: from a module to a function of its parameters."""
+
+from typing import Any
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.frameworks.confirm import confirmed
+from optax_bnmask.program.analyze import analysis_of, warn_of_running_statistics
+from optax_bnmask.program.trace import traced
+
+
+def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: ANN401 - any module
+    """`analyze` for an NNX module, with what its `BatchStat`s tell beside it.
+
+    The module is called as ``module(*args, **kwargs)`` on a copy; set it to training mode first
+    (``module.train()``).
+
+    Args:
+      module: An `nnx.Module`; an abstract one, as from `nnx.eval_shape`, does.
+      *args: The inputs: arrays or `jax.ShapeDtypeStruct`s; anything else is passed as it is.
+      **kwargs: The same by name.
+
+    Returns:
+      The `Analysis` of its `nnx.Param`s, its evidence the program and the structure.
+
+    Raises:
+      StructureError: As `analyze`.
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax
+      >>> import optax_bnmask as bnmask
+      >>> rngs = nnx.Rngs(0)
+      >>> net = nnx.Sequential(nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs), nnx.relu)
+      >>> x = jax.ShapeDtypeStruct((32, 3), "float32")
+      >>> analysis = bnmask.analyze_nnx(net, x)
+      >>> analysis["layers/0/kernel"].scale, analysis["layers/1/scale"].role
+      (<Scale.INVARIANT: 'invariant'>, <Role.NORM_SCALE: 'norm_scale'>)
+    """
+    from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
+
+    graph, params, others = nnx.split(module, nnx.Param, ...)
+    stats = nnx.filter_state(others, nnx.BatchStat)
+
+    def fn(params: Any, others: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return nnx.merge(graph, params, others)(*args, **kwargs)
+
+    program = traced(fn, params, (others, *args), kwargs)
+    analysis = confirmed(analysis_of(program), params, stats)
+    warn_of_running_statistics(analysis)
+    return analysis

@@ -1,0 +1,1 @@
+"""Evidence from the program: how the traced function uses each parameter."""

@@ -1,0 +1,263 @@
+"""`analyze`: trace, read the program twice, and put together what was found."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optax_bnmask import compat
+from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.program.context import Symmetry
+from optax_bnmask.program.degree import ZERO, Degree, Key
+from optax_bnmask.program.explain import Explainer
+from optax_bnmask.program.interpreter import walk
+from optax_bnmask.program.roles import Local
+from optax_bnmask.program.rules import families
+from optax_bnmask.program.symmetries import Symmetries, free_parts, leaf_degree, symmetries
+from optax_bnmask.program.trace import Program, traced
+from optax_bnmask.program.unknowns import Unknowns
+
+
+_FAMILIES = families.FAMILIES
+"""Imported so that the table of rules is full."""
+
+
+def analyze(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: ANN401 - any pytrees
+    """How a function uses each parameter, and whether its scale matters: proved, not guessed.
+
+    The function is traced once, from shapes alone. Every value gets a *degree*, the exponent ``k``
+    in ``v(c*p) = c**k v(p)``, as a linear form in one unknown exponent for each leaf; sums demand
+    that degrees agree, nonlinear functions and the outputs that they are 0. What these equations
+    leave free are the scale symmetries. Where no rule is known the answer is "sensitive".
+
+    Args:
+      fn: ``fn(params, *args, **kwargs)`` returning one array or a pytree of arrays of any shapes.
+        Trace it as it is trained: normalisers on the statistics of the batch.
+      params: Any pytree of arrays or `jax.ShapeDtypeStruct`s, any shapes.
+      *args: The other arguments: arrays and `jax.ShapeDtypeStruct`s are traced, anything else is
+        passed as it is.
+      **kwargs: The same by name.
+
+    Returns:
+      The `Analysis`.
+
+    Raises:
+      StructureError: A leaf is no array, no output is of floating dtype, or none depends on
+        `params`.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> def f(p, x):
+      ...     z = x @ p["w"] + p["b"]
+      ...     z = (z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5)
+      ...     return jnp.tanh(z * p["gamma"]) @ p["head"]
+      >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "gamma": jnp.ones(8),
+      ...           "head": jnp.ones((8, 2))}
+      >>> analysis = bnmask.analyze(f, params, jax.ShapeDtypeStruct((32, 3), "float32"))
+      >>> {leaf.path: (str(leaf.role), str(leaf.scale)) for leaf in analysis.leaves}
+      {'b': ('bias', 'joint'), 'gamma': ('norm_scale', 'sensitive'),
+       'head': ('weight', 'sensitive'), 'w': ('weight', 'invariant')}
+
+    References:
+      Kennedy, Types for Units-of-Measure, 2010, for degrees as dimensions.
+    """
+    program = traced(fn, params, args, kwargs)
+    analysis = analysis_of(program)
+    warn_of_running_statistics(analysis)
+    return analysis
+
+
+def analysis_of(program: Program) -> Analysis:
+    """What two readings of a traced program tell of its parameters."""
+    reading, degrees = _read_symmetries(program)
+    local = _read_roles(program)
+    biases = [
+        [b for b in bs if b in degrees and local.role(b) in (Role.BIAS, Role.NORM_BIAS)]
+        for bs in local.biases
+    ]
+    found = symmetries(reading.unknowns, degrees, biases, len(program.paths))
+    parts = free_parts(reading.unknowns, degrees, biases)
+    leaves = tuple(
+        _leaf(program, i, found, local, parts.get(i, {})) for i in range(len(program.paths))
+    )
+    names = program.paths
+    return Analysis(
+        leaves,
+        frozenset({Evidence.PROGRAM}),
+        symmetries=tuple(
+            {names[i]: Fraction(c) for i, c in sorted(vector.items())} for vector in found.basis
+        ),
+        groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
+        assumptions=_assumptions(reading),
+        unhandled=dict(sorted(reading.unhandled.items())),
+        notes=tuple(_running_statistics(program.argument_paths)),
+        proof=Explainer(program, found, biases),
+    )
+
+
+def _read_symmetries(program: Program) -> tuple[Symmetry, dict[int, Degree]]:
+    """The reading that imposes all equations, the outputs' among them."""
+    reading = Symmetry(Unknowns())
+    degrees = {
+        i: leaf_degree(reading.unknowns, program.shapes[i])
+        for i in program.inputs
+        if i is not None and _is_trained(program.dtypes[i])
+    }
+    ins = [ZERO if i is None else degrees.get(i, ZERO) for i in program.inputs]
+    outs = walk(reading, program.jaxpr, ins, program.consts)
+    reading.pin(None, outs)
+    return reading, degrees
+
+
+def _read_roles(program: Program) -> Local:
+    """The reading that imposes nothing and follows the leaves."""
+    local = Local([prod(shape) for shape in program.shapes])
+    ins = [
+        local.leaf(i)
+        if i is not None and _is_trained(program.dtypes[i])
+        else local.argument(scales=_is_trained(variable.aval.dtype))
+        for i, variable in zip(program.inputs, program.jaxpr.invars, strict=True)
+    ]
+    walk(local, program.jaxpr, ins, program.consts)
+    return local
+
+
+def _is_trained(dtype: Any) -> bool:  # noqa: ANN401 - a dtype, extended ones included
+    return bool(jnp.issubdtype(dtype, np.inexact))
+
+
+def _leaf(
+    program: Program,
+    i: int,
+    found: Symmetries,
+    local: Local,
+    parts: Mapping[Key, Sequence[tuple[int, int, bool]]],
+) -> Leaf:
+    """Everything known of one leaf."""
+    path, shape, dtype = program.paths[i], program.shapes[i], program.dtypes[i]
+    if not _is_trained(dtype):
+        reason = "not of floating dtype: no optimizer moves it"
+        return Leaf(path, shape, dtype, Role.UNKNOWN, Scale.UNKNOWN, reason=reason)
+    if not program.live[i]:
+        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason="no output depends on it")
+    scale = found.scale[i]
+    axes = tuple(sorted(
+        key[0][0]
+        for key, ranges in parts.items()
+        if scale is Scale.INVARIANT and len(key) == 1 and _covers(ranges, key[0][1])
+    ))
+    reason = "; ".join(
+        part
+        for part in (_use(local, i), _scale(program, i, found), _in_part(scale, axes, parts))
+        if part
+    )
+    return Leaf(path, shape, dtype, local.role(i), scale, axes, found.group[i], reason)
+
+
+def _covers(ranges: Sequence[tuple[int, int, bool]], size: int) -> bool:
+    """Whether every index of an axis is in a range of singles."""
+    return all(single for _, _, single in ranges) and sum(b - a for a, b, _ in ranges) == size
+
+
+_USES = {
+    Role.WEIGHT: "contracted",
+    Role.EMBEDDING: "looked up",
+    Role.GAIN: "multiplied",
+    Role.BIAS: "added",
+    Role.NORM_SCALE: "multiplied onto what a normaliser puts out",
+    Role.NORM_BIAS: "added to what a normaliser puts out",
+}
+
+
+def _use(local: Local, i: int) -> str:
+    """In what way the leaf is used, and where first."""
+    roles = local.uses[i].roles
+    if not roles:
+        return "none of the uses that have a name"
+    uses = [f"{_USES[role]} at {compat.location(eqn)}" for role, eqn in roles.items()]
+    if local.uses[i].shifted:
+        uses[0] += " after a constant is added to it (zero-centred)"
+    return " and ".join(uses)
+
+
+def _scale(program: Program, i: int, found: Symmetries) -> str:
+    """What is known of the leaf's scale."""
+    scale = found.scale[i]
+    if scale is Scale.INVARIANT:
+        others = [program.paths[j] for j in found.witness[i] if j != i]
+        return f"a normaliser hides its scale{f', with that of {others}' if others else ''}"
+    if scale is Scale.JOINT:
+        group = found.groups[found.group[i]] if found.group[i] is not None else frozenset()
+        others = [program.paths[j] for j in sorted(group) if j != i]
+        some = ", ".join(map(repr, others[:3])) + (", ..." if len(others) > 3 else "")
+        return f"its scale is hidden only together with that of {len(others)} others: {some}"
+    return "its scale reaches the outputs"
+
+
+def _in_part(
+    scale: Scale, axes: Sequence[int], parts: Mapping[Key, Sequence[tuple[int, int, bool]]]
+) -> str:
+    """Which parts of the leaf may be scaled without the rest, where that is not whole axes."""
+    said = []
+    for key, ranges in parts.items():
+        if len(key) > 1 or key[0][0] in axes:
+            continue
+        axis, size = key[0]
+        places = ", ".join(f"{a}:{b}" for a, b, _ in _joined(ranges))
+        if _joined(ranges) == [(0, size, True)] and scale is not Scale.INVARIANT:
+            said.append(f"each index of axis {axis} may be scaled alone")
+        elif scale is Scale.INVARIANT:
+            said.append(f"along axis {axis} in blocks only")
+        else:
+            said.append(f"the scale of indices {places} of axis {axis} (of {size}) is hidden")
+    return "; ".join(said)
+
+
+def _joined(ranges: Sequence[tuple[int, int, bool]]) -> list[tuple[int, int, bool]]:
+    """Ranges with neighbours of one kind put together."""
+    out: list[tuple[int, int, bool]] = []
+    for a, b, single in ranges:
+        if out and out[-1][1] == a and out[-1][2] == single:
+            out[-1] = (out[-1][0], b, single)
+        else:
+            out.append((a, b, single))
+    return out
+
+
+def _assumptions(reading: Symmetry) -> tuple[Assumption, ...]:
+    """The approximations that mattered: those made for values that do scale."""
+    out = set()
+    for kind, value, eqn, d in reading.assumptions:
+        if not reading.layouts.resolved(d).is_zero:
+            out.add(Assumption(kind, value, eqn.primitive.name, compat.location(eqn)))
+    return tuple(sorted(out))
+
+
+_RUNNING = "runs on its running statistics"
+
+
+def _running_statistics(argument_paths: Sequence[str]) -> list[str]:
+    """A sentence for each module whose running mean and var the outputs read."""
+    read = set(argument_paths)
+    out = []
+    for path in argument_paths:
+        scope, _, name = path.rpartition("/")
+        if name == "mean" and f"{scope}/var" in read:
+            out.append(
+                f"the normaliser at {scope!r} {_RUNNING} here: trace the function as it is "
+                f"trained, or its parameters and the weights before it look sensitive"
+            )
+    return out
+
+
+def warn_of_running_statistics(analysis: Analysis) -> None:
+    """Warns of every normaliser that was traced in inference mode."""
+    said = [note for note in analysis.notes if _RUNNING in note]
+    if said:
+        more = f" (and {len(said) - 1} more, see `Analysis.notes`)" if len(said) > 1 else ""
+        warnings.warn(f"{said[0]}{more}", UserWarning, stacklevel=3)

@@ -1,0 +1,375 @@
+"""Degrees through the operations that move, cut, join, and regroup the axes of an array.
+
+Everything here is exact where the result is again a sum of profiles; where it would not be, the
+unknowns are restricted first (`Layouts.separated`, `Layouts.uniform`).
+"""
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from math import prod
+
+from optax_bnmask.program.degree import ANY, Degree, Key
+from optax_bnmask.program.unknowns import NOTHING, Form, Number, Profile, Unknowns, plus, times
+
+
+class Layouts:
+    """The arithmetic of degrees with profiles, over one set of unknowns.
+
+    Attributes:
+      unknowns: The unknown exponents.
+      level_of: What a profile becomes that must not vary; `Unknowns.flattened`, which imposes it,
+        or something that imposes nothing.
+    """
+
+    def __init__(self, unknowns: Unknowns, level_of: Callable[[Profile], Form]) -> None:
+        self.unknowns = unknowns
+        self.level_of = level_of
+
+    def resolved(self, d: Degree) -> Degree:
+        """The degree in terms of the unknowns that are still free."""
+        if d.level is None:
+            return d
+        level = self.unknowns.resolve(d.level)
+        if not d.along:
+            return d if level is d.level else Degree(level, const=d.const, mark=d.mark, tag=d.tag)
+        along = {key: self.unknowns.resolve_along(p) for key, p in d.along.items()}
+        return self.tidy(level, along).known(const=d.const, mark=d.mark, tag=d.tag)
+
+    def tidy(self, level: Form, along: dict[Key, Profile]) -> Degree:
+        """The degree with the profiles that do not vary folded into the level."""
+        kept: dict[Key, Profile] = {}
+        for key, profile in along.items():
+            if len(profile) == 1:
+                form = profile[0][1]
+                if form is None:
+                    return ANY
+                if self.unknowns.is_uniform(form):
+                    level = plus(level, form)
+                    continue
+            kept[key] = profile
+        return Degree(level, kept)
+
+    def product(self, a: Degree, b: Degree, k: Number = 1) -> Degree:
+        """The degree of ``x * y**k`` entry by entry, for values of one shape."""
+        if a.level is None or b.level is None:
+            return ANY
+        level = plus(a.level, b.level, k)
+        if not a.along and not b.along:
+            return Degree(level)
+        along = dict(a.along)
+        for key, profile in b.along.items():
+            if key in along:
+                along[key] = self.unknowns.combined(along[key], profile, k)
+            else:
+                along[key] = scaled(profile, k)
+        return self.tidy(level, along)
+
+    def power(self, d: Degree, k: Number) -> Degree:
+        """The degree of ``x**k`` entry by entry."""
+        if d.level is None:
+            return ANY
+        return Degree(times(d.level, k), {key: scaled(p, k) for key, p in d.along.items()})
+
+    def uniform(self, d: Degree, axes: Collection[int]) -> Degree:
+        """The degree restricted not to vary along any of `axes`."""
+        if not touches(d, axes):
+            return d
+        x = d
+        d = self.separated(d, [key for key in d.along if _is_part(key, axes)])
+        d = self.resolved(d)
+        level, along = d.level or NOTHING, dict[Key, Profile]()
+        for key, profile in d.along.items():
+            if key[0][0] in axes:
+                level = plus(level, self.level_of(profile))
+            else:
+                along[key] = profile
+        return Degree(level, along, const=x.const, mark=x.mark, tag=x.tag)
+
+    def level(self, d: Degree) -> Form:
+        """The one number that the degree is, once it is restricted not to vary at all."""
+        level = d.level or NOTHING
+        for profile in d.along.values():
+            level = plus(level, self.level_of(profile))
+        return level
+
+    def whole(self, d: Degree, key: Key, length: int) -> Profile:
+        """The degree, level and all, as one profile along `key`."""
+        blank: Profile = [(length, d.level or NOTHING)]
+        return self.unknowns.combined(d.along[key], blank) if key in d.along else blank
+
+    def separated(self, d: Degree, keys: Iterable[Key]) -> Degree:
+        """The degree with the profiles at `keys` restricted to a sum of profiles, one an axis."""
+        keys = [key for key in keys if len(key) > 1]
+        if not keys:
+            return d
+        level, along = d.level or NOTHING, {k: p for k, p in d.along.items() if k not in keys}
+        for key in keys:
+            profile = self.unknowns.resolve_along(d.along[key])
+            if len(profile) > 1:
+                level = plus(level, self.level_of(profile))
+                continue
+            form = profile[0][1] or NOTHING
+            for view in [v for v in form if self.unknowns.size[v] > 1]:
+                if self._axis_of(view, key) is None:
+                    self._separate(view, key)
+            for single, part in self._narrowed(key, self.unknowns.resolve_along(profile)).items():
+                if single:
+                    along[single] = (
+                        self.unknowns.combined(along[single], part) if single in along else part
+                    )
+                else:
+                    level = plus(level, part[0][1] or NOTHING)
+        return self.tidy(level, along)
+
+    def _axis_of(self, view: int, key: Key) -> int | None:
+        """The place in `key` of the one axis that the view varies along."""
+        low, high = self.unknowns.inner(view), self.unknowns.period(view)
+        for place, (stride, size) in enumerate(_strides(key)):
+            if low % stride == 0 and (stride * size) % high == 0 and low >= stride:
+                return place
+        return None
+
+    def _separate(self, view: int, key: Key) -> None:
+        """Restricts the vector behind a view to a sum over the axes of `key` that it varies along."""
+        unknowns = self.unknowns
+        low, high = unknowns.inner(view), unknowns.period(view)
+        parts: Form = {}
+        for stride, size in _strides(key):
+            first, last = max(low, stride), min(high, stride * size)
+            if first >= last:
+                continue
+            if first % low or last % first:
+                unknowns.restrict_to_uniform(view)
+                return
+            parts[unknowns.view(unknowns.vector(last // first), first // low)] = 1
+        unknowns.restrict(view, parts)
+
+    def _narrowed(self, key: Key, profile: Profile) -> dict[Key, Profile]:
+        """The profile as a sum of profiles along as few axes as it really varies along."""
+        if len(key) == 1:
+            return {key: profile}
+        length = prod(n for _, n in key)
+        if len(profile) > 1:
+            stride = length // key[0][1]
+            if all(n % stride == 0 and (f is None or self.unknowns.is_uniform(f)) for n, f in profile):
+                return {key[:1]: [(n // stride, f) for n, f in profile]}
+            return {key: profile}
+        out: dict[Key, Form] = {}
+        strides = _strides(key)
+        for view, c in (profile[0][1] or NOTHING).items():
+            if self.unknowns.size[view] == 1:
+                out[()] = plus(out.get((), NOTHING), {view: c})
+                continue
+            place = self._axis_of(view, key)
+            if place is None:
+                out[key] = plus(out.get(key, NOTHING), {view: c})
+            else:
+                inside = self.unknowns.inside(view, strides[place][0])
+                single = (key[place],)
+                out[single] = plus(out.get(single, NOTHING), {inside: c})
+        return {k: [(prod(n for _, n in k), form)] for k, form in out.items()}
+
+    def embedded(self, key: Key, profile: Profile, wide: Key) -> Profile:
+        """The profile at `key`, axes next to each other in `wide`, as one along all of `wide`."""
+        start = wide.index(key[0])
+        after = prod(n for _, n in wide[start + len(key) :])
+        before = prod(n for _, n in wide[:start])
+        return self.unknowns.tiled(self.unknowns.repeated(profile, after), before)
+
+    def onto_common_keys(self, a: Degree, b: Degree) -> tuple[Degree, Degree]:
+        """Two degrees of values of one shape, with the same or disjoint axes in all their keys."""
+        keys = {*a.along, *b.along}
+        if all(len(key) == 1 for key in keys):
+            return a, b
+        for joint in sorted((k for k in keys if len(k) > 1), key=len, reverse=True):
+            overlapping = [k for k in keys if k != joint and set(k) & set(joint)]
+            if all(is_run(k, joint) for k in overlapping):
+                a, b = self._widened(a, joint), self._widened(b, joint)
+            else:
+                conflicting = [joint, *overlapping]
+                a = self.separated(a, [k for k in conflicting if k in a.along])
+                b = self.separated(b, [k for k in conflicting if k in b.along])
+                return self.onto_common_keys(a, b)
+            keys = {*a.along, *b.along}
+        return a, b
+
+    def _widened(self, d: Degree, wide: Key) -> Degree:
+        """The degree with all profiles along parts of `wide` in one along `wide`."""
+        inside = [k for k in d.along if k != wide and set(k) <= set(wide)]
+        if not inside:
+            return d
+        along = dict(d.along)
+        for key in inside:
+            part = self.embedded(key, along.pop(key), wide)
+            along[wide] = self.unknowns.combined(along[wide], part) if wide in along else part
+        return Degree(d.level, along)
+
+    def reshaped(self, d: Degree, old: Sequence[int], new: Sequence[int]) -> Degree:
+        """The degree of the value reshaped from `old` to `new`, row by row."""
+        if not d.along:
+            return d.bare()
+        shown = [key for key in d.along if key[0][0] >= 0]
+        level = d.level or NOTHING
+        along = {key: p for key, p in d.along.items() if key not in shown}
+        rest = Degree(level, {key: d.along[key] for key in shown})
+        groups = list(_regrouped(old, new))
+        groups_of = {a: g for g, (inside, _) in enumerate(groups) for a in inside}
+        rest = self.separated(rest, [k for k in shown if len({groups_of[a] for a, _ in k}) > 1])
+        level = rest.level or NOTHING
+        for inside, outside in groups:
+            wide = tuple((a, old[a]) for a in inside if old[a] > 1)
+            target = tuple((a, new[a]) for a in outside if new[a] > 1)
+            mine = {k: p for k, p in rest.along.items() if k[0] in wide}
+            if not mine:
+                continue
+            if any(not is_run(k, wide) for k in mine):
+                part = self.separated(Degree(NOTHING, mine), mine)
+                level, mine = plus(level, part.level or NOTHING), dict(part.along)
+            whole: Profile | None = None
+            for key, profile in mine.items():
+                flat = self.embedded(key, self.unknowns.resolve_along(profile), wide)
+                whole = flat if whole is None else self.unknowns.combined(whole, flat)
+            if whole is None:
+                continue
+            for key, profile in self._narrowed(target, self.unknowns.resolve_along(whole)).items():
+                if key:
+                    along[key] = profile
+                else:
+                    level = plus(level, profile[0][1] or NOTHING)
+        return self.tidy(level, along)
+
+    def sliced(self, d: Degree, axis: int, size: int, lo: int, hi: int) -> Degree:
+        """The degree of the value on the indices ``lo:hi`` of one axis."""
+        if not touches(d, (axis,)) or (lo == 0 and hi == size):
+            return d.bare()
+        inner = [k for k in d.along if any(a == axis for a, _ in k[1:])]
+        d = self.separated(d, inner)
+        along: dict[Key, Profile] = {}
+        level = d.level or NOTHING
+        for key, profile in d.along.items():
+            if key[0][0] != axis:
+                along[key] = profile
+                continue
+            stride = prod(n for _, n in key[1:])
+            part = self.unknowns.slice(
+                self.unknowns.resolve_along(profile), lo * stride, hi * stride
+            )
+            new = ((axis, hi - lo), *key[1:]) if hi - lo > 1 else key[1:]
+            if new:
+                along[new] = self.unknowns.combined(along[new], part) if new in along else part
+            elif part[0][1] is None:
+                return ANY
+            else:
+                level = plus(level, part[0][1])
+        return self.tidy(level, along)
+
+    def joined(
+        self, parts: Sequence[tuple[Degree, int]], axis: int, shift: Callable[[Degree, Degree], Form]
+    ) -> Degree:
+        """The degree of values put one after the other along `axis`.
+
+        Args:
+          parts: The degree of each value and its length along `axis`.
+          axis: The axis.
+          shift: By how much two degrees differ, once they are made to differ by a number only.
+
+        Returns:
+          The degree, with a segment along `axis` for each value.
+        """
+        alone = ((axis, sum(n for _, n in parts)),)
+        base: Degree | None = None
+        segments: Profile = []
+        for d, n in parts:
+            if d.level is None:
+                segments.append((n, None))
+                continue
+            d = self.separated(d, [k for k in d.along if len(k) > 1 and touches_key(k, (axis,))])
+            own = d.along.get(((axis, n),), [(n, NOTHING)])
+            rest = Degree(d.level, {k: p for k, p in d.along.items() if k != ((axis, n),)})
+            if base is None:
+                base = rest
+                segments += own
+            else:
+                by = shift(rest, base)
+                segments += self.unknowns.combined(own, [(n, by)]) if by else own
+        if base is None:
+            return ANY
+        merged = self.unknowns.merged(segments)
+        if alone[0][1] == 1:
+            return base
+        return self.tidy(base.level or NOTHING, {**base.along, alone: merged})
+
+    def blocks(self, d: Degree, axis: int, shape: Sequence[int], groups: int) -> Degree:
+        """The degree restricted to be uniform within each of `groups` blocks of an axis.
+
+        Returns:
+          The degree of a value that has `groups` entries along that axis, one a block.
+        """
+        size = shape[axis]
+        split = (*shape[:axis], groups, size // groups, *shape[axis + 1 :])
+        d = self.uniform(self.reshaped(d, shape, split), (axis + 1,))
+        return d.moved(lambda a: a - 1 if a > axis else a)
+
+    def unblocked(self, d: Degree, axis: int, shape: Sequence[int], block: int) -> Degree:
+        """The degree of the value with each entry of `axis` repeated `block` times."""
+        split = (*shape[: axis + 1], block, *shape[axis + 1 :])
+        d = d.moved(lambda a: a + 1 if a > axis else a)
+        whole = (*shape[:axis], shape[axis] * block, *shape[axis + 1 :])
+        return self.reshaped(d, split, whole)
+
+
+def scaled(profile: Profile, k: Number) -> Profile:
+    """``k * profile``."""
+    return profile if k == 1 else [(n, None if f is None else times(f, k)) for n, f in profile]
+
+
+def touches(d: Degree, axes: Collection[int]) -> bool:
+    """Whether the degree varies along any of `axes`."""
+    return bool(d.along) and any(touches_key(key, axes) for key in d.along)
+
+
+def touches_key(key: Key, axes: Collection[int]) -> bool:
+    """Whether a key has any of `axes`."""
+    return any(a in axes for a, _ in key)
+
+
+def is_run(key: Key, wide: Key) -> bool:
+    """Whether the axes of `key` stand next to each other, in order, in `wide`."""
+    return key[0] in wide and wide[wide.index(key[0]) :][: len(key)] == key
+
+
+def _is_part(key: Key, axes: Collection[int]) -> bool:
+    """Whether a key has more axes than one, and any of `axes`."""
+    return len(key) > 1 and touches_key(key, axes)
+
+
+def _strides(key: Key) -> list[tuple[int, int]]:
+    """``(stride, size)`` of each axis of a key."""
+    out, stride = [], 1
+    for _, size in reversed(key):
+        out.append((stride, size))
+        stride *= size
+    return out[::-1]
+
+
+def _regrouped(
+    old: Sequence[int], new: Sequence[int]
+) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The smallest groups of axes that a reshape turns into each other."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        inside, outside = [], []
+        left = right = 1
+        while True:
+            if left <= right and i < len(old) and (left < right or not inside):
+                left *= old[i]
+                inside.append(i)
+                i += 1
+            elif j < len(new) and (right < left or not outside):
+                right *= new[j]
+                outside.append(j)
+                j += 1
+            else:
+                break
+            if left == right and inside and outside:
+                break
+        yield tuple(inside), tuple(outside)

@@ -1,0 +1,171 @@
+"""Programs within programs: calls, loops, branches, and many devices."""
+
+from collections.abc import Sequence
+
+from optax_bnmask import compat
+from optax_bnmask.program.context import Context, Eqn
+from optax_bnmask.program.degree import Degree
+from optax_bnmask.program.interpreter import walk
+from optax_bnmask.program.layout import touches
+from optax_bnmask.program.rules import rule, shape_of
+from optax_bnmask.program.rules.arithmetic import is_float
+
+_BODY = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+
+
+@rule(
+    "call",
+    *("jit_p", "closed_call_p", "call_p", "remat_p", "remat_opt_p", "custom_jvp_call_p"),
+    *("custom_vjp_call_p", "custom_vmap_p", "composite_p", "compute_on_p", "custom_lin_p"),
+    *("xla_metadata_call_p",),
+)
+def call(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
+    """A function does what its body does."""
+    for name in _BODY:
+        body = eqn.params.get(name)
+        if body is not None and len(compat.open_jaxpr(body).invars) == len(operands):
+            return walk(ctx, body, operands)
+    ctx.unruled(eqn)
+    out = ctx.pin(eqn, operands)
+    return [out for _ in eqn.outvars]
+
+
+@rule("call", "cond_p")
+def cond(ctx: Context, eqn: Eqn, which: Degree, *operands: Degree) -> list[Degree]:
+    """One of several functions: their results' degrees agree."""
+    ctx.pin(eqn, (which,))
+    branches = [walk(ctx, branch, operands) for branch in eqn.params["branches"]]
+    return [_either(ctx, eqn, outs) for outs in zip(*branches, strict=True)]
+
+
+@rule("call", "while_p")
+def while_loop(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
+    """What is carried has one degree in every iteration; the test must not scale."""
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
+    body = eqn.params["body_jaxpr"]
+    carry = _carried(ctx, eqn, body, n_body, operands[n_cond + n_body :])
+    ctx.pin(eqn, walk(ctx, eqn.params["cond_jaxpr"], (*cond_consts, *carry)))
+    outs = walk(ctx, body, (*body_consts, *carry))
+    return [_either(ctx, eqn, pair) for pair in zip(carry, outs, strict=True)]
+
+
+@rule("call", "scan_p")
+def scan(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
+    """What is carried has one degree in every iteration; what is scanned over, one for each.
+
+    The body is read once. The axis that is scanned over becomes an axis that the values of the body
+    do not show, so that a stack of layers may scale layer by layer.
+    """
+    n_consts, n_carry = compat.carry_of_scan(eqn.params)
+    body, length = eqn.params["jaxpr"], eqn.params["length"]
+    loop = -1 - len(ctx.hidden)
+    ctx.hidden[loop] = length
+    carry = _carried(ctx, eqn, body, n_consts, operands[n_consts : n_consts + n_carry])
+    xs = [_slice_of(ctx, loop, d) for d in operands[n_consts + n_carry :]]
+    outs = walk(ctx, body, (*operands[:n_consts], *carry, *xs))
+    ends = [ctx.layouts.uniform(d, (loop,)) for d in outs[:n_carry]]
+    ends = [_either(ctx, eqn, pair) for pair in zip(carry, ends, strict=True)]
+    return [*ends, *[_stack_of(ctx, loop, d) for d in outs[n_carry:]]]
+
+
+def _either(ctx: Context, eqn: Eqn, degrees: Sequence[Degree]) -> Degree:
+    """The degree of a value that is one of several."""
+    (out,) = ctx.note("join", eqn, degrees, [ctx.agree(eqn, degrees)])
+    return out
+
+
+def _carried(
+    ctx: Context, eqn: Eqn, body: object, offset: int, start: Sequence[Degree]
+) -> list[Degree]:
+    """The degrees of the carried values within a loop."""
+    inner = compat.open_jaxpr(body)
+    carry = []
+    for place, d in enumerate(start):
+        variable = inner.invars[offset + place]
+        if inner.outvars[place] is variable:  # handed on untouched
+            carry.append(d)
+        else:
+            carry.append(ctx.carried(eqn, d, scales=is_float(variable)))
+    return carry
+
+
+def _slice_of(ctx: Context, loop: int, d: Degree) -> Degree:
+    """One slice of a value that is scanned over, whichever it is."""
+    if not d.along:
+        return d
+    joint = [key for key in d.along if len(key) > 1 and touches(Degree({}, {key: []}), (0,))]
+    tag = d.tag
+    d = ctx.layouts.separated(d, joint)
+    return d.moved(lambda a: loop if a == 0 else a - 1 if a > 0 else a).known(tag=tag)
+
+
+def _stack_of(ctx: Context, loop: int, d: Degree) -> Degree:
+    """The values that a loop puts out, one after the other."""
+    del ctx
+    return d.moved(lambda a: 0 if a == loop else a + 1 if a >= 0 else a).known(tag=d.tag)
+
+
+@rule("call", "shard_map_p")
+def shard_map(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
+    """Every device does the same to its part."""
+    ins = [
+        ctx.layouts.uniform(d, _split_axes(spec))
+        for d, spec in zip(operands, eqn.params["in_specs"], strict=True)
+    ]
+    outs = walk(ctx, eqn.params["jaxpr"], ins)
+    specs = eqn.params["out_specs"]
+    return [
+        ctx.layouts.uniform(d, _split_axes(spec)) for d, spec in zip(outs, specs, strict=True)
+    ]
+
+
+def _split_axes(spec: Sequence[object]) -> list[int]:
+    """The axes that a `PartitionSpec` spreads over devices."""
+    return [axis for axis, names in enumerate(spec) if names]
+
+
+@rule("call", "linear_solve_p")
+def linear_solve(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
+    """What the function given as its solver does."""
+    lengths, jaxprs = eqn.params["const_lengths"], eqn.params["jaxprs"]
+    before = lengths.matvec + lengths.vecmat
+    consts = operands[before : before + lengths.solve]
+    return walk(ctx, jaxprs.solve, (*consts, *operands[sum(lengths) :]))
+
+
+@rule(
+    "spread",
+    *("psum_p", "pmax_p", "pmin_p", "ppermute_p", "psum_invariant_p", "pbroadcast_p", "pvary_p"),
+    *("optimization_barrier_p", "device_put_p", "sharding_constraint_p", "reshard_p"),
+    *("layout_constraint_p", "preduced_p", "unreduced_psum_p", "vary_unreduced_cast_p"),
+    *("reduced_vary_cast_p", "xla_metadata_value_p"),
+)
+def spread(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
+    """``f(a*x) = a * f(x)`` across devices, all of which hold values of one degree."""
+    del ctx
+    return [d.bare() for d in operands[: len(eqn.outvars)]]
+
+
+@rule("view", "all_gather_p", "all_gather_invariant_p", "all_gather_reduced_p")
+def all_gather(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
+    """The devices' parts, joined: all of one degree."""
+    axis = eqn.params["all_gather_dimension"]
+    if eqn.params["tiled"]:
+        return ctx.layouts.uniform(x, (axis,)).bare()
+    return x.moved(lambda a: a + 1 if a >= axis else a)
+
+
+@rule("view", "all_to_all_p", "reduce_scatter_p", "ragged_all_to_all_p")
+def exchange(ctx: Context, eqn: Eqn, x: Degree, *rest: Degree) -> Degree:
+    """Parts change hands: all of one degree."""
+    out = ctx.layouts.uniform(x, range(len(shape_of(eqn))))
+    return ctx.agree(eqn, (out, rest[0])) if rest else out.bare()
+
+
+@rule("opaque", "pure_callback_p", "io_callback_p", "ffi_call_p", "custom_partitioning_p")
+def foreign(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
+    """Code that JAX does not see: nothing it reads may scale."""
+    ctx.unruled(eqn)
+    out = ctx.pin(eqn, operands)
+    return [out for _ in eqn.outvars]

@@ -1,0 +1,346 @@
+"""From solved exponents to symmetries: which leaves may be scaled, alone or with which others."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+
+from optax_bnmask.analysis import Scale
+from optax_bnmask.program.degree import Degree, Key
+from optax_bnmask.program.layout import Layouts
+from optax_bnmask.program.unknowns import NOTHING, Form, Unknowns, plus, quotient, times
+
+Vector = dict[int, Fraction]
+"""Exponents by leaf number, without the zeros."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Symmetries:
+    """What the null space says of each leaf.
+
+    Attributes:
+      basis: A basis of the scale symmetries.
+      scale: For each leaf, what scaling it does.
+      witness: For each invariant leaf, the symmetry that scales it: it and biases of its own.
+      groups: The jointly invariant groups.
+      group: For each leaf, the group that it is in.
+      cone: A symmetry with all exponents >= 0, and > 0 wherever that is possible.
+    """
+
+    basis: tuple[Vector, ...]
+    scale: tuple[Scale, ...]
+    witness: Mapping[int, Vector]
+    groups: tuple[frozenset[int], ...]
+    group: tuple[int | None, ...]
+    cone: Vector
+
+
+def leaf_degree(unknowns: Unknowns, shape: Sequence[int]) -> Degree:
+    """The degree of a leaf: an unknown for the whole, and one for each index of each axis."""
+    return Degree(
+        {unknowns.scalar(): 1},
+        {
+            ((axis, n),): [(n, {unknowns.vector(n, gauge=True): 1})]
+            for axis, n in enumerate(shape)
+            if n > 1
+        },
+    )
+
+
+def symmetries(
+    unknowns: Unknowns,
+    degrees: Mapping[int, Degree],
+    biases: Sequence[Iterable[int]],
+    n_leaves: int,
+) -> Symmetries:
+    """The symmetries that scale each leaf as a whole.
+
+    Args:
+      unknowns: The exponents, solved as far as the program demands.
+      degrees: The degrees of the live leaves, by number.
+      biases: For each leaf, the biases added to its own output.
+      n_leaves: The number of all leaves.
+
+    Returns:
+      The `Symmetries`.
+    """
+    whole = unknowns.copy()
+    layouts = Layouts(whole, whole.flattened)
+    levels = {i: layouts.level(layouts.resolved(d)) for i, d in degrees.items()}
+    forms = {i: whole.resolve(level) for i, level in levels.items()}
+    scale = [Scale.UNUSED] * n_leaves
+    for i in forms:
+        scale[i] = Scale.SENSITIVE
+    basis: list[Vector] = []
+    witness: dict[int, Vector] = {}
+    groups: list[frozenset[int]] = []
+    cone: Vector = {}
+    for component in _components(forms):
+        space = _Space({i: forms[i] for i in component})
+        basis += space.basis()
+        for i in component:
+            if (found := space.within(i, {i, *biases[i]})) is not None:
+                witness[i] = found
+        inside = space.cone()
+        cone.update(inside)
+        groups += space.groups(frozenset(inside))
+        for i in inside:
+            scale[i] = Scale.JOINT
+    for i in witness:
+        scale[i] = Scale.INVARIANT
+    groups.sort(key=min)
+    group: list[int | None] = [None] * n_leaves
+    for number, members in enumerate(groups):
+        for i in members:
+            group[i] = number
+    return Symmetries(
+        tuple(basis), tuple(scale), witness, tuple(groups), tuple(group), cone
+    )
+
+
+def _components(forms: Mapping[int, Form]) -> list[list[int]]:
+    """The leaves whose exponents have free unknowns in common, in order."""
+    parent: dict[int, int] = {}
+
+    def root(x: int) -> int:
+        while parent.setdefault(x, x) != x:
+            parent[x] = parent[parent[x]]
+            x = parent[x]
+        return x
+
+    for form in forms.values():
+        keys = list(form)
+        for key in keys[1:]:
+            parent[root(key)] = root(keys[0])
+    out: dict[int, list[int]] = {}
+    for i, form in forms.items():
+        if form:
+            out.setdefault(root(next(iter(form))), []).append(i)
+    return list(out.values())
+
+
+class _Space:
+    """The symmetries of one component, with the exponents of some of its leaves as coordinates.
+
+    Attributes:
+      rows: The exponent of each leaf in terms of those of the free leaves.
+      columns: For each free leaf, the leaves whose exponents depend on its own.
+    """
+
+    def __init__(self, forms: Mapping[int, Form]) -> None:
+        rows = {i: dict(form) for i, form in forms.items()}
+        users: dict[int, set[int]] = {}
+        for i, form in rows.items():
+            for key in form:
+                users.setdefault(key, set()).add(i)
+        free: dict[int, int] = {}
+        for key in sorted(users):
+            able = [i for i in users[key] if i not in free.values()]
+            if not able:
+                continue
+            pivot = min(able, key=lambda i: (len(rows[i]), i))
+            free[key] = pivot
+            k = rows[pivot][key]
+            coordinate = -1 - pivot
+            rest = {j: c for j, c in rows[pivot].items() if j != key}
+            value = plus({coordinate: quotient(1, k)}, times(rest, quotient(-1, k)))
+            for i in list(users[key]):
+                c = rows[i].pop(key)
+                rows[i] = dict(plus(rows[i], value, c))
+                for other in value:
+                    if other in rows[i]:
+                        users.setdefault(other, set()).add(i)
+                    else:
+                        users.get(other, set()).discard(i)
+        self.rows: dict[int, Vector] = {
+            i: {-1 - key: Fraction(c) for key, c in form.items()} for i, form in rows.items()
+        }
+        self.columns: dict[int, set[int]] = {}
+        for i, row in self.rows.items():
+            for leaf in row:
+                self.columns.setdefault(leaf, set()).add(i)
+
+    def vector(self, point: Mapping[int, Fraction]) -> Vector:
+        """The symmetry in which the free leaves have these exponents."""
+        touched = {i for leaf in point for i in self.columns[leaf]}
+        out = {
+            i: sum((c * point.get(leaf, 0) for leaf, c in self.rows[i].items()), Fraction(0))
+            for i in sorted(touched)
+        }
+        return {i: c for i, c in out.items() if c}
+
+    def basis(self) -> list[Vector]:
+        """One symmetry for each free leaf."""
+        return [self.vector({leaf: Fraction(1)}) for leaf in sorted(self.columns)]
+
+    def supported(self, leaves: Iterable[int]) -> list[Vector]:
+        """A basis of the symmetries that scale no other leaf."""
+        allowed = set(leaves)
+        free = sorted(allowed & self.columns.keys())
+        outside = {i for leaf in free for i in self.columns[leaf] if i not in allowed}
+        equations = [
+            {leaf: self.rows[i][leaf] for leaf in free if leaf in self.rows[i]}
+            for i in sorted(outside)
+        ]
+        return [self.vector(point) for point in _null_space(free, equations)]
+
+    def within(self, leaf: int, allowed: set[int]) -> Vector | None:
+        """A symmetry with exponents >= 0 that scales `leaf` and otherwise only `allowed` leaves."""
+        found = self.supported(allowed & self.rows.keys())
+        for v in found:
+            for sign in (1, -1):
+                if sign * v.get(leaf, 0) > 0 and all(sign * c > 0 for c in v.values()):
+                    k = sign * v[leaf]
+                    return {i: sign * c / k for i, c in v.items()}
+        if len(found) > 1:
+            inside = _cone(found)
+            return {i: c / inside[leaf] for i, c in inside.items()} if leaf in inside else None
+        return None
+
+    def cone(self) -> Vector:
+        """A symmetry with exponents >= 0, and > 0 for every leaf for which that is possible."""
+        return _cone(self.basis())
+
+    def groups(self, inside: frozenset[int]) -> list[frozenset[int]]:
+        """The leaves of the cone, split where they can be scaled independently."""
+        parent = {i: i for i in inside}
+
+        def root(x: int) -> int:
+            while parent[x] != x:
+                x = parent[x]
+            return x
+
+        for v in self.supported(inside):
+            first, *rest = v
+            for i in rest:
+                parent[root(i)] = root(first)
+        members: dict[int, set[int]] = {}
+        for i in inside:
+            members.setdefault(root(i), set()).add(i)
+        return [frozenset(group) for group in members.values() if len(group) > 1]
+
+
+def _null_space(free: Sequence[int], equations: Sequence[Mapping[int, Fraction]]) -> list[Vector]:
+    """A basis of the points that fulfil all equations."""
+    solved: dict[int, Vector] = {}
+    for equation in equations:
+        rest: Form = NOTHING
+        for leaf, c in equation.items():
+            rest = plus(rest, solved[leaf], c) if leaf in solved else plus(rest, {leaf: c})
+        if not rest:
+            continue
+        pivot = min(rest)
+        value = times({k: c for k, c in rest.items() if k != pivot}, quotient(-1, rest[pivot]))
+        for leaf, form in solved.items():
+            if pivot in form:
+                c = form[pivot]
+                trimmed = {k: d for k, d in form.items() if k != pivot}
+                solved[leaf] = dict(plus(trimmed, value, c))
+        solved[pivot] = dict(value)
+    out = []
+    for leaf in free:
+        if leaf not in solved:
+            point = {leaf: Fraction(1)}
+            point.update({k: Fraction(f[leaf]) for k, f in solved.items() if f.get(leaf)})
+            out.append(point)
+    return out
+
+
+def _cone(basis: Sequence[Vector]) -> Vector:
+    """The largest support of a combination of `basis` that has no negative entry, and one such.
+
+    A linear program: maximise the sum of ``z <= 1`` with ``0 <= z <= s``, over ``s`` in the space.
+    Since a cone may be scaled, each ``z`` is 0 or 1 at the optimum. The solution is rounded to
+    rationals and checked exactly; only what passes is claimed.
+    """
+    if len(basis) == 1:
+        (v,) = basis
+        for sign in (1, -1):
+            if all(sign * c > 0 for c in v.values()):
+                return {i: sign * c for i, c in v.items()}
+        return {}
+    import numpy as np  # noqa: PLC0415 - with SciPy, only where it is needed
+    from scipy.optimize import linprog  # noqa: PLC0415
+    from scipy.sparse import coo_array, hstack, identity  # noqa: PLC0415
+
+    leaves = sorted({i for v in basis for i in v})
+    place = {i: n for n, i in enumerate(leaves)}
+    entries = [(place[i], j, float(c)) for j, v in enumerate(basis) for i, c in v.items()]
+    where_i, where_j, values = zip(*entries, strict=True)
+    n, k = len(leaves), len(basis)
+    exponents = coo_array((values, (where_i, where_j)), shape=(n, k)).tocsr()
+    solution = linprog(
+        np.concatenate([np.zeros(k), -np.ones(n)]),
+        A_ub=hstack([-exponents, identity(n)]).tocsr(),
+        b_ub=np.zeros(n),
+        bounds=[(None, None)] * k + [(0, 1)] * n,
+        method="highs",
+    )
+    if not solution.success:
+        return {}
+    inside = {i for i in leaves if solution.x[k + place[i]] > 0.5}
+    for denominator in (1, 2, 12, 1000, 10**6):
+        point = [Fraction(float(x)).limit_denominator(denominator) for x in solution.x[:k]]
+        out: Form = NOTHING
+        for v, c in zip(basis, point, strict=True):
+            out = plus(out, v, c) if c else out
+        if all(c > 0 for c in out.values()) and inside <= out.keys():
+            return {i: Fraction(out[i]) for i in sorted(out)}
+    return {}
+
+
+def free_parts(
+    unknowns: Unknowns, degrees: Mapping[int, Degree], biases: Sequence[Iterable[int]]
+) -> dict[int, dict[Key, list[tuple[int, int, bool]]]]:
+    """Where along their axes leaves may be scaled by themselves.
+
+    Args:
+      unknowns: The exponents, solved as far as the program demands.
+      degrees: The degrees of the live leaves, by number.
+      biases: For each leaf, the biases added to its own output.
+
+    Returns:
+      For each leaf and each of its axes along which that is known, the ranges ``(start, stop,
+      single)`` that may be scaled without the rest; `single` if every index of the range may be
+      scaled on its own.
+    """
+    layouts = Layouts(unknowns, unknowns.flattened)
+    resolved = {i: layouts.resolved(d) for i, d in degrees.items()}
+    used: dict[int, dict[tuple[int, Key | None, int], int]] = {}
+    for i, d in resolved.items():
+        for key, c in (d.level or NOTHING).items():
+            used.setdefault(key, {})[(i, None, 0)] = 1 if c > 0 else -1
+        for axes, profile in d.along.items():
+            for place, (_, form) in enumerate(profile):
+                for key, c in (form or NOTHING).items():
+                    source = unknowns.source(key)
+                    used.setdefault(source, {})[(i, axes, place)] = 1 if c > 0 else -1
+    out: dict[int, dict[Key, list[tuple[int, int, bool]]]] = {}
+    for i, d in resolved.items():
+        allowed = {i, *biases[i]}
+        for axes, profile in d.along.items():
+            start = 0
+            for place, (length, form) in enumerate(profile):
+                own = [
+                    key
+                    for key in form or NOTHING
+                    if _is_own(used[unknowns.source(key)], (i, axes, place), allowed)
+                ]
+                if own:
+                    single = length == 1 or any(unknowns.size[key] == length for key in own)
+                    ranges = out.setdefault(i, {}).setdefault(axes, [])
+                    ranges.append((start, start + length, single))
+                start += length
+    return out
+
+
+def _is_own(
+    used: Mapping[tuple[int, Key | None, int], int],
+    mine: tuple[int, Key | None, int],
+    allowed: set[int],
+) -> bool:
+    """Whether an unknown scales nothing but one part of a leaf and biases of the leaf's own."""
+    sign = used[mine]
+    return all(
+        place == mine or (place[0] in allowed and place[0] != mine[0] and s == sign)
+        for place, s in used.items()
+    )
