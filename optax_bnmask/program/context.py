@@ -99,6 +99,7 @@ class Symmetry:
 
     def _agree(self, a: Degree, b: Degree) -> Degree:
         """Imposes ``a = b`` at every index where both are defined; the union of the two."""
+        a, b = self.layouts.onto_common_keys(self.layouts.resolved(a), self.layouts.resolved(b))
         gap, aligned = self._gap(a, b)
         along: dict[Key, Profile] = {}
         levels = dict[Key, Form]()
@@ -121,7 +122,6 @@ class Symmetry:
         self, a: Degree, b: Degree
     ) -> tuple[Form, list[tuple[Key, list[tuple[int, Form | None, Form | None]]]]]:
         """The difference of the levels, and the profiles side by side, those without overlap last."""
-        a, b = self.layouts.onto_common_keys(self.layouts.resolved(a), self.layouts.resolved(b))
         gap = plus(a.level or NOTHING, b.level or NOTHING, -1)
         aligned = []
         for key in dict.fromkeys((*a.along, *b.along)):
@@ -143,6 +143,7 @@ class Symmetry:
         """Imposes that `a` and `b` differ by a number only, and returns it."""
         if not a.along and not b.along:
             return plus(a.level or NOTHING, b.level or NOTHING, -1)
+        a, b = self.layouts.onto_common_keys(self.layouts.resolved(a), self.layouts.resolved(b))
         gap, aligned = self._gap(a, b)
         for _, pieces in aligned:
             diffs = [(n, plus(f, g, -1)) for n, f, g in pieces if f is not None and g is not None]

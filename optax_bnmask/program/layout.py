@@ -276,6 +276,8 @@ class Layouts:
           The degree, with a segment along `axis` for each value.
         """
         alone = ((axis, sum(n for _, n in parts)),)
+        if (joint := self._joined_rows(parts, axis)) is not None:
+            return joint
         base: Degree | None = None
         segments: Profile = []
         for d, n in parts:
@@ -297,6 +299,25 @@ class Layouts:
         if alone[0][1] == 1:
             return base
         return self.tidy(base.level or NOTHING, {**base.along, alone: merged})
+
+    def _joined_rows(self, parts: Sequence[tuple[Degree, int]], axis: int) -> Degree | None:
+        """The same where the values vary, each in its own way, along one and the same other key."""
+        keys = {key for d, _ in parts for key in d.along}
+        if len(keys) != 1 or touches_key(next(iter(keys)), (axis,)):
+            return None
+        (key,) = keys
+        length = prod(n for _, n in key)
+        profiles = [d.along.get(key) for d, _ in parts if d.level is not None]
+        if all(profile == profiles[0] for profile in profiles):
+            return None
+        rows: Profile = []
+        for d, n in parts:
+            if d.level is None:
+                rows.append((n * length, None))
+            else:
+                rows += self.unknowns.tiled(self.whole(d, key, length), n)
+        total = sum(n for _, n in parts)
+        return Degree(NOTHING, {((axis, total), *key) if total > 1 else key: rows})
 
     def blocks(self, d: Degree, axis: int, shape: Sequence[int], groups: int) -> Degree:
         """The degree restricted to be uniform within each of `groups` blocks of an axis.

@@ -136,7 +136,7 @@ def linear_solve(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
 
 @rule(
     "spread",
-    *("psum_p", "pmax_p", "pmin_p", "ppermute_p", "psum_invariant_p", "pbroadcast_p", "pvary_p"),
+    *("ppermute_p", "psum_invariant_p", "pbroadcast_p", "pvary_p"),
     *("optimization_barrier_p", "device_put_p", "sharding_constraint_p", "reshard_p"),
     *("layout_constraint_p", "preduced_p", "unreduced_psum_p", "vary_unreduced_cast_p"),
     *("reduced_vary_cast_p", "xla_metadata_value_p"),
@@ -145,6 +145,14 @@ def spread(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     """``f(a*x) = a * f(x)`` across devices, all of which hold values of one degree."""
     del ctx
     return [d.bare() for d in operands[: len(eqn.outvars)]]
+
+
+@rule("spread", "psum_p", "pmax_p", "pmin_p")
+def reduce_across(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
+    """``sum(a*x) = a * sum(x)`` across devices, and over the axes that `vmap` made of them."""
+    axes = [axis for axis in eqn.params["axes"] if isinstance(axis, int)]
+    reduced = [ctx.layouts.uniform(d, axes) for d in operands]
+    return [d.moved(lambda a: a - sum(0 <= g < a for g in axes)) for d in reduced]
 
 
 @rule("view", "all_gather_p", "all_gather_invariant_p", "all_gather_reduced_p")
