@@ -305,42 +305,82 @@ def free_parts(
     """
     layouts = Layouts(unknowns, unknowns.flattened)
     resolved = {i: layouts.resolved(d) for i, d in degrees.items()}
-    used: dict[int, dict[tuple[int, Key | None, int], int]] = {}
-    for i, d in resolved.items():
-        for key, c in (d.level or NOTHING).items():
-            used.setdefault(key, {})[(i, None, 0)] = 1 if c > 0 else -1
-        for axes, profile in d.along.items():
-            for place, (_, form) in enumerate(profile):
-                for key, c in (form or NOTHING).items():
-                    source = unknowns.source(key)
-                    used.setdefault(source, {})[(i, axes, place)] = 1 if c > 0 else -1
+    parts = _Parts(unknowns, resolved)
     out: dict[int, dict[Key, list[tuple[int, int, bool]]]] = {}
     for i, d in resolved.items():
         allowed = {i, *biases[i]}
         for axes, profile in d.along.items():
             start = 0
             for place, (length, form) in enumerate(profile):
-                own = [
-                    key
-                    for key in form or NOTHING
-                    if _is_own(used[unknowns.source(key)], (i, axes, place), allowed)
-                ]
-                if own:
-                    single = length == 1 or any(unknowns.size[key] == length for key in own)
+                if form and (found := parts.freedom((i, axes, place), length, form, allowed)):
                     ranges = out.setdefault(i, {}).setdefault(axes, [])
-                    ranges.append((start, start + length, single))
+                    ranges.append((start, start + length, found == "single"))
                 start += length
     return out
 
 
-def _is_own(
-    used: Mapping[tuple[int, Key | None, int], int],
-    mine: tuple[int, Key | None, int],
-    allowed: set[int],
-) -> bool:
-    """Whether an unknown scales nothing but one part of a leaf and biases of the leaf's own."""
-    sign = used[mine]
-    return all(
-        place == mine or (place[0] in allowed and place[0] != mine[0] and s == sign)
-        for place, s in used.items()
-    )
+Place = tuple[int, Key | None, int]
+"""A leaf, the axes of one of its profiles (`None` for the level), and a segment of it."""
+
+
+class _Parts:
+    """Which unknowns scale which parts of which leaves.
+
+    Attributes:
+      used: For each unknown, the parts that it scales, and by what power through which view.
+      forms: For each leaf, the forms of its parts.
+    """
+
+    def __init__(self, unknowns: Unknowns, resolved: Mapping[int, Degree]) -> None:
+        self.unknowns = unknowns
+        self.used: dict[int, dict[Place, Form]] = {}
+        self.forms: dict[int, list[Form]] = {i: [] for i in resolved}
+        for i, d in resolved.items():
+            self._use((i, None, 0), d.level or NOTHING)
+            for axes, profile in d.along.items():
+                for place, (_, form) in enumerate(profile):
+                    self._use((i, axes, place), form or NOTHING)
+
+    def _use(self, place: Place, form: Form) -> None:
+        self.forms[place[0]].append(form)
+        for key, c in form.items():
+            uses = self.used.setdefault(self.unknowns.source(key), {})
+            uses.setdefault(place, {})[key] = c
+
+    def freedom(self, mine: Place, length: int, form: Form, allowed: set[int]) -> str:
+        """Whether a part may be scaled alone: ``"single"`` index by index, ``"block"``, or ``""``."""
+        size = self.unknowns.size
+        singles = {key for key in form if size[key] == length}
+        if singles and self._is_free(mine, self._beside(mine, singles, allowed, length), allowed):
+            return "single"
+        return "block" if self._is_free(mine, [self.unknowns.source(k) for k in form], allowed) else ""
+
+    def _beside(self, mine: Place, keys: set[int], allowed: set[int], length: int) -> list[int]:
+        """The unknowns of one length that scale a part or the biases added to its output."""
+        found = set(keys)
+        for i in allowed - {mine[0]}:
+            for form in self.forms[i]:
+                found |= {key for key in form if self.unknowns.size[key] == length}
+        return sorted({self.unknowns.source(key) for key in found})
+
+    def _is_free(self, mine: Place, sources: Sequence[int], allowed: set[int]) -> bool:
+        """Whether some of the unknowns can scale the part and otherwise only biases of its own."""
+        outside: dict[tuple[Place, int], Form] = {}
+        inside: dict[Place, Form] = {}
+        for source in sources:
+            for place, form in self.used[source].items():
+                if place == mine or (place[0] in allowed and place[0] != mine[0]):
+                    inside.setdefault(place, {})[source] = sum(form.values())
+                else:
+                    for key, c in form.items():
+                        inner = 1 if self.unknowns.size[key] == 1 else self.unknowns.inner(key)
+                        outside.setdefault((place, inner), {})[source] = c
+        for point in _null_space(list(sources), list(outside.values())):
+            levels = {
+                place: sum(c * point.get(source, 0) for source, c in form.items())
+                for place, form in inside.items()
+            }
+            sign = levels.get(mine, 0)
+            if sign and all(sign * level >= 0 for level in levels.values()):
+                return True
+        return False
