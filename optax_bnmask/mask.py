@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import compress
 from typing import Any, Final
 
 import jax
@@ -33,8 +34,6 @@ CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE)
 """Every category of leaf that `exempt`, `select` and `labels` understand."""
 
 _STRUCTURE_SHOWS: Final = ("norm", "bias", "embedding")
-
-
 
 
 class Labels:
@@ -193,9 +192,13 @@ def decay_mask(
     """
     roles, _ = _exempt_sets(exempt, frozenset({Evidence.STRUCTURE}))
     read = reading(params, batch_stats)
-    decays = {path: verdict.role not in roles for path, verdict in read.verdicts.items()}
-    for path in read.untrainable:
-        decays[path] = False
+    decays = dict.fromkeys(read.params.leaves, True)
+    left_out: dict[int, list[bool]] = {}
+    for scope, row in zip(read.params.scopes.values(), read.rulings, strict=True):
+        if id(row) not in left_out:  # the rows of all scopes of one kind are one object
+            left_out[id(row)] = [not v.trainable or v.role in roles for v in row]
+        for path in compress(scope.values(), left_out[id(row)]):
+            decays[path] = False
     return Mask(_overridden(decays, always, never))
 
 
@@ -231,7 +234,11 @@ def labels_of(
     return Labels(
         {
             leaf.path: next(
-                (lab for (roles, scales), lab in sets if leaf.role in roles or leaf.scale in scales),
+                (
+                    lab
+                    for (roles, scales), lab in sets
+                    if leaf.role in roles or leaf.scale in scales
+                ),
                 default,
             )
             for leaf in analysis.leaves

@@ -11,45 +11,28 @@ import fnmatch
 import re
 import sys
 from collections.abc import Collection, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import optax
 from flax.core import meta
 
 from optax_bnmask.errors import PathError, StructureError
 
 
-class Scope(NamedTuple):
-    """One container of a tree and the arrays directly in it.
-
-    Attributes:
-      keys: The keys that lead to the container.
-      leaves: The arrays directly in it, by their own key.
-    """
-
-    keys: tuple[str, ...]
-    leaves: dict[str, Any]
-
-    @property
-    def path(self) -> str:
-        """The container's canonical name; ``""`` for the root."""
-        return "/".join(self.keys)
-
-    def leaf_path(self, name: str) -> str:
-        """The canonical name of the leaf `name` of this scope."""
-        return "/".join((*self.keys, name))
-
-
 class Layout(NamedTuple):
-    """A tree read once: its leaves by name, and the containers they live in.
+    """A tree read once: its leaves by name, and the scopes they live in.
 
     Attributes:
       leaves: Every array by its canonical path, in the order of `jax.tree.leaves`.
-      scopes: The containers that directly hold arrays, by their keys.
+      scopes: The containers that directly hold arrays, by their canonical path (``""`` is the
+        root): the paths of those arrays by their own key.
+      nested: The paths of those scopes below which there are others.
     """
 
     leaves: dict[str, Any]
-    scopes: dict[tuple[str, ...], Scope]
+    scopes: dict[str, dict[str, str]]
+    nested: frozenset[str]
 
 
 def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any pytree
@@ -67,70 +50,87 @@ def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any
       StructureError: Two leaves have one name, as ``{"a/b": x, "a": {"b": y}}`` would give.
     """
     walk = _Walk()
-    if walk.is_leaf(tree):
-        return Layout({"": tree}, {(): Scope((), {"": tree})})
-    walk.container(tree, ())
-    leaves = dict(zip(walk.paths, walk.leaves, strict=True))
-    if len(leaves) != len(walk.paths):
-        twice = next(p for p, n in collections.Counter(walk.paths).items() if n > 1)
+    kind, tree = walk.opened(tree)
+    if kind == "leaf":
+        return Layout({"": tree}, {"": {"": ""}}, frozenset())
+    if kind == "level":
+        walk.level(tree, "")
+    if not walk.count == len(walk.leaves) == sum(map(len, walk.scopes.values())):
+        listed = collections.Counter(p for s in walk.scopes.values() for p in s.values())
+        twice = next((path for path in walk.leaves if listed[path] != 1), "")
         raise StructureError(
-            f"Every leaf of `{argument}` must have a name of its own. Two leaves are called "
-            f"{twice!r} once their keys are joined by '/'. Rename one of the keys."
+            f"Every leaf and every container of `{argument}` must have a name of its own. There "
+            f"are two of one name at {twice!r} once their keys are joined by '/'. Rename one of "
+            f"the keys."
         )
-    return Layout(leaves, walk.scopes)
+    return Layout(walk.leaves, walk.scopes, frozenset(walk.nested))
+
+
+_Kind = Literal["leaf", "level", "hole"]
+"""What a node is to a walk; only a level's keys are part of its leaves' names."""
 
 
 class _Walk:
     """One pass over a tree, in the order in which `jax.tree.leaves` lists its leaves."""
 
     def __init__(self) -> None:
-        self.scopes: dict[tuple[str, ...], Scope] = {}
-        self.paths: list[str] = []
-        self.leaves: list[Any] = []
-        self._leaf_types: dict[type, bool] = {}
+        self.leaves: dict[str, Any] = {}
+        self.scopes: dict[str, dict[str, str]] = {}
+        self.nested: set[str] = set()
+        self.count = 0
+        self._kinds: dict[type, _Kind] = {
+            dict: "level",
+            type(None): "hole",
+            optax.MaskedNode: "hole",
+        }
 
-    def is_leaf(self, node: object) -> bool:
-        """Whether JAX takes `node` for a leaf, which depends on its type alone."""
-        kind = type(node)
-        known = self._leaf_types.get(kind)
-        if known is None:
-            known = self._leaf_types[kind] = jax.tree_util.all_leaves([node])
-        return known
-
-    def container(self, node: Any, keys: tuple[str, ...]) -> None:  # noqa: ANN401 - any pytree
-        """Visits the children of a container that is a level of its own."""
-        prefix = "/".join((*keys, ""))
-        here: dict[str, Any] = {}
-        leaf_types = self._leaf_types
-        for key, child in _children(node):
-            if not (leaf_types.get(type(child)) or self.is_leaf(child)):
-                child = _unboxed(child)  # noqa: PLW2901 - the box is of no further interest
-            if self.is_leaf(child):
-                here[key] = child
-                self.paths.append(prefix + key)
-                self.leaves.append(child)
-            else:
-                self.container(child, (*keys, key))
+    def level(self, node: Any, prefix: str) -> None:  # noqa: ANN401 - any pytree
+        """Visits the children of a container."""
+        if type(node) is dict:  # JAX's own order; the general way is ten times slower
+            keys = sorted(node)
+        else:
+            node = dict(_children(node))
+            keys = list(node)
+        kinds, leaves, scopes_before = self._kinds, self.leaves, len(self.scopes)
+        here: dict[str, str] = {}
+        for key in keys:
+            child = node[key]
+            kind = kinds.get(type(child))
+            if kind is None:
+                kind, child = self.opened(child)
+            if kind == "level":
+                self.level(child, f"{prefix}{key}/")
+            elif kind == "leaf":
+                here[str(key)] = path = f"{prefix}{key}"
+                leaves[path] = child
         if here:
-            self.scopes[keys] = Scope(keys, here)
+            self.count += len(here)
+            if len(self.scopes) > scopes_before:
+                self.nested.add(prefix[:-1])
+            self.scopes[prefix[:-1]] = here
+
+    def opened(self, node: Any) -> tuple[_Kind, Any]:  # noqa: ANN401 - any pytree
+        """A node without the boxes around it, and what it is then; the type alone decides."""
+        while is_box(node):
+            inner = _children(node)
+            if len(inner) != 1:
+                return "level", node
+            node = inner[0][1]
+        kind = self._kinds.get(type(node))
+        if kind is None:
+            kind = "leaf" if jax.tree_util.all_leaves([node]) else "level"
+            self._kinds[type(node)] = kind
+        return kind, node
 
 
 def _children(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - any pytree
-    """The children of a container, in JAX's order, with their keys as strings."""
-    if type(node) is dict:  # JAX's own order; the general way below is ten times slower
-        return [(key if type(key) is str else str(key), node[key]) for key in sorted(node)]
-    children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda x: x is not node)
+    """The children of any container, in JAX's order, with their keys as strings."""
+
+    def is_below(other: object) -> bool:
+        return other is not node
+
+    children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_below)
     return [(jax.tree_util.keystr(keys, simple=True), child) for keys, child in children]
-
-
-def _unboxed(node: Any) -> Any:  # noqa: ANN401 - any pytree
-    """What a box, or a box in a box, holds; anything else as it is."""
-    while is_box(node):
-        inner = _children(node)
-        if len(inner) != 1:
-            break
-        node = inner[0][1]
-    return node
 
 
 def is_box(node: object) -> bool:

@@ -1,0 +1,142 @@
+"""What the frameworks' names tell of a scope's arrays, where no statistics settle it.
+
+Flax, Haiku, Equinox and Keras name what their layers own; a scope is read as a whole, by its own
+names and shapes, and never by where it is in the model.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+from optax_bnmask.analysis import Role
+
+Shape = tuple[int, ...]
+
+
+class Verdict(NamedTuple):
+    """The role of one leaf and what it rests on.
+
+    Attributes:
+      role: The role.
+      reason: What it rests on, in a few words without the leaf's path.
+      refused: Why the leaf is not what its name suggests, or nothing.
+      trainable: Whether an optimizer can move the leaf at all.
+    """
+
+    role: Role
+    reason: str
+    refused: str = ""
+    trainable: bool = True
+
+    def refusing(self, why: str) -> "Verdict":
+        """This verdict, with what it was nearly taken for in its reason."""
+        reason = why if self.role is Role.UNKNOWN else f"{self.reason}; {why}"
+        return self._replace(reason=reason, refused=why)
+
+
+class _Norm(NamedTuple):
+    """How a framework names a normaliser's arrays."""
+
+    offsets: tuple[str, ...]
+    whose: str
+
+
+_NORMS: Final = {
+    "scale": _Norm(("bias", "offset"), "Flax's and Haiku's"),
+    "weight": _Norm(("bias",), "Equinox's and PyTorch's"),
+    "gamma": _Norm(("beta",), "Keras's and TensorFlow's"),
+}
+GAINS: Final = frozenset(_NORMS)
+"""What a normaliser's gain is called."""
+OFFSETS: Final = frozenset(name for norm in _NORMS.values() for name in norm.offsets)
+"""What a normaliser's bias is called."""
+
+_WEIGHTS: Final = {"kernel": "bias", "w": "b", "weight": "bias"}
+_TABLES: Final = ("embedding", "embeddings")
+
+UNKNOWN: Final = Verdict(Role.UNKNOWN, "neither statistics nor a convention tells how it is used")
+_WEIGHT: Final = Verdict(Role.WEIGHT, "by convention: a matrix or filter of that name")
+_BIAS: Final = Verdict(Role.BIAS, "by convention: beside a weight, of its output's shape")
+_EMBEDDING: Final = Verdict(Role.EMBEDDING, "by convention: alone in its scope under that name")
+
+
+def by_convention(
+    shapes: Mapping[str, Shape], *, nested: bool, has_statistics: bool
+) -> dict[str, Verdict]:
+    """A verdict for each array of a scope, from the names and shapes in it.
+
+    Args:
+      shapes: The shapes of the arrays directly in the scope, by name.
+      nested: Whether the scope holds further scopes.
+      has_statistics: Whether statistics of any kind are kept for the scope: whether it is a
+        normaliser is then theirs to tell.
+
+    Returns:
+      The verdicts, in the order of `shapes`.
+    """
+    verdicts = dict.fromkeys(shapes, UNKNOWN) | _weights(shapes) | _table(shapes)
+    gain = next((name for name in _NORMS if name in shapes), None)
+    if gain is None or has_statistics or verdicts[gain] is not UNKNOWN:
+        return verdicts
+    if why := _no_norm(gain, shapes, nested=nested):
+        verdicts[gain] = UNKNOWN.refusing(f"not taken for a normaliser's: {why}")
+        return verdicts
+    return _norm(gain, shapes)
+
+
+def _weights(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
+    """The weights of linear layers and convolutions, and the biases beside them."""
+    verdicts: dict[str, Verdict] = {}
+    for weight, bias in _WEIGHTS.items():
+        if len(shapes.get(weight, ())) < 2 or shapes.get(bias) == shapes[weight]:
+            continue
+        if tuple(shapes) == ("weight",):
+            continue  # Equinox's Linear without bias and its Embedding look alike
+        verdicts[weight] = _WEIGHT
+        if bias in shapes and _fits(shapes[weight], shapes[bias]):
+            verdicts[bias] = _BIAS
+    return verdicts
+
+
+def _fits(weight: Shape, bias: Shape) -> bool:
+    """Whether the bias's axes are axes of the weight, in that order.
+
+    So ``(O,)`` fits ``(I, O)``, Equinox's ``(O, 1, 1)`` fits ``(O, I, H, W)``, attention's
+    ``(H, D)`` fits ``(I, H, D)``, and so does any of them stacked along one more axis.
+    """
+    axes = iter(weight)
+    return bool(bias) and all(n == 1 or n in axes for n in bias)
+
+
+def _table(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
+    """The table of an embedding, which is alone in its scope."""
+    return {
+        name: _EMBEDDING for name in _TABLES if tuple(shapes) == (name,) and len(shapes[name]) >= 2
+    }
+
+
+def _no_norm(gain: str, shapes: Mapping[str, Shape], *, nested: bool) -> str:
+    """Why a scope with a gain is not a normaliser's by convention, if it is not."""
+    others = sorted(set(shapes) - {gain, *_NORMS[gain].offsets})
+    if others or nested:
+        found = ", ".join(map(repr, others)) or "further scopes"
+        return f"by convention it would have no {found} beside it"
+    if len(set(shapes.values())) > 1:
+        sizes = ", ".join(f"{name!r} {shape}" for name, shape in shapes.items())
+        return f"by convention its gain and bias are of one shape, and here are {sizes}"
+    if shapes[gain] == () or (len(shapes) == 1 and math.prod(shapes[gain]) == 1):
+        return "it is a single number"
+    if gain != "scale" and len(shapes) == 1:
+        return f"a lone {gain!r} may be anything"
+    return ""
+
+
+def _norm(gain: str, shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
+    """The arrays of a scope that is a normaliser's by convention."""
+    names = " and ".join(map(repr, shapes))
+    reason = (
+        f"by {_NORMS[gain].whose} convention, unconfirmed by statistics: a scope with only {names}"
+        f"{' of one shape' if len(shapes) > 1 else ''}"
+    )
+    scale, bias = Verdict(Role.NORM_SCALE, reason), Verdict(Role.NORM_BIAS, reason)
+    return {name: scale if name == gain else bias for name in shapes}

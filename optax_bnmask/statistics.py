@@ -1,0 +1,115 @@
+"""The statistics that normalisers keep: which scopes hold a running mean *and* variance.
+
+Not everything in `batch_stats` is BatchNorm's: SpectralNorm keeps its `u` and `sigma` there, and a
+user's module may keep a `mean` alone. What is refused is kept with the reason why.
+"""
+
+import sys
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+
+from optax_bnmask.errors import StructureError
+from optax_bnmask.paths import Layout
+
+Shape = tuple[int, ...]
+
+_COLLECTIONS: Final = {"batch_stats", "cache", "intermediates", "params_axes", "state"}
+_MEAN_EMA: Final = "/~/mean_ema"
+_VAR_EMA: Final = "/~/var_ema"
+_HAIKU: Final = (_MEAN_EMA, _VAR_EMA)
+
+
+class Statistics(NamedTuple):
+    """What the tree of statistics says of each scope.
+
+    Attributes:
+      shapes: The shape of the running mean and variance, where a scope keeps both.
+      refused: Why the other scopes with statistics are no BatchNorm's, in a clause.
+    """
+
+    shapes: dict[str, Shape]
+    refused: dict[str, str]
+
+
+def statistics(kept: Layout) -> Statistics:
+    """The scopes that keep a running mean and variance of one shape, and why the others do not."""
+    found = Statistics({}, {})
+    for path, scope in kept.scopes.items():
+        owner, names = path, scope
+        if path.endswith(_HAIKU):
+            owner, names = _haiku_averages(path, kept)
+        mean, var = names.get("mean"), names.get("var")
+        if mean is None or var is None:
+            held = ", ".join(map(repr, names))
+            found.refused[owner] = f"they are {held} and not both a 'mean' and a 'var'"
+            continue
+        shape, other = _shape(mean, kept), _shape(var, kept)
+        if shape == other:
+            found.shapes[owner] = shape
+        else:
+            found.refused[owner] = f"their 'mean' has shape {shape} and their 'var' {other}"
+    return found
+
+
+def _shape(path: str, kept: Layout) -> Shape:
+    """The shape of a statistic."""
+    leaf = kept.leaves[path]
+    return leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)
+
+
+def _haiku_averages(path: str, kept: Layout) -> tuple[str, dict[str, str]]:
+    """The module that owns an average, and the paths of both its averages.
+
+    Haiku keeps ``<module>/~/mean_ema/average`` and ``<module>/~/var_ema/average``.
+    """
+    owner = path.removesuffix(_MEAN_EMA).removesuffix(_VAR_EMA)
+    mean, var = kept.scopes.get(owner + _MEAN_EMA, {}), kept.scopes.get(owner + _VAR_EMA, {})
+    if "average" not in mean.keys() & var.keys():
+        return path, kept.scopes[path]
+    return owner, {"mean": mean["average"], "var": var["average"]}
+
+
+def parted(params: Any, batch_stats: Any) -> tuple[Any, Any]:  # noqa: ANN401 - any pytree
+    """An NNX module or state as its parameters and its statistics; all else as it is."""
+    nnx = sys.modules.get("flax.nnx")  # not imported by `import flax`, nor by us
+    if nnx is None or not isinstance(params, (nnx.Module, nnx.State)):
+        return params, batch_stats
+    is_module = isinstance(params, nnx.Module)
+    state = nnx.state(params) if is_module else params
+    if batch_stats is None:
+        batch_stats = nnx.filter_state(state, nnx.BatchStat)
+    trained = nnx.Param if is_module else nnx.Not(nnx.Any(nnx.BatchStat, nnx.RngState))
+    return nnx.filter_state(state, trained), batch_stats
+
+
+def refuse_state(params: Any) -> None:  # noqa: ANN401 - any pytree
+    """Fails on a train state or an optimizer, which hold more than the params."""
+    if hasattr(type(params), "opt_state") or "opt_state" in getattr(params, "__dict__", ()):
+        raise StructureError(
+            f"`params` must be the tree that the optimizer updates. Found a "
+            f"{type(params).__name__}, which holds its state too. Pass `state.params`, or for NNX "
+            f"the model itself."
+        )
+
+
+def refuse_variables(params: Any, batch_stats: Any) -> None:  # noqa: ANN401 - any pytree
+    """Fails where a tree is still wrapped in the names of Flax's collections."""
+    tops, kept = _names(params), _names(batch_stats)
+    if "params" in tops and (kept or not _COLLECTIONS.isdisjoint(tops)):
+        raise StructureError(
+            f"`params` must be the tree that the optimizer updates. Found the collections "
+            f"{', '.join(map(repr, tops))} at its top. Pass `variables['params']`, and "
+            f"`variables['batch_stats']` as `batch_stats`."
+        )
+    if "batch_stats" in kept and "batch_stats" not in tops:
+        raise StructureError(
+            f"`batch_stats` must be the tree of statistics beside `params`. Found the collections "
+            f"{', '.join(map(repr, kept))} at its top. Pass `variables['batch_stats']`."
+        )
+
+
+def _names(tree: Any) -> list[str]:  # noqa: ANN401 - any pytree
+    """The names at the top of a tree, sorted; none if it has no names there."""
+    return sorted(map(str, tree)) if isinstance(tree, Mapping) else []
