@@ -103,15 +103,11 @@ class Layouts:
             return d
         level, along = d.level or NOTHING, {k: p for k, p in d.along.items() if k not in keys}
         for key in keys:
-            profile = self.unknowns.resolve_along(d.along[key])
+            profile = self._by_axis(key, d.along[key])
             if len(profile) > 1:
                 level = plus(level, self.level_of(profile))
                 continue
-            form = profile[0][1] or NOTHING
-            for view in [v for v in form if self.unknowns.size[v] > 1]:
-                if self._axis_of(view, key) is None:
-                    self._separate(view, key)
-            for single, part in self._narrowed(key, self.unknowns.resolve_along(profile)).items():
+            for single, part in self._narrowed(key, profile).items():
                 if single:
                     along[single] = (
                         self.unknowns.combined(along[single], part) if single in along else part
@@ -119,6 +115,18 @@ class Layouts:
                 else:
                     level = plus(level, part[0][1] or NOTHING)
         return self.tidy(level, along)
+
+    def _by_axis(self, key: Key, profile: Profile) -> Profile:
+        """The profile with each of its views restricted to a sum of views along one axis each."""
+        profile = self.unknowns.resolve_along(profile)
+        while len(profile) == 1:
+            views = [v for v in profile[0][1] or NOTHING if self.unknowns.size[v] > 1]
+            mixed = next((v for v in views if self._axis_of(v, key) is None), None)
+            if mixed is None:
+                break
+            self._separate(mixed, key)
+            profile = self.unknowns.resolve_along(profile)
+        return profile
 
     def _axis_of(self, view: int, key: Key) -> int | None:
         """The place in `key` of the one axis that the view varies along."""
@@ -137,7 +145,7 @@ class Layouts:
             first, last = max(low, stride), min(high, stride * size)
             if first >= last:
                 continue
-            if first % low or last % first:
+            if first % low or first % stride or last % first or (stride * size) % last:
                 unknowns.restrict_to_uniform(view)
                 return
             parts[unknowns.view(unknowns.vector(last // first), first // low)] = 1
@@ -207,6 +215,8 @@ class Layouts:
         """The degree of the value reshaped from `old` to `new`, row by row."""
         if not d.along:
             return d.bare()
+        if 0 in new:
+            return ANY
         shown = [key for key in d.along if key[0][0] >= 0]
         level = d.level or NOTHING
         along = {key: p for key, p in d.along.items() if key not in shown}
@@ -241,6 +251,8 @@ class Layouts:
         """The degree of the value on the indices ``lo:hi`` of one axis."""
         if not touches(d, (axis,)) or (lo == 0 and hi == size):
             return d.bare()
+        if hi <= lo:
+            return ANY
         inner = [k for k in d.along if any(a == axis for a, _ in k[1:])]
         d = self.separated(d, inner)
         along: dict[Key, Profile] = {}
@@ -285,6 +297,7 @@ class Layouts:
                 segments.append((n, None))
                 continue
             d = self.separated(d, [k for k in d.along if len(k) > 1 and touches_key(k, (axis,))])
+            d = self._definite(d, axis)
             own = d.along.get(((axis, n),), [(n, NOTHING)])
             rest = Degree(d.level, {k: p for k, p in d.along.items() if k != ((axis, n),)})
             if base is None:
@@ -299,6 +312,19 @@ class Layouts:
         if alone[0][1] == 1:
             return base
         return self.tidy(base.level or NOTHING, {**base.along, alone: merged})
+
+    def _definite(self, d: Degree, axis: int) -> Degree:
+        """One degree throughout where a profile along another axis has constants of every degree.
+
+        What is joined to them along `axis` need not be constant there.
+        """
+        level, along = d.level or NOTHING, dict[Key, Profile]()
+        for key, profile in d.along.items():
+            if key[0][0] != axis and any(form is None for _, form in profile):
+                level = plus(level, self.level_of(profile))
+            else:
+                along[key] = profile
+        return Degree(level, along)
 
     def _joined_rows(self, parts: Sequence[tuple[Degree, int]], axis: int) -> Degree | None:
         """The same where the values vary, each in its own way, along one and the same other key."""

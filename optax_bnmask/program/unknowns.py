@@ -256,16 +256,15 @@ class Unknowns:
             return None
         out: Form = {}
         for key, c in form.items():
-            out = plus(out, self._piece(key, lo, hi), c)
-        del length
+            out = plus(out, self._piece(key, length, lo, hi), c)
         return out
 
-    def _piece(self, key: int, lo: int, hi: int) -> Form:
-        """The view `key` on the indices ``lo:hi``."""
+    def _piece(self, key: int, length: int, lo: int, hi: int) -> Form:
+        """The view `key` of a segment of that length on the indices ``lo:hi``."""
         if self.size[key] == 1:
             return {key: 1}
         if key in self.solved:
-            parts = self.slice(self.resolve_along([(self.period(key), {key: 1})]), lo, hi)
+            parts = self.slice(self.resolve_along([(length, {key: 1})]), lo, hi)
             return self.flattened(parts) if len(parts) > 1 else (parts[0][1] or NOTHING)
         vector, inner = self._views[key]
         period = self.period(key)
@@ -346,8 +345,12 @@ class Unknowns:
 
     def equate_along_to_zero(self, length: int, form: Form) -> None:
         """Imposes ``form = 0`` at every index of a segment."""
-        for _, part in self.resolve_along([(length, form)]):
-            self._equate_segment(part or NOTHING)
+        parts = self.resolve_along([(length, form)])
+        if len(parts) == 1:
+            self._equate_segment(parts[0][1] or NOTHING)
+            return
+        for n, part in parts:  # each may solve unknowns that the next ones hold
+            self.equate_along_to_zero(n, part or NOTHING)
 
     def _equate_segment(self, form: Form) -> None:
         keys = [key for key in form if self.size[key] > 1]
