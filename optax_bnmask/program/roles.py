@@ -35,6 +35,8 @@ class Tag:
       gains: The gains folded into the value since its last contraction.
       owners: The leaves whose output the value is: weights and gains whose bias may follow.
       shifted: Whether the leaf is seen with a constant added to it, ``1 + scale``.
+      centred: Whether the value is a difference, ``x - mean``.
+      root: 1 for a square root, -1 for an inverse one, and for what gains make of them.
     """
 
     leaves: frozenset[int] = _NONE
@@ -43,6 +45,8 @@ class Tag:
     gains: frozenset[int] = _NONE
     owners: frozenset[int] = _NONE
     shifted: bool = False
+    centred: bool = False
+    root: int = 0
 
 
 _DATA = Tag()
@@ -240,11 +244,11 @@ class Local:
 
     def pointwise(self, eqn: Eqn, ins: Sequence[Degree], out: Degree) -> Degree:
         """A function of leaves alone is still those leaves; data lose what is remembered."""
-        del eqn
         tags = [d.tag for d in ins if d.tag is not None]
         leaves = _NONE.union(*(t.leaves for t in tags)) if not any(t.data for t in tags) else _NONE
         gains = _NONE.union(*(t.gains for t in tags))
-        tag = Tag(leaves, data=any(t.data for t in tags), gains=gains)
+        root = {"sqrt": 1, "rsqrt": -1}.get(eqn.primitive.name, 0)
+        tag = Tag(leaves, data=any(t.data for t in tags), gains=gains, root=root)
         return out.known(const=out.const, mark=out.mark, tag=tag)
 
     def reduction(self, eqn: Eqn, ins: Sequence[Degree], out: Degree) -> Degree:
@@ -264,26 +268,37 @@ class Local:
         """A leaf that multiplies data is a gain; where a gauge cancels there is a normaliser."""
         x, y = (d.tag for d in ins[:2])
         if x is None or y is None:  # times a constant
-            return out.known(mark=out.mark, tag=x or y)
+            return out.known(mark=out.mark, tag=x or self._inverted(y, eqn))
+        y = self._inverted(y, eqn)
         tag = Tag(
             leaves=_NONE if x.data or y.data else self._larger(x, y, eqn),
             data=x.data or y.data,
             normed=0 if (x.data and y.data) or (x.leaves and y.leaves) else max(x.normed, y.normed),
             gains=x.gains | y.gains,
             owners=x.owners | y.owners,
+            root=x.root or y.root,
         )
         for factor, other in ((x, y), (y, x)):
             if factor.leaves and not other.leaves or self._is_gain(factor, other):
                 tag = self._gained(eqn, tag, factor, other)
                 break
+        folded: frozenset[int] | None = None
         if self._cancels(ins[0], ins[1], out):
-            folded = frozenset(
-                self._leaf_of_gauge[g] for g in out.level or () if g in self._leaf_of_gauge
-            )
-            folded &= tag.gains
+            remaining = (self._leaf_of_gauge.get(g, -1) for g in out.level or ())
+            folded = tag.gains & frozenset(remaining)
+        elif (x.centred and y.root < 0) or (y.centred and x.root < 0):
+            # A difference times an inverse root: a normaliser on statistics that it was given.
+            folded = y.gains if x.centred else x.gains
+        if folded is not None:
             self.revote(folded, Role.GAIN, Role.NORM_SCALE, eqn)
-            tag = dataclasses.replace(tag, normed=2 if folded else 1)
+            tag = dataclasses.replace(tag, normed=2 if folded else 1, root=0)
         return out.known(mark=out.mark, tag=tag)
+
+    def _inverted(self, tag: Tag, eqn: Eqn) -> Tag:
+        """A second factor as it is multiplied: the inverse, in a quotient."""
+        if tag.root and eqn.primitive.name == "div":
+            return dataclasses.replace(tag, root=-tag.root)
+        return tag
 
     def _is_gain(self, factor: Tag, other: Tag) -> bool:
         """Whether a factor is a gain on something of leaves only that is larger than it."""
@@ -306,6 +321,7 @@ class Local:
         return dataclasses.replace(
             tag,
             normed=2 if other.normed == 1 else 0,
+            root=other.root,
             gains=tag.gains | factor.leaves,
             owners=other.owners | factor.leaves,
         )
@@ -336,6 +352,7 @@ class Local:
             normed=min(x.normed, y.normed) if same else 0,
             gains=x.gains | y.gains,
             owners=x.owners & y.owners if not same else x.owners | y.owners,
+            centred=eqn.primitive.name == "sub",
         )
         return out.known(mark=out.mark, tag=tag)
 
