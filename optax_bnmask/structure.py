@@ -151,7 +151,7 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
     has_statistics = shape is not None or refused is not None
     shapes = {name: own for name, own, _ in arrays}
     verdicts = by_convention(shapes, nested=nested, has_statistics=has_statistics)
-    for name in shapes.keys() & (GAINS | OFFSETS) if has_statistics else ():
+    for name in filter((GAINS | OFFSETS).__contains__, shapes if has_statistics else ()):
         if shape is None:
             why = f"not a BatchNorm's: statistics are kept in its scope, but {refused}"
             verdicts[name] = verdicts[name].refusing(why)
@@ -185,7 +185,7 @@ def _refuse_strangers(tree: Layout, found: Statistics) -> None:
     if any(path in tree.scopes for path in found.shapes):
         return
     by_shape = {shape: path for path, shape in found.shapes.items()}
-    gains = (scope[name] for scope in tree.scopes.values() for name in scope.keys() & GAINS)
+    gains = (scope[name] for scope in tree.scopes.values() for name in scope if name in GAINS)
     for path in gains if by_shape else ():
         where = by_shape.get(np.shape(tree.leaves[path]))
         if where is not None:

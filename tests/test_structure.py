@@ -1,0 +1,326 @@
+"""What structure alone tells: statistics first, then conventions, and refusals with a reason."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_bnmask as bnmask
+from optax_bnmask import Role, StructureError
+from optax_bnmask.conventions import by_convention
+
+
+def zeros(*shape):
+    return jnp.zeros(shape)
+
+
+def norm(*shape, gain="scale", bias="bias"):
+    return {gain: zeros(*shape), bias: zeros(*shape)}
+
+
+def kept(*shape):
+    return {"mean": zeros(*shape), "var": zeros(*shape)}
+
+
+def roles(params, stats=None):
+    return {leaf.path: leaf.role for leaf in bnmask.analyze_structure(params, stats).leaves}
+
+
+@pytest.mark.parametrize("name", ["odd", "model", "conv", "0", "BatchNorm_0", "a/b"])
+def test_statistics_decide_whatever_the_module_is_called(name):
+    analysis = bnmask.analyze_structure({name: norm(4)}, {name: kept(4)})
+    assert [leaf.role for leaf in analysis.leaves] == [Role.NORM_BIAS, Role.NORM_SCALE]
+    assert {leaf.reason for leaf in analysis.leaves} == {
+        "a running mean and var of its shape are kept in its scope"
+    }
+    assert analysis.notes == ()
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 4), (1, 4), (2, 3, 4), (1,)])
+def test_statistics_may_be_stacked_or_have_several_axes(shape):
+    found = roles({"n": norm(*shape)}, {"n": kept(*shape)})
+    assert set(found.values()) == {Role.NORM_SCALE, Role.NORM_BIAS}
+
+
+def test_kernel_in_the_same_scope_as_the_statistics_decays():
+    params = {"unit": {"kernel": zeros(3, 3, 2, 4), **norm(4)}}
+    mask = bnmask.decay_mask(params, {"unit": kept(4)})
+    assert mask(params) == {"unit": {"kernel": True, "scale": False, "bias": False}}
+
+
+def test_kernel_of_the_shape_of_the_statistics_is_no_gain():
+    params = {"unit": {"kernel": zeros(4, 4), "scale": zeros(4, 4)}}
+    assert roles(params, {"unit": kept(4, 4)}) == {
+        "unit/kernel": Role.WEIGHT,
+        "unit/scale": Role.NORM_SCALE,
+    }
+
+
+@pytest.mark.parametrize("name", ["scale", "bias"])
+def test_batch_norm_may_have_a_gain_or_a_bias_alone(name):
+    role = {"scale": Role.NORM_SCALE, "bias": Role.NORM_BIAS}[name]
+    assert roles({"n": {name: zeros(4)}}, {"n": kept(4)}) == {f"n/{name}": role}
+
+
+def test_statistics_confirm_the_names_gamma_and_beta():
+    found = roles({"n": norm(4, gain="gamma", bias="beta")}, {"n": kept(4)})
+    assert found == {"n/beta": Role.NORM_BIAS, "n/gamma": Role.NORM_SCALE}
+
+
+def test_statistics_without_parameters_are_noted():
+    analysis = bnmask.analyze_structure({"d": {"kernel": zeros(2, 4)}}, {"n": kept(4)})
+    assert "the statistics at 'n' have no parameters beside them" in analysis.notes[0]
+    assert analysis["d/kernel"].role is Role.WEIGHT
+
+
+def test_frozen_subtree_may_leave_its_statistics_behind():
+    stats = {"backbone": {"n": kept(8)}, "neck": {"n": kept(8)}}
+    params = {"head": {"kernel": zeros(8, 2), "bias": zeros(2)}, "neck": {"n": norm(8)}}
+    assert bnmask.decay_mask(params, stats).exempted == ("neck/n/bias", "neck/n/scale")
+    del params["neck"]
+    assert bnmask.decay_mask(params, stats).exempted == ()
+
+
+def test_root_may_itself_be_a_batch_norm():
+    assert set(roles(norm(4), kept(4)).values()) == {Role.NORM_SCALE, Role.NORM_BIAS}
+
+
+def test_half_statistics_beside_a_bias_are_refused_in_the_reason_and_in_the_notes():
+    analysis = bnmask.analyze_structure({"c": {"bias": zeros(4)}}, {"c": {"mean": zeros(4)}})
+    why = "statistics are kept in its scope, but they are 'mean' and not both a 'mean' and a 'var'"
+    assert analysis["c/bias"].role is Role.UNKNOWN
+    assert why in analysis["c/bias"].reason
+    assert any(note.startswith("'c/bias'") and why in note for note in analysis.notes)
+    assert bnmask.decay_mask({"c": {"bias": zeros(4)}}, {"c": {"mean": zeros(4)}})["c/bias"]
+
+
+def test_half_statistics_make_a_lone_gain_and_bias_unknown():
+    analysis = bnmask.analyze_structure({"c": norm(4)}, {"c": {"mean": zeros(4)}})
+    assert {leaf.role for leaf in analysis.leaves} == {Role.UNKNOWN}
+    assert len(analysis.notes) == 3
+
+
+def test_bias_beside_a_kernel_stays_a_bias_where_half_statistics_are_refused():
+    params = {"c": {"kernel": zeros(2, 4), "bias": zeros(4)}}
+    leaf = bnmask.analyze_structure(params, {"c": {"mean": zeros(4)}})["c/bias"]
+    assert leaf.role is Role.BIAS
+    assert leaf.reason.startswith("by convention: beside a weight")
+    assert "not a BatchNorm's" in leaf.reason
+
+
+def test_unequal_mean_and_var_are_refused():
+    stats = {"c": {"mean": zeros(4), "var": zeros(2)}}
+    analysis = bnmask.analyze_structure({"c": {"kernel": zeros(2, 4), "bias": zeros(4)}}, stats)
+    assert any("'mean' has shape (4,) and their 'var' (2,)" in note for note in analysis.notes)
+
+
+def test_statistics_of_another_shape_than_the_bias_in_a_mixed_scope_are_refused():
+    params = {"c": {"kernel": zeros(2, 4), "bias": zeros(4), "scale": zeros(2)}}
+    analysis = bnmask.analyze_structure(params, {"c": kept(2)})
+    assert analysis["c/scale"].role is Role.NORM_SCALE
+    assert analysis["c/bias"].role is Role.BIAS
+    assert "its shape is (4,), and that of the mean and var kept" in analysis["c/bias"].reason
+    assert any(note.startswith("'c/bias'") for note in analysis.notes)
+
+
+def test_spectral_statistics_under_one_long_key_are_refused():
+    stats = {"SpectralNorm_0": {"Dense_0/kernel/u": zeros(1, 4), "Dense_0/kernel/sigma": zeros()}}
+    params = {"Dense_0": {"kernel": zeros(2, 4), "bias": zeros(4)}}
+    analysis = bnmask.analyze_structure(params, stats)
+    assert [leaf.role for leaf in analysis.leaves] == [Role.BIAS, Role.WEIGHT]
+    assert "'SpectralNorm_0' are not BatchNorm's" in analysis.notes[0]
+    assert "'Dense_0/kernel/u'" in analysis.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("scope", "why"),
+    [
+        ({"scale": zeros()}, "it is a single number"),
+        ({"scale": zeros(1)}, "it is a single number"),
+        ({"scale": zeros(4), "bias": zeros(3)}, "of one shape"),
+        ({"scale": zeros(4), "shift": zeros(4)}, "it would have no 'shift' beside it"),
+        ({"scale": zeros(4), "inner": {"kernel": zeros(2, 2)}}, "no further scopes beside it"),
+        ({"weight": zeros(4)}, "a lone 'weight' may be anything"),
+        ({"gamma": zeros(4)}, "a lone 'gamma' may be anything"),
+    ],
+)
+def test_gain_that_is_no_normaliser_by_convention_says_why(scope, why):
+    analysis = bnmask.analyze_structure({"s": scope})
+    leaf = next(x for x in analysis.leaves if x.path.split("/")[-1] in {"scale", "weight", "gamma"})
+    assert leaf.role is Role.UNKNOWN
+    assert why in leaf.reason
+    assert any(note.startswith(repr(leaf.path)) and why in note for note in analysis.notes)
+
+
+@pytest.mark.parametrize(
+    "scope",
+    [
+        norm(4),
+        norm(3, 4),
+        {"scale": zeros(4)},
+        norm(4, bias="offset"),
+        norm(4, gain="weight"),
+        norm(4, gain="gamma", bias="beta"),
+    ],
+)
+def test_lone_gain_and_bias_are_a_normalisers_by_convention(scope):
+    analysis = bnmask.analyze_structure({"s": scope})
+    assert {leaf.role for leaf in analysis.leaves} <= {Role.NORM_SCALE, Role.NORM_BIAS}
+    assert all("convention, unconfirmed by statistics" in leaf.reason for leaf in analysis.leaves)
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        ((2, 4), (4,)),
+        ((3, 3, 2, 4), (4,)),
+        ((8, 2, 4), (2, 4)),  # attention's queries
+        ((4, 2, 3, 3), (4, 1, 1)),  # Equinox's convolutions
+        ((5, 2, 4), (5, 4)),  # stacked
+        ((5, 8, 2, 4), (5, 2, 4)),  # stacked attention
+    ],
+)
+def test_bias_beside_a_weight_is_a_bias(weight, bias):
+    verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False, has_statistics=False)
+    assert verdicts["kernel"].role is Role.WEIGHT
+    assert verdicts["bias"].role is Role.BIAS
+
+
+@pytest.mark.parametrize(("weight", "bias"), [((2, 4), (3,)), ((2, 4), (4, 2)), ((2, 4), ())])
+def test_bias_that_does_not_fit_its_weight_is_unknown(weight, bias):
+    verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False, has_statistics=False)
+    assert verdicts["bias"].role is Role.UNKNOWN
+
+
+def test_embedding_is_told_by_being_alone_under_its_name():
+    params = {"e": {"embedding": zeros(9, 4)}, "f": {"embedding": zeros(9, 4), "x": zeros(2)}}
+    found = roles(params)
+    assert found["e/embedding"] is Role.EMBEDDING
+    assert found["f/embedding"] is Role.UNKNOWN
+    assert not bnmask.decay_mask(params, exempt=("embedding",))["e/embedding"]
+
+
+def test_unknown_leaves_are_listed_and_decay():
+    params = {"thing": zeros(3)}
+    assert roles(params) == {"thing": Role.UNKNOWN}
+    assert bnmask.decay_mask(params)["thing"]
+    assert not bnmask.decay_mask(params, never="thing")["thing"]
+
+
+def test_structure_says_nothing_of_scale():
+    analysis = bnmask.analyze_structure({"n": norm(4)}, {"n": kept(4)})
+    assert {leaf.scale for leaf in analysis.leaves} == {bnmask.Scale.UNKNOWN}
+    assert analysis.evidence == frozenset({bnmask.Evidence.STRUCTURE})
+
+
+def test_abstract_leaves_tell_as_much_as_arrays():
+    params, stats = {"n": norm(4), "d": {"kernel": zeros(2, 4)}}, {"n": kept(4)}
+    abstract = jax.eval_shape(lambda *trees: trees, params, stats)
+    assert bnmask.analyze_structure(*abstract) == bnmask.analyze_structure(params, stats)
+
+
+def test_mask_is_made_from_tracers_inside_jit():
+    params, stats = {"n": norm(4), "d": {"kernel": zeros(2, 4)}}, {"n": kept(4)}
+    seen = []
+    jax.jit(lambda p, s: seen.append(bnmask.decay_mask(p, s)))(params, stats)
+    assert seen == [bnmask.decay_mask(params, stats)]
+
+
+def test_numpy_arrays_and_python_numbers_are_leaves():
+    params = {"d": {"kernel": np.zeros((2, 4), np.float32), "gain": 1.0, "steps": 3}}
+    mask = bnmask.decay_mask(params)
+    assert mask(params) == {"d": {"kernel": True, "gain": True, "steps": False}}
+
+
+@pytest.mark.parametrize("leaf", [jnp.zeros(3, jnp.int32), np.zeros(3, bool), jax.random.key(0)])
+def test_leaves_that_no_optimizer_moves_do_not_decay(leaf):
+    params = {"a": leaf, "b": zeros(3)}
+    assert bnmask.decay_mask(params).exempted == ("a",)
+    assert bnmask.analyze_structure(params)["a"].reason == (
+        "not of floating dtype: no optimizer moves it"
+    )
+    assert bnmask.analyze_structure(params).decay_mask() == bnmask.decay_mask(params)
+
+
+def test_bfloat16_and_complex_leaves_decay():
+    params = {"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(3, jnp.complex64)}
+    assert bnmask.decay_mask(params).decayed == ("a", "b")
+
+
+@pytest.mark.parametrize("empty", [{}, [], (), None, {"a": {}, "b": None}])
+def test_empty_trees_give_empty_masks(empty):
+    assert len(bnmask.decay_mask(empty)) == 0
+    assert bnmask.decay_mask(empty)(empty) == empty
+    assert bnmask.analyze_structure(empty, {}).leaves == ()
+
+
+def test_one_array_is_a_tree():
+    assert bnmask.decay_mask(zeros(2, 2))(zeros(2, 2)) is True
+
+
+def test_none_leaves_stay_none():
+    params = {"d": {"kernel": zeros(2, 4), "bias": None}}
+    assert bnmask.decay_mask(params)(params) == {"d": {"kernel": True, "bias": None}}
+
+
+def test_shared_array_is_a_leaf_in_each_of_its_places():
+    kernel, scope = zeros(2, 4), norm(4)
+    params = {"a": {"kernel": kernel}, "b": {"kernel": kernel}, "m": scope, "n": scope}
+    mask = bnmask.decay_mask(params, {"m": kept(4)})
+    assert mask.exempted == ("m/bias", "m/scale", "n/bias", "n/scale")
+
+
+def test_analysis_and_decay_mask_agree_on_every_scope():
+    params = {f"s{i}": norm(i + 1) | ({"kernel": zeros(2, 2)} if i % 2 else {}) for i in range(6)}
+    stats = {f"s{i}": kept(i + 1) for i in range(0, 6, 3)}
+    for exempt in (("norm",), bnmask.STANDARD, ("embedding",), ()):
+        by_analysis = bnmask.analyze_structure(params, stats).decay_mask(exempt=exempt)
+        assert by_analysis == bnmask.decay_mask(params, stats, exempt=exempt)
+
+
+def test_mismatched_statistics_name_the_leaf():
+    with pytest.raises(StructureError, match=r"'n/bias' has shape \(4,\).* 'n' have shape \(8,\)"):
+        bnmask.decay_mask({"n": norm(4)}, {"n": kept(8)})
+
+
+def test_mismatch_at_the_root_names_the_leaf():
+    with pytest.raises(StructureError, match=r"'bias' has shape \(4,\)"):
+        bnmask.decay_mask(norm(4), kept(8))
+
+
+def test_statistics_of_another_model_are_refused():
+    params = {"stem": {"kernel": zeros(2, 4)}, "bn": norm(4)}
+    with pytest.raises(StructureError, match=r"'block/post' has the shape of 'bn/scale'"):
+        bnmask.decay_mask(params, {"block": {"post": kept(4)}})
+
+
+@pytest.mark.parametrize("rest", ["batch_stats", "intermediates", "cache"])
+def test_variables_passed_whole_are_refused(rest):
+    variables = {"params": {"n": norm(4)}, rest: {"n": kept(4)}}
+    with pytest.raises(StructureError, match=r"Pass `variables\['params'\]`"):
+        bnmask.decay_mask(variables)
+
+
+def test_params_wrapped_beside_statistics_are_refused():
+    with pytest.raises(StructureError, match=r"Found the collections 'params' at its top"):
+        bnmask.decay_mask({"params": {"n": norm(4)}}, {"n": kept(4)})
+
+
+def test_variables_of_a_model_without_statistics_are_params_like_any_other():
+    assert bnmask.decay_mask({"params": {"n": norm(4)}}).exempted == (
+        "params/n/bias",
+        "params/n/scale",
+    )
+
+
+@pytest.mark.parametrize("others", [{}, {"params": {"n": norm(4)}}])
+def test_statistics_in_their_wrapper_are_refused(others):
+    wrapped = {"batch_stats": {"n": kept(4)}} | others
+    with pytest.raises(StructureError, match=r"Pass `variables\['batch_stats'\]`"):
+        bnmask.decay_mask({"n": norm(4)}, wrapped)
+
+
+@pytest.mark.parametrize("thing", ["text", object(), len])
+def test_leaf_that_is_no_array_is_named(thing):
+    with pytest.raises(StructureError, match=r"'d/act' is a "):
+        bnmask.decay_mask({"d": {"act": thing, "kernel": zeros(2, 4)}})
