@@ -22,6 +22,7 @@ class Context(Protocol):
     layouts: Layouts
     unknowns: Unknowns
     hidden: dict[int, int]
+    literals: dict[int, Degree]
 
     def agree(self, eqn: Eqn, degrees: Sequence[Degree]) -> Degree:
         """The degree of a value that is one of several, or their sum."""
@@ -78,6 +79,7 @@ class Symmetry:
     def __init__(self, unknowns: Unknowns) -> None:
         self.unknowns = unknowns
         self.layouts = Layouts(unknowns, unknowns.flattened)
+        self.literals: dict[int, Degree] = {}
         self.hidden: dict[int, int] = {}
         self.assumptions: list[tuple[str, float, Eqn, Degree]] = []
         self.unhandled: dict[str, int] = {}

@@ -35,23 +35,39 @@ def walk(
         env.update(zip(inner.constvars, map(constant, values), strict=True))
     env.update(zip(inner.invars, operands, strict=True))
 
+    literals = ctx.literals
+
     def read(atom: Any) -> Degree:  # noqa: ANN401 - a variable or a literal
-        return constant(atom.val) if isinstance(atom, compat.Literal) else env[atom]
+        if not isinstance(atom, compat.Literal):
+            return env[atom]
+        known = literals.get(id(atom))
+        if known is None:
+            known = literals[id(atom)] = constant(atom.val)
+        return known
 
     for eqn in inner.eqns:
-        ins = [read(atom) for atom in eqn.invars]
-        env.update(zip(eqn.outvars, degrees_of(ctx, eqn, ins), strict=True))
+        outs = degrees_of(ctx, eqn, [read(atom) for atom in eqn.invars])
+        if len(outs) == 1:
+            env[eqn.outvars[0]] = outs[0]
+        else:
+            env.update(zip(eqn.outvars, outs, strict=True))
     return [read(atom) for atom in inner.outvars]
 
 
 def degrees_of(ctx: Context, eqn: Eqn, ins: Sequence[Degree]) -> list[Degree]:
     """The degrees of the results of one equation."""
-    if (known := folded(eqn, ins)) is not None:
-        return [known]
-    if all(d.is_zero and not d.mark and d.tag is None for d in ins):
+    plain = known = True
+    marks = 0
+    for d in ins:
+        marks |= d.mark
+        known = known and d.const is not None
+        plain = plain and not d.level and d.level is not None and not d.along and d.tag is None
+    if known and ins and (result := folded(eqn, ins)) is not None:
+        return [result]
+    if plain and not marks:
         return [ZERO] * len(eqn.outvars)
     rule = RULES.get(eqn.primitive)
-    if rule is None or (rule.kind not in ("call", "packed") and any(d.mark & PACKED for d in ins)):
+    if rule is None or (marks & PACKED and rule.kind not in ("call", "packed")):
         if rule is None:
             ctx.unruled(eqn)
         out = ctx.pin(eqn, ins)

@@ -86,6 +86,7 @@ class Local:
     def __init__(self, sizes: Sequence[int]) -> None:
         self.unknowns = Unknowns()
         self.layouts = Layouts(self.unknowns, self._level_of)
+        self.literals: dict[int, Degree] = {}
         self.hidden: dict[int, int] = {}
         self.uses = [Uses() for _ in sizes]
         self.biases: list[set[int]] = [set() for _ in sizes]
