@@ -53,6 +53,9 @@ class Labels:
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`{type(self).__name__}` is frozen; make a new one instead.")
 
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"`{type(self).__name__}` is frozen; make a new one instead.")
+
     def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
         return type(self), (self._by_path,)
 

@@ -1,0 +1,140 @@
+"""One spelling of a leaf's name for every container."""
+
+import collections
+import dataclasses
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
+
+from optax_bnmask import PathError, StructureError
+from optax_bnmask.paths import layout, matches
+
+X = jnp.zeros(3)
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    kernel: Any
+    bias: Any
+
+
+@flax.struct.dataclass
+class Struct:
+    kernel: Any
+    bias: Any = None
+
+
+@pytest.mark.parametrize(
+    ("tree", "paths"),
+    [
+        ({"b": X, "a": {"c": X}}, ["a/c", "b"]),
+        (flax.core.freeze({"b": X, "a": {"c": X}}), ["a/c", "b"]),
+        ({"a": flax.core.freeze({"c": X}), "b": {"d": X}}, ["a/c", "b/d"]),
+        ([X, {"k": X}], ["0", "1/k"]),
+        ((X, (X, X)), ["0", "1/0", "1/1"]),
+        ({10: X, 9: X}, ["9", "10"]),
+        (Pair(X, {"k": X}), ["first", "second/k"]),
+        (Layer(X, X), ["kernel", "bias"]),
+        (Struct(X), ["kernel"]),
+        (collections.OrderedDict(b=X, a=X), ["b", "a"]),
+        ({"a": None, "b": X, "c": optax.MaskedNode()}, ["b"]),
+        ({"WeightNorm_0": {"Dense_0/kernel/scale": X}}, ["WeightNorm_0/Dense_0/kernel/scale"]),
+        ({"net/~/linear": {"w": X}}, ["net/~/linear/w"]),
+        (nnx.State({"layers": {0: {"kernel": nnx.Param(X)}}}), ["layers/0/kernel"]),
+        ({"a": nn.Partitioned(X, names=("x",))}, ["a"]),
+        ({"a": nn.LogicallyPartitioned(nn.Partitioned(X, names=("x",)), names=("x",))}, ["a"]),
+        ({"a": nnx.Param(X)}, ["a"]),
+        (nnx.Param(X), [""]),
+        (X, [""]),
+        ({}, []),
+        (None, []),
+    ],
+)
+def test_paths_come_in_the_order_of_the_leaves(tree, paths):
+    found = layout(tree)
+    assert list(found.leaves) == paths
+    assert len(jax.tree.leaves(tree)) == len(paths)
+
+
+TREES = st.recursive(
+    st.integers(0, 9),
+    lambda inner: st.one_of(
+        st.dictionaries(st.text("abc", min_size=1, max_size=2), inner, max_size=3),
+        st.lists(inner, max_size=3),
+        st.tuples(inner, inner),
+    ),
+    max_leaves=20,
+)
+
+
+@given(TREES)
+def test_leaves_are_those_of_jax_under_the_names_that_jax_gives(tree):
+    expected = {
+        jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    found = layout(tree)
+    assert list(found.leaves.items()) == list(expected.items())
+    assert sorted(p for s in found.scopes.values() for p in s.values()) == sorted(expected)
+
+
+@given(TREES)
+def test_nested_scopes_are_those_that_lie_above_others(tree):
+    found = layout(tree)
+    above = {
+        path
+        for path in found.scopes
+        if any(
+            other != path and (not path or other.startswith(f"{path}/")) for other in found.scopes
+        )
+    }
+    assert found.nested == above
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {"a/b": X, "a": {"b": X}},
+        {"a/b": {"x": X}, "a": {"b": {"y": X}}},
+        {"a/b": {"x": X}, "a": {"b": {"x": X}}},
+    ],
+)
+def test_two_leaves_or_containers_of_one_name_are_refused(tree):
+    with pytest.raises(StructureError, match=r"of one name at '(a/b.*)?' once .* joined by '/'"):
+        layout(tree)
+
+
+def test_globs_match_whole_paths_and_cross_slashes():
+    paths = ["head/kernel", "head/bias", "body/head/kernel"]
+    assert matches("head/*", paths, "never") == {"head/kernel", "head/bias"}
+    assert matches(("*/kernel",), paths, "never") == {"head/kernel", "body/head/kernel"}
+    assert matches(("head/[kb]*", "body/*"), paths, "never") == set(paths)
+    assert matches((), paths, "never") == frozenset()
+
+
+def test_glob_that_matches_nothing_names_what_is_near():
+    with pytest.raises(
+        PathError, match=r"in `never` .* 'haed/kernel' matches none .* 'head/kernel'"
+    ):
+        matches("haed/kernel", ["head/kernel", "head/bias"], "never")
+
+
+def test_path_error_is_a_key_error_and_a_value_error_that_reads_as_a_sentence():
+    with pytest.raises(KeyError) as caught:
+        matches("x", [], "always")
+    assert isinstance(caught.value, ValueError)
+    assert str(caught.value).startswith("Every glob in `always` must match a leaf.")
