@@ -103,6 +103,8 @@ class Symmetry:
         """Imposes ``a = b`` at every index where both are defined; the union of the two."""
         a, b = self.layouts.onto_common_keys(self.layouts.resolved(a), self.layouts.resolved(b))
         gap, aligned = self._gap(a, b)
+        if not aligned:  # once resolved, they turned out to be numbers
+            self.unknowns.equate_to_zero(gap)
         along: dict[Key, Profile] = {}
         levels = dict[Key, Form]()
         for place, (key, pieces) in enumerate(aligned):
