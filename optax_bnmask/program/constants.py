@@ -1,5 +1,6 @@
 """Constants: which of them have every degree at once, and simple arithmetic among them."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,34 +25,40 @@ def constant(value: Any) -> Degree:  # noqa: ANN401 - a literal's or a constant'
         return _scalar(value, dtype)
     if np.size(value) > _LARGEST or not isinstance(getattr(value, "shape", ()), tuple):
         return ZERO
-    try:
-        array = np.asarray(value).astype(np.float64)
-    except (TypeError, ValueError):
+    array = np.asarray(value)
+    if not _is_number(array.dtype):
         return ZERO
-    return ANY if bool(np.all((array == 0) | ~np.isfinite(array))) else ZERO
+    wide = array if np.iscomplexobj(array) else array.astype(np.float64)
+    return ANY if bool(np.all((wide == 0) | ~np.isfinite(wide))) else ZERO
 
 
 def _scalar(value: Any, dtype: Any) -> Degree:  # noqa: ANN401 - as above
-    """The degree of one known number."""
-    try:
-        number = float(np.asarray(value).reshape(()))
-    except (TypeError, ValueError):
+    """The degree of one known number; of a complex one no more is known than that it is 0."""
+    entry = np.asarray(value).reshape(())
+    if not _is_number(entry.dtype):
         return ZERO
-    return number_of(number, dtype)
+    if not np.iscomplexobj(entry):
+        return number_of(float(entry), dtype)
+    return ANY if entry == 0 or not np.isfinite(entry) else ZERO
 
 
 def number_of(number: float, dtype: Any) -> Degree:  # noqa: ANN401 - a dtype
-    """The degree of a constant all of whose entries are `number`."""
+    """The degree of a constant all of whose entries are `number`.
+
+    One that is nearly as large as its dtype allows has degree 0 and is marked: where it meets a
+    value that scales, it stands for infinity, but a product with it is a product.
+    """
     floating = dtype is None or jnp.issubdtype(dtype, np.inexact)
     if not floating:
         return Degree({}, const=number)
     if number == 0 or not math.isfinite(number):
         return Degree(None, const=number)
     if dtype is not None and abs(number) >= 0.1 * float(jnp.finfo(dtype).max):
-        return Degree(None, const=number, mark=HUGE)
+        return Degree({}, const=number, mark=HUGE)
     return Degree({}, const=number)
 
 
+@functools.lru_cache
 def _is_number(dtype: Any) -> bool:  # noqa: ANN401 - a dtype, extended ones included
     return bool(jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_))
 
@@ -97,7 +104,7 @@ def folded(eqn: Eqn, ins: Sequence[Degree]) -> Degree | None:
     if function is None:
         return None
     out = eqn.outvars[0].aval
-    if not _is_number(out.dtype):
+    if not _is_number(out.dtype) or jnp.issubdtype(out.dtype, np.complexfloating):
         return None
     try:
         number = function(*[d.const for d in ins])
@@ -105,6 +112,17 @@ def folded(eqn: Eqn, ins: Sequence[Degree]) -> Degree | None:
         return None
     if isinstance(number, complex):
         return None
-    if jnp.issubdtype(out.dtype, np.integer) or out.dtype == np.bool_:
-        number = float(int(number)) if math.isfinite(number) else number
-    return number_of(float(number), out.dtype)
+    rounded = _rounded(float(number), out.dtype)
+    return None if rounded is None else number_of(rounded, out.dtype)
+
+
+def _rounded(number: float, dtype: Any) -> float | None:  # noqa: ANN401 - a dtype
+    """The number as an array of that dtype would hold it, if that is beyond doubt."""
+    if dtype == np.bool_:
+        return float(number != 0)
+    if jnp.issubdtype(dtype, np.inexact):
+        with np.errstate(over="ignore", under="ignore"):
+            return float(np.asarray(number).astype(dtype))
+    limits = jnp.iinfo(dtype)
+    exact = math.isfinite(number) and abs(number) < 2**53
+    return float(int(number)) if exact and limits.min <= number <= limits.max else None

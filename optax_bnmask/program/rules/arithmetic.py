@@ -48,6 +48,8 @@ def _power(k: Number, mark: int = 0):  # noqa: ANN202 - a rule
     def power(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
         """``(a*x)**k = a**k * x**k``."""
         del eqn
+        if k == 0:
+            return ZERO
         if x.level is None:
             return ANY
         return ctx.layouts.power(x, k).known(mark=mark | x.mark & CLIPPED)
@@ -102,6 +104,13 @@ def same(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     return x
 
 
+@rule("view", "tie_p")
+def second(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
+    """``f(x, y) = y``."""
+    del ctx, eqn, x
+    return y
+
+
 @rule("sum", "add_p", "sub_p", "add_any_p")
 def total(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
     """``a*x + a*y = a * (x + y)``: the degrees must agree."""
@@ -145,7 +154,7 @@ def _test(name: str, x: Degree, y: Degree) -> int:
     if x.const is not None:
         name = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}.get(name, name)
         x, y = y, x
-    if y.const is None or abs(y.const) > EPSILON or x.is_zero or x.mark & CLIPPED:
+    if y.const is None or abs(y.const) > EPSILON or may_be_zero(x):
         return 0
     if name in ("ne", "eq") and y.const == 0:
         return NONZERO if name == "ne" else ZERO_TEST
@@ -154,6 +163,12 @@ def _test(name: str, x: Degree, y: Degree) -> int:
     if name == "gt" or (name == "ge" and y.const > 0):
         return NONZERO
     return ZERO_TEST if name == "le" or (name == "lt" and y.const > 0) else 0
+
+
+def may_be_zero(x: Degree) -> bool:
+    """Whether a value may well be 0 where nothing is wrong: clipped there, data, or a constant."""
+    anything = any(form is None for profile in x.along.values() for _, form in profile)
+    return x.is_zero or x.is_any or anything or bool(x.mark & CLIPPED)
 
 
 @rule("pointwise", "not_p")
@@ -208,14 +223,21 @@ def cast(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     if new == np.bool_:
         if x.mark & (NONZERO | ZERO_TEST):
             return x
-        return Degree({}, mark=0 if x.mark & CLIPPED or x.is_zero else NONZERO)
-    return x if not jnp.issubdtype(old, np.inexact) else ctx.pin(eqn, (x,))
+        return Degree({}, mark=0 if may_be_zero(x) else NONZERO)
+    return x.bare() if not jnp.issubdtype(old, np.inexact) else ctx.pin(eqn, (x,))
 
 
 def agreement(
     ctx: Context, eqn: Eqn, degrees: Sequence[Degree], *, small: bool = True
 ) -> Degree:
     """`Context.agree`, after constants that stand for 0 or for infinity are set apart."""
+    return ctx.agree(eqn, set_apart(ctx, eqn, degrees, small=small))
+
+
+def set_apart(
+    ctx: Context, eqn: Eqn, degrees: Sequence[Degree], *, small: bool = False
+) -> list[Degree]:
+    """The degrees, with every degree for constants that stand for infinity or, if `small`, for 0."""
     kept = list(degrees)
     for place, d in enumerate(degrees):
         if d.const is None:
@@ -223,10 +245,11 @@ def agreement(
         others = [e for e in degrees if e is not d and not (e.is_zero or e.is_any)]
         if d.mark & HUGE and others:
             ctx.assume("infinity", d.const, eqn, others[0])
+            kept[place] = ANY
         elif small and d.level is not None and 0 < abs(d.const) <= EPSILON and others:
             ctx.assume("epsilon", d.const, eqn, others[0])
             kept[place] = ANY
-    return ctx.agree(eqn, kept)
+    return kept
 
 
 @rule(
@@ -265,7 +288,7 @@ def nonlinear_together(ctx: Context, eqn: Eqn, *operands: Degree) -> Degree:
     *("random_unwrap_p", "random_wrap_p", "rng_bit_generator_p", "rng_uniform_p"),
     *("threefry2x32_p", "threefry4x32_p", "philox2x32_p", "philox4x32_p", "iota_2x32_shape_p"),
     *("axis_index_p", "create_token_p", "after_all_p", "lu_pivots_to_permutation_p"),
-    *("debug_callback_p", "debug_print_p", "platform_index_p", "dimension_size_p"),
+    *("debug_callback_p", "debug_print_p", "dce_sink_p", "platform_index_p", "dimension_size_p"),
 )
 def unscaled(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     """Integers, predicates and random numbers: nothing here scales, nor can."""

@@ -1,29 +1,31 @@
 """Programs within programs: calls, loops, branches, and many devices."""
 
+import math
 from collections.abc import Sequence
 
 from optax_bnmask import compat
 from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import Degree
+from optax_bnmask.program.degree import ANY, HUGE, PACKED, Degree
 from optax_bnmask.program.interpreter import walk
 from optax_bnmask.program.layout import touches
 from optax_bnmask.program.rules import rule, shape_of
 from optax_bnmask.program.rules.arithmetic import is_float
 
-_BODY = ("jaxpr", "call_jaxpr", "fun_jaxpr")
+_BODY = ("jaxpr", "call_jaxpr", "fun_jaxpr", "fwd_jaxpr", "callee", "call")
 
 
 @rule(
     "call",
     *("jit_p", "closed_call_p", "call_p", "remat_p", "remat_opt_p", "custom_jvp_call_p"),
     *("custom_vjp_call_p", "custom_vmap_p", "composite_p", "compute_on_p", "custom_lin_p"),
-    *("xla_metadata_call_p",),
+    *("xla_metadata_call_p", "linear_call_p", "eval_jaxpr_p"),
 )
 def call(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
     """A function does what its body does."""
     for name in _BODY:
         body = eqn.params.get(name)
-        if body is not None and len(compat.open_jaxpr(body).invars) == len(operands):
+        inside = compat.open_jaxpr(body)
+        if len(getattr(inside, "invars", ())) == len(operands):
             return walk(ctx, body, operands)
     ctx.unruled(eqn)
     out = ctx.pin(eqn, operands)
@@ -34,8 +36,13 @@ def call(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
 def cond(ctx: Context, eqn: Eqn, which: Degree, *operands: Degree) -> list[Degree]:
     """One of several functions: their results' degrees agree."""
     ctx.pin(eqn, (which,))
-    branches = [walk(ctx, branch, operands) for branch in eqn.params["branches"]]
+    branches = [_unpacked(ctx, eqn, walk(ctx, b, operands)) for b in eqn.params["branches"]]
     return [_either(ctx, eqn, outs) for outs in zip(*branches, strict=True)]
+
+
+def _unpacked(ctx: Context, eqn: Eqn, degrees: Sequence[Degree]) -> list[Degree]:
+    """The degrees where the mark of a packed factorisation would be lost, and with it the proof."""
+    return [ctx.pin(eqn, (d,)) if d.mark & PACKED else d for d in degrees]
 
 
 @rule("call", "while_p")
@@ -46,7 +53,7 @@ def while_loop(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     body = eqn.params["body_jaxpr"]
     carry = _carried(ctx, eqn, body, n_body, operands[n_cond + n_body :])
     ctx.pin(eqn, walk(ctx, eqn.params["cond_jaxpr"], (*cond_consts, *carry)))
-    outs = walk(ctx, body, (*body_consts, *carry))
+    outs = _unpacked(ctx, eqn, walk(ctx, body, (*body_consts, *carry)))
     return [_either(ctx, eqn, pair) for pair in zip(carry, outs, strict=True)]
 
 
@@ -62,8 +69,8 @@ def scan(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     loop = -1 - len(ctx.hidden)
     ctx.hidden[loop] = length
     carry = _carried(ctx, eqn, body, n_consts, operands[n_consts : n_consts + n_carry])
-    xs = [_slice_of(ctx, loop, d) for d in operands[n_consts + n_carry :]]
-    outs = walk(ctx, body, (*operands[:n_consts], *carry, *xs))
+    xs = [_slice_of(ctx, loop, d) for d in _unpacked(ctx, eqn, operands[n_consts + n_carry :])]
+    outs = _unpacked(ctx, eqn, walk(ctx, body, (*operands[:n_consts], *carry, *xs)))
     ends = [ctx.layouts.uniform(d, (loop,)) for d in outs[:n_carry]]
     ends = [_either(ctx, eqn, pair) for pair in zip(carry, ends, strict=True)]
     return [*ends, *[_stack_of(ctx, loop, d) for d in outs[n_carry:]]]
@@ -85,8 +92,14 @@ def _carried(
         variable = inner.invars[offset + place]
         if inner.outvars[place] is variable:  # handed on untouched
             carry.append(d)
-        else:
-            carry.append(ctx.carried(eqn, d, scales=is_float(variable)))
+            continue
+        (start_degree,) = _unpacked(ctx, eqn, (d,))
+        if not d.mark & HUGE:
+            carry.append(ctx.carried(eqn, start_degree, scales=is_float(variable)))
+            continue
+        within = ctx.carried(eqn, ANY, scales=is_float(variable))
+        ctx.assume("infinity", d.const or math.inf, eqn, within)
+        carry.append(within)
     return carry
 
 
@@ -143,8 +156,11 @@ def linear_solve(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
 )
 def spread(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     """``f(a*x) = a * f(x)`` across devices, all of which hold values of one degree."""
-    del ctx
-    return [d.bare() for d in operands[: len(eqn.outvars)]]
+    out = []
+    for place, (d, v) in enumerate(zip(operands, eqn.outvars, strict=False)):
+        same = shape_of(eqn, place) == v.aval.shape
+        out.append((d if same else ctx.layouts.uniform(d, range(len(shape_of(eqn, place))))).bare())
+    return out
 
 
 @rule("spread", "psum_p", "pmax_p", "pmin_p")

@@ -4,9 +4,10 @@ import numpy as np
 
 from optax_bnmask import compat
 from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import CLIPPED, Degree
+from optax_bnmask.program.degree import CLIPPED, ZERO, Degree
 from optax_bnmask.program.layout import touches
 from optax_bnmask.program.rules import rule, shape_of
+from optax_bnmask.program.rules.arithmetic import set_apart
 
 
 @rule("lookup", "gather_p")
@@ -23,6 +24,9 @@ def gather(ctx: Context, eqn: Eqn, table: Degree, places: Degree) -> Degree:
         out = ctx.layouts.uniform(table, [a for a in range(len(shape)) if a not in whole])
         to = dict(zip(kept, numbers.offset_dims, strict=True))
         out = out.moved(lambda a: to[a] if a >= 0 else a)
+    filled = eqn.params["fill_value"] if "FILL" in str(eqn.params["mode"]) else None
+    if filled is not None and filled != 0 and np.isfinite(filled):
+        out = ctx.agree(eqn, (out, ZERO))
     return ctx.looked_up(eqn, out) if is_lookup(eqn) else out.bare()
 
 
@@ -56,14 +60,21 @@ def dynamic_update_slice(
     """Entries of both remain: the degrees agree."""
     del places
     partial = [a for a, n in enumerate(shape_of(eqn)) if shape_of(eqn, 1)[a] != n]
+    x, update = set_apart(ctx, eqn, (x, update))
     x, update = ctx.layouts.uniform(x, partial), ctx.layouts.uniform(update, partial)
     return ctx.agree(eqn, (x, update)).known(mark=CLIPPED)
 
 
 @rule("join", "scatter_p", "scatter_add_p", "scatter_sub_p", "scatter_max_p", "scatter_min_p")
 def scatter(ctx: Context, eqn: Eqn, x: Degree, places: Degree, update: Degree) -> Degree:
-    """Entries of both remain, or their sums: the degrees agree."""
+    """Entries of both remain, or their sums: the degrees agree.
+
+    `scatter` may also put each entry through a function, about which nothing is known.
+    """
     del places
+    if eqn.primitive.name == "scatter" and eqn.params.get("update_jaxpr") is not None:
+        return ctx.pin(eqn, (x, update))
+    x, update = set_apart(ctx, eqn, (x, update))
     x = ctx.layouts.uniform(x, range(len(shape_of(eqn))))
     update = ctx.layouts.uniform(update, range(len(shape_of(eqn, 2))))
     return ctx.agree(eqn, (x, update)).known(mark=CLIPPED)

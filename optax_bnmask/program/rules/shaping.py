@@ -6,6 +6,7 @@ from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import ANY, CLIPPED, ZERO, Degree
 from optax_bnmask.program.layout import touches
 from optax_bnmask.program.rules import rule, shape_of
+from optax_bnmask.program.rules.arithmetic import set_apart
 
 
 
@@ -110,6 +111,7 @@ def concatenate(ctx: Context, eqn: Eqn, *parts: Degree) -> Degree:
     """Joined entries keep each its own degree, segment by segment."""
     axis = eqn.params["dimension"]
     sizes = [v.aval.shape[axis] for v in eqn.invars]
+    parts = tuple(set_apart(ctx, eqn, parts))
     return _joined(ctx, list(zip(parts, sizes, strict=True)), axis, _common_mark(parts))
 
 
@@ -117,6 +119,7 @@ def concatenate(ctx: Context, eqn: Eqn, *parts: Degree) -> Degree:
 def stack(ctx: Context, eqn: Eqn, *parts: Degree) -> Degree:
     """Joined entries keep each its own degree, segment by segment."""
     axis = eqn.params["axis"]
+    parts = tuple(set_apart(ctx, eqn, parts))
     moved = [d.moved(lambda a: a + 1 if a >= axis else a) for d in parts]
     return _joined(ctx, [(d, 1) for d in moved], axis, _common_mark(parts))
 
@@ -135,6 +138,7 @@ def _joined(ctx: Context, parts: list[tuple[Degree, int]], axis: int, mark: int)
 def pad(ctx: Context, eqn: Eqn, x: Degree, value: Degree) -> Degree:
     """Entries beside a constant: the degrees agree, and a zero agrees with any."""
     padded = [a for a, config in enumerate(eqn.params["padding_config"]) if any(config)]
+    _, value = set_apart(ctx, eqn, (x, value))
     if value.level is not None:
         return ctx.agree(eqn, (ctx.layouts.uniform(x, padded), value))
     if not touches(x, padded) or x.level is None:
@@ -163,6 +167,8 @@ def reduce_product(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     """``prod(a*x) = a**n * prod(x)`` for n factors that scale alike."""
     axes = eqn.params["axes"]
     n = prod(shape_of(eqn)[a] for a in axes)
+    if n == 0:
+        return ZERO
     return ctx.layouts.power(_without_axes(ctx, x, axes), n)
 
 
@@ -220,7 +226,12 @@ def _windowed(eqn: Eqn) -> list[int]:
     p = eqn.params
     rank = range(len(p["window_dimensions"]))
     strides = p["window_strides"]
-    return [a for a in rank if p["window_dimensions"][a] > 1 or strides[a] > 1 or any(p["padding"][a])]
+    holes = p.get("base_dilation") or (1,) * len(rank)
+    return [
+        a
+        for a in rank
+        if p["window_dimensions"][a] > 1 or strides[a] > 1 or any(p["padding"][a]) or holes[a] > 1
+    ]
 
 
 @rule("reduction", "sort_p")
