@@ -99,13 +99,13 @@ def test_effective_rate_is_g_over_g_plus_lambda_gamma(monkeypatch):
     monkeypatch.setattr(measure, "data_loss", loss)
     params = {"head": {"scale": jnp.asarray([2.0, -4.0])}}
     state = State(params, {}, (), jax.random.key(0))
-    rates = measure.effective_rates(state, data, ALL, weight_decay=0.25, batch_size=2)
+    rates = measure.effective_rates(state, 0.25, data, ALL, batch_size=2)
     g = np.asarray([0.5, 2.5])  # labels 0, 1 and then 2, 3
     np.testing.assert_allclose(rates.gradient, [g.mean(), g.mean()])
     np.testing.assert_allclose(
         rates.effective, [np.mean(g / (g + 0.25 * 2)), np.mean(g / (g + 0.25 * 4))], rtol=1e-6
     )
-    free = measure.effective_rates(state, data, ALL, weight_decay=0.0, batch_size=2)
+    free = measure.effective_rates(state, 0.0, data, ALL, batch_size=2)
     np.testing.assert_array_equal(free.effective, [1, 1])
 
 
@@ -115,7 +115,7 @@ def test_effective_rate_of_a_dead_gain_is_one(monkeypatch):
         measure, "data_loss", lambda p, s, x, y: (0.0 * jnp.sum(p["head"]["scale"]), s)
     )
     state = State({"head": {"scale": jnp.zeros(1)}}, {}, (), jax.random.key(0))
-    rates = measure.effective_rates(state, data, ALL, weight_decay=0.1, batch_size=2)
+    rates = measure.effective_rates(state, 0.1, data, ALL, batch_size=2)
     assert rates.effective.tolist() == [1.0]
 
 

@@ -44,7 +44,7 @@ def demo(
     seeds: Annotated[
         int, typer.Option(min=2, help="Runs for each policy; all are trained at once.")
     ] = 5,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 25,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training images.")] = 20,
     out: Annotated[
         Path,
         typer.Option(

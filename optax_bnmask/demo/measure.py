@@ -1,9 +1,11 @@
 """What is measured of a trained network: its accuracy, its gains, and their effective rates."""
 
+from functools import partial
 from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from optax_bnmask.demo.data import Digits
 from optax_bnmask.demo.train import MODEL, State, data_loss
@@ -23,6 +25,25 @@ class Rates(NamedTuple):
     effective: jax.Array
 
 
+@partial(jax.jit, static_argnames="norm_scale")
+def mean_gains(params: Any, norm_scale: Mask) -> jax.Array:  # noqa: ANN401 - a params pytree
+    """The mean ``|gamma|`` of each run, ``(seeds,)``; `norm_scale` is True on the gammas."""
+    return jnp.mean(jnp.abs(jax.vmap(partial(gains, norm_scale=norm_scale))(params)), axis=1)
+
+
+@partial(jax.jit, static_argnames=("norm_scale", "batch_size"))
+def final(
+    states: State, weight_decay: ArrayLike, digits: Digits, *, norm_scale: Mask, batch_size: int
+) -> tuple[jax.Array, Rates]:
+    """The `accuracy` and the `effective_rates` of each run, with a leading axis of seeds."""
+
+    def one(state: State) -> tuple[jax.Array, Rates]:
+        rates = effective_rates(state, weight_decay, digits, norm_scale, batch_size)
+        return accuracy(state, digits), rates
+
+    return jax.vmap(one)(states)
+
+
 def accuracy(state: State, digits: Digits) -> jax.Array:
     """The share of the test images whose digit one run names, on its running statistics."""
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -37,20 +58,20 @@ def gains(params: Any, norm_scale: Mask) -> jax.Array:  # noqa: ANN401 - a param
 
 
 def effective_rates(
-    state: State, digits: Digits, norm_scale: Mask, weight_decay: float, batch_size: int
+    state: State, weight_decay: ArrayLike, digits: Digits, norm_scale: Mask, batch_size: int
 ) -> Rates:
     """The note's ``eta_eff / eta = g / (g + lambda * gamma)``, for each gain of one run.
 
     ``g`` is ``|dL/dgamma|`` of the data loss alone, elementwise, at the given parameters, on one
     batch of training images in training mode, and ``gamma`` stands for ``|gamma|``. The ratio is
-    formed for each batch and averaged over the batches of one pass. With ``lambda = 0`` it is 1 by
-    definition, and so it is where both ``g`` and ``gamma`` are 0.
+    formed for each batch and averaged over the batches of one pass. With ``lambda = 0`` it is 1,
+    and where both ``g`` and ``gamma`` are 0 it is taken as 1.
 
     Args:
       state: One run.
+      weight_decay: The lambda that acts on the gammas.
       digits: The images.
       norm_scale: True on the leaves that are gammas.
-      weight_decay: The lambda that acts on the gammas.
       batch_size: Images in a batch.
 
     Returns:
@@ -69,5 +90,4 @@ def effective_rates(
         return Rates(g, jnp.where(pull > 0, g / jnp.where(pull > 0, pull, 1.0), 1.0))
 
     rates = jax.lax.map(one, batches)
-    effective = jnp.mean(rates.effective, axis=0) if weight_decay else jnp.ones_like(gamma)
-    return Rates(jnp.mean(rates.gradient, axis=0), effective)
+    return Rates(jnp.mean(rates.gradient, axis=0), jnp.mean(rates.effective, axis=0))

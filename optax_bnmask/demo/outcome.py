@@ -22,7 +22,6 @@ class Outcome:
       losses: Mean training loss of each epoch, ``(epochs, seeds)``.
       gradients: ``|dL/dgamma|`` at the end, ``(seeds, channels)``.
       effective: ``eta_eff / eta`` of the gammas at the end, ``(seeds, channels)``.
-      decays_gains: Whether the policy decays the gammas.
     """
 
     policy: str
@@ -31,7 +30,6 @@ class Outcome:
     losses: Numbers
     gradients: Numbers
     effective: Numbers
-    decays_gains: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from optax_bnmask.analysis import Analysis, Role
 from optax_bnmask.demo.data import Digits, digits
-from optax_bnmask.demo.measure import Rates, accuracy, effective_rates, gains
+from optax_bnmask.demo.measure import final, mean_gains
 from optax_bnmask.demo.outcome import Outcome
 from optax_bnmask.demo.plot import png_of
 from optax_bnmask.demo.show import document_of
-from optax_bnmask.demo.train import MODEL, Policy, Recipe, State, trained
+from optax_bnmask.demo.train import MODEL, Policy, Recipe, trainer
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.html import html_of
 from optax_bnmask.report.terminal import renderables
@@ -72,36 +72,29 @@ def outcome_of(
     tick: Callable[[], object],
 ) -> Outcome:
     """Trains and measures one policy; `tick` is called after each epoch."""
-    decays_gains = policy.mask is None or any(policy.mask[path] for path in norm_scale.decayed)
-    decay = recipe.weight_decay if decays_gains else 0.0
-
-    @jax.jit
-    @jax.vmap
-    def mean_gain(state: State) -> jax.Array:
-        return jnp.mean(jnp.abs(gains(state.params, norm_scale)))
-
-    @jax.jit
-    @jax.vmap
-    def final(state: State) -> tuple[jax.Array, Rates]:
-        rates = effective_rates(state, data, norm_scale, decay, recipe.batch_size)
-        return accuracy(state, data), rates
-
+    state, epoch = trainer(data, recipe, policy, seeds)
     sizes: list[np.ndarray] = []
     losses: list[np.ndarray] = []
-    end: State | None = None
-    for end, loss in trained(data, recipe, policy, seeds):
-        sizes.append(np.asarray(mean_gain(end)))
+    for _ in range(recipe.epochs):
+        state, loss = epoch(state)
+        sizes.append(np.asarray(mean_gains(state.params, norm_scale)))
         losses.append(np.asarray(loss))
         tick()
-    test_accuracy, rates = final(end)
+    decays_gains = policy.mask is None or any(policy.mask[path] for path in norm_scale.decayed)
+    accuracies, rates = final(
+        state._replace(opt_state=()),  # not measured, and not the same for every policy
+        recipe.weight_decay if decays_gains else 0.0,
+        data,
+        norm_scale=norm_scale,
+        batch_size=recipe.batch_size,
+    )
     return Outcome(
         policy.name,
-        np.asarray(test_accuracy),
+        np.asarray(accuracies),
         np.stack(sizes),
         np.stack(losses),
         np.asarray(rates.gradient),
         np.asarray(rates.effective),
-        decays_gains,
     )
 
 

@@ -1,7 +1,7 @@
 """Training: one seed at a time in words, all seeds at once by `vmap`."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -70,10 +70,10 @@ def optimizer(recipe: Recipe, policy: Policy, steps: int) -> optax.GradientTrans
     )
 
 
-def trained(
+def trainer(
     digits: Digits, recipe: Recipe, policy: Policy, seeds: int
-) -> Iterator[tuple[State, jax.Array]]:
-    """Trains one run for each seed, all at once.
+) -> tuple[State, Callable[[State], tuple[State, jax.Array]]]:
+    """One run for each seed, all at once.
 
     A seed sets the initial parameters and the order of the images; every policy sees the same.
 
@@ -83,18 +83,15 @@ def trained(
       policy: Which leaves decay.
       seeds: How many runs.
 
-    Yields:
-      After each epoch the states and the mean training losses, ``(seeds,)``.
+    Returns:
+      The states before the first step, and the function of an epoch: from the states, which it
+      consumes, to the states after it and the mean training losses, ``(seeds,)``.
     """
-    steps = len(digits.train_labels) // recipe.batch_size
-    tx = optimizer(recipe, policy, steps)
+    tx = optimizer(recipe, policy, len(digits.train_labels) // recipe.batch_size)
     keys = jax.random.split(jax.random.key(0), seeds)
-    state = jax.jit(jax.vmap(partial(_initial, tx)))(keys)
+    start = jax.jit(jax.vmap(partial(_initial, tx)))(keys)
     one = partial(_epoch, tx, recipe.batch_size, digits.train_images, digits.train_labels)
-    epoch = jax.jit(jax.vmap(one), donate_argnums=0)
-    for _ in range(recipe.epochs):
-        state, losses = epoch(state)
-        yield state, losses
+    return start, jax.jit(jax.vmap(one), donate_argnums=0)
 
 
 def data_loss(
