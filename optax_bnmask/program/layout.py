@@ -259,7 +259,9 @@ class Layouts:
         level = d.level or NOTHING
         for key, profile in d.along.items():
             if key[0][0] != axis:
-                along[key] = profile
+                along[key] = (
+                    self.unknowns.combined(along[key], profile) if key in along else profile
+                )
                 continue
             stride = prod(n for _, n in key[1:])
             part = self.unknowns.slice(
