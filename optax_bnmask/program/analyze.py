@@ -1,7 +1,9 @@
 """`analyze`: trace, read the program twice, and put together what was found."""
 
+import contextlib
+import gc
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -66,14 +68,33 @@ def analyze(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> A
     References:
       Kennedy, Types for Units-of-Measure, 2010, for degrees as dimensions.
     """
-    program = traced(fn, params, args, kwargs)
-    analysis = analysis_of(program)
+    analysis = analysis_of(traced(fn, params, args, kwargs))
     warn_of_running_statistics(analysis)
     return analysis
 
 
 def analysis_of(program: Program) -> Analysis:
     """What two readings of a traced program tell of its parameters."""
+    with _no_collection():
+        return _analysis_of(program)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Keeps the garbage collector from walking all of JAX's objects in the midst of an analysis.
+
+    The analysis makes many small objects and no cycles; one full collection costs as much as it.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _analysis_of(program: Program) -> Analysis:
     reading, degrees = _read_symmetries(program)
     local = _read_roles(program)
     biases = [
@@ -192,10 +213,10 @@ def _scale(program: Program, i: int, found: Symmetries) -> str:
         others = [program.paths[j] for j in found.witness[i] if j != i]
         return f"a normaliser hides its scale{f', with that of {others}' if others else ''}"
     if scale is Scale.JOINT:
-        group = found.groups[found.group[i]] if found.group[i] is not None else frozenset()
-        others = [program.paths[j] for j in sorted(group) if j != i]
-        some = ", ".join(map(repr, others[:3])) + (", ..." if len(others) > 3 else "")
-        return f"its scale is hidden only together with that of {len(others)} others: {some}"
+        group = found.groups[found.group[i]] if found.group[i] is not None else ()
+        others = [program.paths[j] for j in group[:4] if j != i][:3]
+        some = ", ".join(map(repr, others)) + (", ..." if len(group) > 4 else "")
+        return f"its scale is hidden only together with that of {len(group) - 1} others: {some}"
     return "its scale reaches the outputs"
 
 

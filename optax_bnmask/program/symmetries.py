@@ -7,9 +7,9 @@ from fractions import Fraction
 from optax_bnmask.analysis import Scale
 from optax_bnmask.program.degree import Degree, Key
 from optax_bnmask.program.layout import Layouts
-from optax_bnmask.program.unknowns import NOTHING, Form, Unknowns, plus, quotient, times
+from optax_bnmask.program.unknowns import NOTHING, Form, Number, Unknowns, plus, quotient, times
 
-Vector = dict[int, Fraction]
+Vector = dict[int, Number]
 """Exponents by leaf number, without the zeros."""
 
 
@@ -29,7 +29,7 @@ class Symmetries:
     basis: tuple[Vector, ...]
     scale: tuple[Scale, ...]
     witness: Mapping[int, Vector]
-    groups: tuple[frozenset[int], ...]
+    groups: tuple[tuple[int, ...], ...]
     group: tuple[int | None, ...]
     cone: Vector
 
@@ -72,7 +72,7 @@ def symmetries(
         scale[i] = Scale.SENSITIVE
     basis: list[Vector] = []
     witness: dict[int, Vector] = {}
-    groups: list[frozenset[int]] = []
+    groups: list[tuple[int, ...]] = []
     cone: Vector = {}
     for component in _components(forms):
         space = _Space({i: forms[i] for i in component})
@@ -87,7 +87,7 @@ def symmetries(
             scale[i] = Scale.JOINT
     for i in witness:
         scale[i] = Scale.INVARIANT
-    groups.sort(key=min)
+    groups.sort()
     group: list[int | None] = [None] * n_leaves
     for number, members in enumerate(groups):
         for i in members:
@@ -132,13 +132,13 @@ class _Space:
         for i, form in rows.items():
             for key in form:
                 users.setdefault(key, set()).add(i)
-        free: dict[int, int] = {}
+        pivots: set[int] = set()
         for key in sorted(users):
-            able = [i for i in users[key] if i not in free.values()]
+            able = [i for i in users[key] if i not in pivots]
             if not able:
                 continue
             pivot = min(able, key=lambda i: (len(rows[i]), i))
-            free[key] = pivot
+            pivots.add(pivot)
             k = rows[pivot][key]
             coordinate = -1 - pivot
             rest = {j: c for j, c in rows[pivot].items() if j != key}
@@ -152,25 +152,25 @@ class _Space:
                     else:
                         users.get(other, set()).discard(i)
         self.rows: dict[int, Vector] = {
-            i: {-1 - key: Fraction(c) for key, c in form.items()} for i, form in rows.items()
+            i: {-1 - key: c for key, c in form.items()} for i, form in rows.items()
         }
         self.columns: dict[int, set[int]] = {}
         for i, row in self.rows.items():
             for leaf in row:
                 self.columns.setdefault(leaf, set()).add(i)
 
-    def vector(self, point: Mapping[int, Fraction]) -> Vector:
+    def vector(self, point: Vector) -> Vector:
         """The symmetry in which the free leaves have these exponents."""
         touched = {i for leaf in point for i in self.columns[leaf]}
         out = {
-            i: sum((c * point.get(leaf, 0) for leaf, c in self.rows[i].items()), Fraction(0))
+            i: sum(c * point.get(leaf, 0) for leaf, c in self.rows[i].items())
             for i in sorted(touched)
         }
         return {i: c for i, c in out.items() if c}
 
     def basis(self) -> list[Vector]:
         """One symmetry for each free leaf."""
-        return [self.vector({leaf: Fraction(1)}) for leaf in sorted(self.columns)]
+        return [self.vector({leaf: 1}) for leaf in sorted(self.columns)]
 
     def supported(self, leaves: Iterable[int]) -> list[Vector]:
         """A basis of the symmetries that scale no other leaf."""
@@ -190,17 +190,19 @@ class _Space:
             for sign in (1, -1):
                 if sign * v.get(leaf, 0) > 0 and all(sign * c > 0 for c in v.values()):
                     k = sign * v[leaf]
-                    return {i: sign * c / k for i, c in v.items()}
+                    return {i: quotient(sign * c, k) for i, c in v.items()}
         if len(found) > 1:
             inside = _cone(found)
-            return {i: c / inside[leaf] for i, c in inside.items()} if leaf in inside else None
+            return (
+                {i: quotient(c, inside[leaf]) for i, c in inside.items()} if leaf in inside else None
+            )
         return None
 
     def cone(self) -> Vector:
         """A symmetry with exponents >= 0, and > 0 for every leaf for which that is possible."""
         return _cone(self.basis())
 
-    def groups(self, inside: frozenset[int]) -> list[frozenset[int]]:
+    def groups(self, inside: frozenset[int]) -> list[tuple[int, ...]]:
         """The leaves of the cone, split where they can be scaled independently."""
         parent = {i: i for i in inside}
 
@@ -216,10 +218,10 @@ class _Space:
         members: dict[int, set[int]] = {}
         for i in inside:
             members.setdefault(root(i), set()).add(i)
-        return [frozenset(group) for group in members.values() if len(group) > 1]
+        return [tuple(sorted(group)) for group in members.values() if len(group) > 1]
 
 
-def _null_space(free: Sequence[int], equations: Sequence[Mapping[int, Fraction]]) -> list[Vector]:
+def _null_space(free: Sequence[int], equations: Sequence[Vector]) -> list[Vector]:
     """A basis of the points that fulfil all equations."""
     solved: dict[int, Vector] = {}
     for equation in equations:
@@ -239,8 +241,8 @@ def _null_space(free: Sequence[int], equations: Sequence[Mapping[int, Fraction]]
     out = []
     for leaf in free:
         if leaf not in solved:
-            point = {leaf: Fraction(1)}
-            point.update({k: Fraction(f[leaf]) for k, f in solved.items() if f.get(leaf)})
+            point: Vector = {leaf: 1}
+            point.update({k: f[leaf] for k, f in solved.items() if f.get(leaf)})
             out.append(point)
     return out
 
@@ -248,16 +250,55 @@ def _null_space(free: Sequence[int], equations: Sequence[Mapping[int, Fraction]]
 def _cone(basis: Sequence[Vector]) -> Vector:
     """The largest support of a combination of `basis` that has no negative entry, and one such.
 
-    A linear program: maximise the sum of ``z <= 1`` with ``0 <= z <= s``, over ``s`` in the space.
+    Nearly always a few rounds of doubling find a point at which nothing is negative, so that the
+    linear program, and SciPy, are the last resort.
+    """
+    rows: dict[int, Vector] = {}
+    for j, v in enumerate(basis):
+        for i, c in v.items():
+            rows.setdefault(i, {})[j] = c
+    alive = _possible(rows, len(basis))
+    rows = {i: {j: c for j, c in row.items() if j in alive} for i, row in rows.items()}
+    rows = {i: row for i, row in rows.items() if row}
+    point: Vector = dict.fromkeys(sorted(alive), 1)
+    for _ in range(24):
+        low = [row for row in rows.values() if sum(c * point[j] for j, c in row.items()) <= 0]
+        if not low:
+            return {
+                i: sum(c * point[j] for j, c in row.items()) for i, row in sorted(rows.items())
+            }
+        for j in {j for row in low for j, c in row.items() if c > 0}:
+            point[j] *= 2
+    return _cone_by_linear_program(basis)
+
+
+def _possible(rows: Mapping[int, Vector], n: int) -> set[int]:
+    """The coordinates that need not be 0, as far as signs alone tell.
+
+    A coordinate that is some leaf's exponent is >= 0. Where all coefficients of another leaf are
+    negative, the coordinates with them must be 0.
+    """
+    alive = set(range(n))
+    rising = {j for row in rows.values() if len(row) == 1 for j, c in row.items() if c > 0}
+    while True:
+        dead = {
+            j
+            for row in rows.values()
+            if (left := {j: c for j, c in row.items() if j in alive})
+            and all(c < 0 and j in rising for j, c in left.items())
+            for j in left
+        }
+        if not dead:
+            return alive
+        alive -= dead
+
+
+def _cone_by_linear_program(basis: Sequence[Vector]) -> Vector:
+    """`_cone` by a linear program: maximise the sum of ``z <= 1`` with ``0 <= z <= s``.
+
     Since a cone may be scaled, each ``z`` is 0 or 1 at the optimum. The solution is rounded to
     rationals and checked exactly; only what passes is claimed.
     """
-    if len(basis) == 1:
-        (v,) = basis
-        for sign in (1, -1):
-            if all(sign * c > 0 for c in v.values()):
-                return {i: sign * c for i, c in v.items()}
-        return {}
     import numpy as np  # noqa: PLC0415 - with SciPy, only where it is needed
     from scipy.optimize import linprog  # noqa: PLC0415
     from scipy.sparse import coo_array, hstack, identity  # noqa: PLC0415
