@@ -48,18 +48,18 @@ body:has(> .bnmask) { margin: 0; }
 @media (max-width: 700px) {
   .bnmask { padding: 1rem; }
   .bnmask thead { display: none; }
-  .bnmask table, .bnmask tbody, .bnmask tr, .bnmask td { display: block; }
+  .bnmask table, .bnmask tbody, .bnmask tr { display: block; }
   .bnmask tr { border-bottom: 1px solid var(--line); padding: .5rem 0; }
   .bnmask tr td, .bnmask td.number {
-    border: 0; padding: 0 0 0 5.5rem; text-align: left; position: relative;
-    min-height: 1.5em; white-space: normal; overflow-wrap: anywhere;
+    display: grid; grid-template-columns: 5.5rem 1fr; border: 0; padding: 0;
+    text-align: left; white-space: normal; overflow-wrap: anywhere;
   }
-  .bnmask tr td:empty { display: none; }
   .bnmask td::before {
-    content: attr(data-head); position: absolute; left: 0; width: 5rem; color: var(--faint);
+    content: attr(data-head); color: var(--faint); padding-right: .5rem;
     font-family: system-ui, sans-serif; overflow-wrap: normal;
   }
-  .bnmask tr td:first-child { padding-left: 0; font-weight: 600; }
+  .bnmask tr td:empty { display: none; }
+  .bnmask tr td:first-child { display: block; font-weight: 600; }
   .bnmask td:first-child::before { content: none; }
 }
 """
