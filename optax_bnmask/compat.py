@@ -5,7 +5,10 @@ sees one face. Everything is looked up strictly, so that a rename fails on impor
 """
 
 import importlib
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import jax
@@ -133,9 +136,55 @@ def carry_of_scan(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def location(eqn: Any) -> str:  # noqa: ANN401 - JAX keeps the type private
-    """``file:line (function)`` of the user's code that an equation comes from."""
-    frame = source_info_util.user_frame(eqn.source_info.traceback)
-    if frame is None:
+def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX keeps it private
+    """Where in the user's code an equation comes from.
+
+    Args:
+      eqn: The equation.
+      calls: The calls that it is nested in, outermost first. JAX traces its own jitted functions
+        once and reuses the result, so that what stands in `jax.nn.relu` knows only who called it
+        first; such an equation is where the call is.
+
+    Returns:
+      ``file:line (function)``, outside of JAX and the frameworks if any frame is, and the module
+      path where the trace knows one.
+    """
+    eqn = next((call for call in calls if not _is_written_by_user(call)), eqn)
+    frames: list[Any] = []
+    for known in (eqn, *reversed(calls)):
+        if frames := list(source_info_util.user_frames(known.source_info.traceback)):
+            break
+    if not frames:
         return "unknown place"
-    return f"{frame.file_name}:{frame.start_line} ({frame.function_name.rsplit('.', 1)[-1]})"
+    frame = next((f for f in frames if not f.file_name.startswith(_frameworks())), frames[0])
+    where = f"{_short(frame.file_name)}:{frame.start_line} ({_function(frame)})"
+    module = str(eqn.source_info.name_stack)
+    return f"{where} in {module}" if module else where
+
+
+def _is_written_by_user(call: Any) -> bool:  # noqa: ANN401 - as above
+    """Whether the body of a call was traced where it stands, or is a jitted function of JAX's own."""
+    if call.primitive.name != "jit":
+        return True
+    body = open_jaxpr(call.params["jaxpr"]).eqns
+    frames = source_info_util.user_frames(body[0].source_info.traceback) if body else ()
+    return call.params.get("name") in {_function(frame) for frame in frames}
+
+
+def _function(frame: Any) -> str:  # noqa: ANN401 - as above
+    return frame.function_name.rsplit(".", 1)[-1]
+
+
+def _frameworks() -> tuple[str, ...]:
+    """The folders of the frameworks that are in use, whose frames tell a user little."""
+    found = (sys.modules.get(name) for name in ("flax", "haiku", "equinox", "einops", "optax_bnmask"))
+    return tuple(f"{Path(m.__file__).parent}{os.sep}" for m in found if m and m.__file__)
+
+
+def _short(file_name: str) -> str:
+    """A file as a user would name it: from the working directory, or from its package."""
+    _, found, inside = file_name.rpartition(f"site-packages{os.sep}")
+    if found:
+        return inside
+    here = f"{Path.cwd()}{os.sep}"
+    return file_name.removeprefix(here)

@@ -3,7 +3,7 @@
 import contextlib
 import gc
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -11,7 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
 from optax_bnmask.program.context import Symmetry
 from optax_bnmask.program.degree import ZERO, Degree, Key
@@ -116,7 +115,7 @@ def _analysis_of(program: Program) -> Analysis:
         groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
         assumptions=_assumptions(reading),
         unhandled=dict(sorted(reading.unhandled.items())),
-        notes=tuple(_running_statistics(program.argument_paths)),
+        notes=tuple(_running_statistics(program)),
         proof=Explainer(program, found, biases),
     )
 
@@ -200,7 +199,7 @@ def _use(local: Local, i: int) -> str:
     roles = local.uses[i].roles
     if not roles:
         return "none of the uses that have a name"
-    uses = [f"{_USES[role]} at {compat.location(eqn)}" for role, eqn in roles.items()]
+    uses = [f"{_USES[role]} at {site}" for role, site in roles.items()]
     if local.uses[i].shifted:
         uses[0] += " after a constant is added to it (zero-centred)"
     return " and ".join(uses)
@@ -253,27 +252,35 @@ def _joined(ranges: Sequence[tuple[int, int, bool]]) -> list[tuple[int, int, boo
 def _assumptions(reading: Symmetry) -> tuple[Assumption, ...]:
     """The approximations that mattered: those made for values that do scale."""
     out = set()
-    for kind, value, eqn, d in reading.assumptions:
+    for kind, value, site, d in reading.assumptions:
         if not reading.layouts.resolved(d).is_zero:
-            out.add(Assumption(kind, value, eqn.primitive.name, compat.location(eqn)))
+            out.add(Assumption(kind, value, site.eqn.primitive.name, str(site)))
     return tuple(sorted(out))
 
 
 _RUNNING = "runs on its running statistics"
 
 
-def _running_statistics(argument_paths: Sequence[str]) -> list[str]:
+def _running_statistics(program: Program) -> list[str]:
     """A sentence for each module whose running mean and var the outputs read."""
-    read = set(argument_paths)
+    read = set(program.argument_paths)
+    scopes = {path.rpartition("/")[0] for path in program.paths}
     out = []
-    for path in argument_paths:
+    for path in program.argument_paths:
         scope, _, name = path.rpartition("/")
         if name == "mean" and f"{scope}/var" in read:
             out.append(
-                f"the normaliser at {scope!r} {_RUNNING} here: trace the function as it is "
-                f"trained, or its parameters and the weights before it look sensitive"
+                f"the normaliser at {_within(scope, scopes)!r} {_RUNNING} here: trace the function "
+                f"as it is trained, or its parameters and the weights before it look sensitive"
             )
     return out
+
+
+def _within(scope: str, scopes: Set[str]) -> str:
+    """The name of a scope of an argument, without the argument's own name if the params tell it."""
+    parts = scope.split("/")
+    tails = ("/".join(parts[n:]) for n in range(len(parts)))
+    return next((tail for tail in tails if tail in scopes), scope)
 
 
 def warn_of_running_statistics(analysis: Analysis) -> None:

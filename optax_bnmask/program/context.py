@@ -6,14 +6,26 @@ data.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
+from optax_bnmask import compat
 from optax_bnmask.program.degree import ANY, ZERO, Degree, Key
 from optax_bnmask.program.layout import Layouts
 from optax_bnmask.program.unknowns import NOTHING, Form, Profile, Unknowns, plus
 
 Eqn = Any
 """An equation of a jaxpr; JAX keeps the type private."""
+
+
+class Site(NamedTuple):
+    """An equation and the calls that it is nested in, outermost first."""
+
+    eqn: Eqn
+    calls: tuple[Eqn, ...]
+
+    def __str__(self) -> str:
+        """The user's file and line."""
+        return compat.location(self.eqn, self.calls)
 
 
 class Context(Protocol):
@@ -23,6 +35,7 @@ class Context(Protocol):
     unknowns: Unknowns
     hidden: dict[int, int]
     literals: dict[int, Degree]
+    calls: list[Eqn]
 
     def agree(self, eqn: Eqn, degrees: Sequence[Degree]) -> Degree:
         """The degree of a value that is one of several, or their sum."""
@@ -72,7 +85,7 @@ class Symmetry:
       unknowns: The exponents, solved as far as the program read so far demands.
       layouts: The arithmetic of degrees over them.
       hidden: The lengths of the loops' axes, by their negative names.
-      assumptions: ``(kind, constant, equation, degree)`` of every approximation made.
+      assumptions: ``(kind, constant, site, degree)`` of every approximation made.
       unhandled: How often each primitive without a rule was met with a degree.
     """
 
@@ -80,8 +93,9 @@ class Symmetry:
         self.unknowns = unknowns
         self.layouts = Layouts(unknowns, unknowns.flattened)
         self.literals: dict[int, Degree] = {}
+        self.calls: list[Eqn] = []
         self.hidden: dict[int, int] = {}
-        self.assumptions: list[tuple[str, float, Eqn, Degree]] = []
+        self.assumptions: list[tuple[str, float, Site, Degree]] = []
         self.unhandled: dict[str, int] = {}
 
     def agree(self, eqn: Eqn, degrees: Sequence[Degree]) -> Degree:
@@ -192,7 +206,7 @@ class Symmetry:
     def assume(self, kind: str, value: float, eqn: Eqn, d: Degree) -> None:
         """Records an approximation."""
         if not d.is_zero:
-            self.assumptions.append((kind, value, eqn, d))
+            self.assumptions.append((kind, value, Site(eqn, tuple(self.calls)), d))
 
     def unruled(self, eqn: Eqn) -> None:
         """Counts a primitive without a rule."""

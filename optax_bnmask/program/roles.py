@@ -14,7 +14,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from optax_bnmask.analysis import Role
-from optax_bnmask.program.context import Eqn
+from optax_bnmask.program.context import Eqn, Site
 from optax_bnmask.program.degree import ANY, ZERO, Degree
 from optax_bnmask.program.layout import Layouts
 from optax_bnmask.program.rules.arithmetic import is_float
@@ -57,11 +57,11 @@ class Uses:
     """What was seen of one leaf.
 
     Attributes:
-      roles: Every role that it was seen in, and the equation of the first time.
+      roles: Every role that it was seen in, and the place of the first time.
       shifted: Whether it was multiplied as ``constant + leaf``.
     """
 
-    roles: dict[Role, Eqn] = dataclasses.field(default_factory=dict)
+    roles: dict[Role, Site] = dataclasses.field(default_factory=dict)
     shifted: bool = False
 
 
@@ -87,6 +87,7 @@ class Local:
         self.unknowns = Unknowns()
         self.layouts = Layouts(self.unknowns, self._level_of)
         self.literals: dict[int, Degree] = {}
+        self.calls: list[Eqn] = []
         self.hidden: dict[int, int] = {}
         self.uses = [Uses() for _ in sizes]
         self.biases: list[set[int]] = [set() for _ in sizes]
@@ -212,8 +213,9 @@ class Local:
 
     def vote(self, leaves: Iterable[int], role: Role, eqn: Eqn) -> None:
         """Records a role of some leaves."""
+        site = Site(eqn, tuple(self.calls))
         for number in leaves:
-            self.uses[number].roles.setdefault(role, eqn)
+            self.uses[number].roles.setdefault(role, site)
 
     def revote(self, leaves: Iterable[int], old: Role, new: Role, eqn: Eqn) -> None:
         """Takes back a role of some leaves for another."""

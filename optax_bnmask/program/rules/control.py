@@ -26,7 +26,10 @@ def call(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
         body = eqn.params.get(name)
         inside = compat.open_jaxpr(body)
         if len(getattr(inside, "invars", ())) == len(operands):
-            return walk(ctx, body, operands)
+            ctx.calls.append(eqn)
+            outs = walk(ctx, body, operands)
+            ctx.calls.pop()
+            return outs
     ctx.unruled(eqn)
     out = ctx.pin(eqn, operands)
     return [out for _ in eqn.outvars]
