@@ -1,6 +1,7 @@
 """The commands."""
 
 from importlib.metadata import version
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -61,3 +62,72 @@ def demo(
     from optax_bnmask.demo import run  # noqa: PLC0415 - JAX and matplotlib only where they serve
 
     run(seeds=seeds, epochs=epochs, out=out, console=Console())
+
+
+class Format(StrEnum):
+    """How an analysis is shown."""
+
+    TEXT = "text"
+    JSON = "json"
+    HTML = "html"
+
+
+@app.command(
+    epilog="Examples:\n\noptax-bnmask inspect mymodels.resnet:resnet50 --input 8,224,224,3\n\n"
+    "optax-bnmask inspect mymodels.bert:base --input 8,128:int32 --arg train=True --explain "
+    "'*/query/kernel'"
+)
+def inspect(
+    factory: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODULE:FACTORY",
+            help="A function of no arguments that returns a Linen module, an NNX module, or a pair "
+            "(fn, params).",
+        ),
+    ],
+    *,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", metavar="SIZES[:DTYPE]", help="The shape of an input; once for each."
+        ),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None,
+        typer.Option("--arg", metavar="NAME=VALUE", help="A further argument of the model."),
+    ] = None,
+    explain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="GLOB", help="Explain these leaves instead of listing all."),
+    ] = None,
+    form: Annotated[
+        Format, typer.Option("--format", help="How the analysis is shown.")
+    ] = Format.TEXT,
+) -> None:
+    """Trace a model without allocating it, and show how each parameter is used.
+
+    For each leaf: its role, whether its scale matters, along which axes, and why.
+    """
+    from optax_bnmask.cli.inspect import inspected, quietly  # noqa: PLC0415 - JAX where it serves
+    from optax_bnmask.errors import CategoryError, PathError, StructureError  # noqa: PLC0415
+    from optax_bnmask.paths import matches  # noqa: PLC0415
+
+    try:
+        analysis, warned = quietly(lambda: inspected(factory, inputs or (), arguments or ()))
+        paths = [leaf.path for leaf in analysis.leaves]
+        chosen = matches(explain or (), paths, "--explain")
+    except (StructureError, PathError, CategoryError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
+    for message in warned:
+        typer.echo(f"Warning: {message}", err=True)
+    shown = {
+        Format.TEXT: analysis.to_text,
+        Format.JSON: analysis.to_json,
+        Format.HTML: analysis.to_html,
+    }
+    if chosen:
+        typer.echo("\n\n".join(analysis.explain(path) for path in paths if path in chosen))
+    else:
+        typer.echo(shown[form]())

@@ -215,7 +215,8 @@ def _scale(program: Program, i: int, found: Symmetries) -> str:
         group = found.groups[found.group[i]] if found.group[i] is not None else ()
         others = [program.paths[j] for j in group[:4] if j != i][:3]
         some = ", ".join(map(repr, others)) + (", ..." if len(group) > 4 else "")
-        return f"its scale is hidden only together with that of {len(group) - 1} others: {some}"
+        n = "1 other" if len(group) == 2 else f"{len(group) - 1} others"
+        return f"its scale is hidden only together with that of {n}: {some}"
     return "its scale reaches the outputs"
 
 

@@ -1,0 +1,134 @@
+"""`optax-bnmask inspect`: trace what a factory makes, from shapes alone, and show what was found."""
+
+import ast
+import importlib
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.errors import StructureError
+from optax_bnmask.frameworks.linen import analyze_linen
+from optax_bnmask.frameworks.nnx import analyze_nnx
+from optax_bnmask.program.analyze import analyze
+
+
+def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> Analysis:
+    """The analysis of what ``package.module:factory`` makes.
+
+    Nothing is allocated: the factory runs under `jax.eval_shape`.
+
+    Args:
+      factory: Where to find a function of no arguments that returns a Linen module, an NNX module,
+        or a pair ``(fn, params)`` of a function ``fn(params, *inputs)`` and its parameters. A Linen
+        module itself will do.
+      inputs: The shapes of the inputs, ``"8,224,224,3"``, float32 unless ``"8,128:int32"`` says
+        otherwise.
+      arguments: What else the model is called with, ``"train=True"``, Python literals.
+
+    Returns:
+      The `Analysis`.
+
+    Raises:
+      StructureError: There is no such factory, it returns something else, or an input or argument
+        cannot be read.
+    """
+    make = _found(factory)
+    arrays = [_shape(text) for text in inputs]
+    named = dict(_argument(text) for text in arguments)
+    made = _made(make)
+    if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
+        return analyze(made[0], made[1], *arrays, **named)
+    if _is_of(made, "flax.linen", "Module"):
+        keys = {name: jax.eval_shape(lambda: jax.random.key(0)) for name in ("params", "dropout")}
+        variables = jax.eval_shape(
+            lambda keys, arrays: made.init(keys, *arrays, **named), keys, arrays
+        )
+        return analyze_linen(made, variables, *arrays, **named)
+    if _is_of(made, "flax.nnx", "Module"):
+        from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
+
+        return analyze_nnx(nnx.eval_shape(make), *arrays, **named)
+    raise StructureError(
+        f"{factory!r} must make a Linen module, an NNX module, or a pair (fn, params). It made a "
+        f"{type(made).__name__}. Write a function of no arguments that returns one of these."
+    )
+
+
+def _found(factory: str) -> Callable[[], Any]:
+    """The factory itself, looked for from the working directory on."""
+    module_name, colon, name = factory.partition(":")
+    if not colon or not module_name or not name:
+        raise StructureError(
+            f"The model is given as 'package.module:factory'. Found {factory!r}. Put a colon "
+            f"between the module and the function in it that makes the model."
+        )
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        found = importlib.import_module(module_name)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise StructureError(
+            f"There must be something called {factory!r}. {error}. Is the package installed, or "
+            f"the command run where it lies?"
+        ) from error
+    finally:
+        sys.path.pop(0)
+    return (lambda: found) if _is_of(found, "flax.linen", "Module") else found
+
+
+def _made(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's factory makes
+    """What the factory makes, with shapes in place of arrays."""
+    made: list[Any] = []
+
+    def keep() -> list[Any]:
+        made.append(make())
+        pair = made[0] if isinstance(made[0], tuple) and len(made[0]) == 2 else (None, None)
+        return pair[1]
+
+    params = jax.eval_shape(keep)
+    return (made[0][0], params) if isinstance(made[0], tuple) and len(made[0]) == 2 else made[0]
+
+
+def _is_of(value: object, module: str, name: str) -> bool:
+    """Whether a value is of a framework's class, without importing the framework."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _shape(text: str) -> jax.ShapeDtypeStruct:
+    """An input from ``"8,224,224,3"`` or ``"8,128:int32"``."""
+    sizes, _, dtype = text.partition(":")
+    try:
+        shape = tuple(int(size) for size in sizes.split(",") if size.strip())
+        return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or "float32"))
+    except (TypeError, ValueError):
+        raise StructureError(
+            f"An input is given as its sizes, '8,224,224,3', and perhaps a dtype, '8,128:int32'. "
+            f"Found {text!r}."
+        ) from None
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """A named argument from ``"train=True"``; what is no literal is a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise StructureError(f"An argument is given as 'name=value', 'train=True'. Found {text!r}.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+def quietly(function: Callable[[], Analysis]) -> tuple[Analysis, list[str]]:
+    """The analysis, and what it warned of, to be said in the command's own way."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        analysis = function()
+    return analysis, [str(w.message) for w in caught if w.category is UserWarning]
