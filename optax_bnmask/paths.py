@@ -101,7 +101,7 @@ class _Walk:
             if kind == "level":
                 self.level(child, f"{prefix}{key}/")
             elif kind == "leaf":
-                here[str(key)] = path = f"{prefix}{key}"
+                here[key] = path = f"{prefix}{key}"
                 leaves[path] = child
         if here:
             self.count += len(here)

@@ -36,16 +36,16 @@ class Statistics(NamedTuple):
 def statistics(kept: Layout) -> Statistics:
     """The scopes that keep a running mean and variance of one shape, and why the others do not."""
     found = Statistics({}, {})
+    leaves = kept.leaves
     for path, scope in kept.scopes.items():
         owner, names = path, scope
         if path.endswith(_HAIKU):
             owner, names = _haiku_averages(path, kept)
-        mean, var = names.get("mean"), names.get("var")
-        if mean is None or var is None:
+        if "mean" not in names or "var" not in names:
             held = ", ".join(map(repr, names))
             found.refused[owner] = f"they are {held} and not both a 'mean' and a 'var'"
             continue
-        shape, other = _shape(mean, kept), _shape(var, kept)
+        shape, other = _shape(leaves[names["mean"]]), _shape(leaves[names["var"]])
         if shape == other:
             found.shapes[owner] = shape
         else:
@@ -53,10 +53,12 @@ def statistics(kept: Layout) -> Statistics:
     return found
 
 
-def _shape(path: str, kept: Layout) -> Shape:
+def _shape(leaf: Any) -> Shape:  # noqa: ANN401 - any leaf at all
     """The shape of a statistic."""
-    leaf = kept.leaves[path]
-    return leaf.shape if hasattr(leaf, "shape") else np.shape(leaf)
+    try:
+        return leaf.shape
+    except AttributeError:
+        return np.shape(leaf)
 
 
 def _haiku_averages(path: str, kept: Layout) -> tuple[str, dict[str, str]]:

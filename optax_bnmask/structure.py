@@ -116,8 +116,9 @@ def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - 
 def _arrays(scope: dict[str, str], leaves: dict[str, Any]) -> Arrays:
     """The names, shapes and dtypes of a scope's arrays."""
     try:
-        here = [(name, leaves[path]) for name, path in scope.items()]
-        return tuple([(name, leaf.shape, leaf.dtype) for name, leaf in here])
+        return tuple(
+            [(name, x.shape, x.dtype) for name, path in scope.items() for x in (leaves[path],)]
+        )
     except AttributeError:  # a Python number, or no array at all
         return tuple((name, *_described(path, leaves[path])) for name, path in scope.items())
 
