@@ -198,10 +198,13 @@ def decay_mask(
     decays = dict.fromkeys(read.params.leaves, True)
     left_out: dict[int, list[bool]] = {}
     for scope, row in zip(read.params.scopes.values(), read.rulings, strict=True):
-        if id(row) not in left_out:  # the rows of all scopes of one kind are one object
-            left_out[id(row)] = [not v.trainable or v.role in roles for v in row]
-        for path in compress(scope.values(), left_out[id(row)]):
-            decays[path] = False
+        flags = left_out.get(id(row))  # the rows of all scopes of one kind are one object
+        if flags is None:
+            flags = [not v.trainable or v.role in roles for v in row]
+            left_out[id(row)] = flags = flags if any(flags) else []
+        if flags:
+            for path in compress(scope.values(), flags):
+                decays[path] = False
     return Mask(_overridden(decays, always, never))
 
 

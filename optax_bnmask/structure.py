@@ -101,9 +101,9 @@ def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - 
     tree, kept = layout(params, "params"), layout(batch_stats, "batch_stats")
     found = statistics(kept)
     _refuse_strangers(tree, found)
-    leaves, nested, shapes, refused = tree.leaves, tree.nested, found.shapes, found.refused
     known: dict[object, tuple[Verdict, ...]] = {}
     rulings: list[tuple[Verdict, ...]] = []
+    leaves, nested, shapes, refused = tree.leaves, tree.nested, found.shapes, found.refused
     for path, scope in tree.scopes.items():
         kind = (_arrays(scope, leaves), shapes.get(path), refused.get(path), path in nested)
         row = known.get(kind)
@@ -200,12 +200,15 @@ def _refuse_strangers(tree: Layout, found: Statistics) -> None:
 
 def _oddities(tree: Layout, found: Statistics) -> list[str]:
     """Notes on statistics that are not BatchNorm's, and on those without parameters."""
-    return [
+    notes = [
         f"the statistics at {path!r} are not BatchNorm's: {why}"
         for path, why in found.refused.items()
-    ] + [
-        f"the statistics at {path!r} have no parameters beside them: a normaliser "
-        f"without scale and bias, or one whose parameters were taken out"
-        for path in found.shapes
-        if path not in tree.scopes
     ]
+    if not found.shapes.keys() <= tree.scopes.keys():
+        notes += [
+            f"the statistics at {path!r} have no parameters beside them: a normaliser without "
+            f"scale and bias, or one whose parameters were taken out"
+            for path in found.shapes
+            if path not in tree.scopes
+        ]
+    return notes
