@@ -7,6 +7,7 @@ from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.mask import STANDARD, STRICT, Labels, Mask, decay_mask
 from optax_bnmask.program.analyze import analyze
 from optax_bnmask.structure import analyze_structure
+from optax_bnmask.verify import Verification, verify
 
 __all__ = [
     "STANDARD",
@@ -22,10 +23,12 @@ __all__ = [
     "Role",
     "Scale",
     "StructureError",
+    "Verification",
     "VerificationError",
     "analyze",
     "analyze_linen",
     "analyze_nnx",
     "analyze_structure",
     "decay_mask",
+    "verify",
 ]

@@ -170,7 +170,9 @@ def _statistics(b: Builder, axes: tuple[int, ...]) -> tuple[str, Any]:
     )
 
     def two_pass(x: Any, g: Any, c: Any) -> Any:
-        return (x - x.mean(axes, keepdims=True)) / jnp.sqrt(x.var(axes, keepdims=True) + EPS) * g + c
+        return (x - x.mean(axes, keepdims=True)) / jnp.sqrt(
+            x.var(axes, keepdims=True) + EPS
+        ) * g + c
 
     def fast(x: Any, g: Any, c: Any) -> Any:
         mean = x.mean(axes, keepdims=True)
@@ -251,7 +253,7 @@ def batch_norm(b: Builder, shape: Shape) -> Built:
             both = jnp.stack([row.mean(inner), jnp.square(row).mean(inner)])
             mean, square = lax.pmean(both, "batch")
             var = jnp.maximum(0.0, square - jnp.square(mean))
-            return (row - mean) * (lax.rsqrt(var + EPS) * g) + c
+            return ((row - mean) * (lax.rsqrt(var + EPS) * g) + c).reshape(row.shape)
 
         return jax.vmap(one, axis_name="batch")(x)
 
@@ -270,8 +272,6 @@ def layer_norm(b: Builder, shape: Shape) -> Built:
     return (lambda p, x: standardise(x, *read(p))), shape
 
 
-
-
 def instance_norm(b: Builder, shape: Shape) -> Built:
     if len(shape) == 2:
         return layer_norm(b, shape)
@@ -283,6 +283,7 @@ def instance_norm(b: Builder, shape: Shape) -> Built:
 
 def group_norm(b: Builder, shape: Shape) -> Built:
     n = shape[-1]
+    groups = 1 if n % 2 else 2
     over_space = len(shape) > 2
     axes = (*range(1, len(shape) - 1), len(shape)) if over_space else (2,)
     way, standardise = _statistics(b, axes)
@@ -291,7 +292,7 @@ def group_norm(b: Builder, shape: Shape) -> Built:
 
     def apply(p: Any, x: Any) -> Any:
         g, c = read(p)
-        y = standardise(x.reshape(*x.shape[:-1], 2, n // 2), 1.0, 0.0)
+        y = standardise(x.reshape(*x.shape[:-1], groups, n // groups), 1.0, 0.0)
         return y.reshape(x.shape) * g + c
 
     return apply, shape
@@ -361,9 +362,9 @@ _POINTWISE: dict[str, Any] = {
     "first_kept": lambda x: x.at[..., 0].set(0.0),
     "first_doubled": lambda x: x.at[..., 0].mul(2.0),
     "added_at": lambda x: x.at[..., 1].add(x[..., 0]),
-    "crelu_half": lambda x: jnp.concatenate(
-        [jax.nn.relu(x), jax.nn.relu(-x)], axis=-1
-    )[..., : x.shape[-1]],
+    "crelu_half": lambda x: jnp.concatenate([jax.nn.relu(x), jax.nn.relu(-x)], axis=-1)[
+        ..., : x.shape[-1]
+    ],
 }
 
 
@@ -468,23 +469,40 @@ def attention(b: Builder, shape: Shape) -> Built:
         return gated(b, shape)
     n, heads = shape[-1], 2
     d = n // heads
-    layout = b.pick(["separate", "fused", "fused_heads", "fused_last", "stacked_kv", "kv_last", "shared_kv"])
+    layout = b.pick(
+        ["separate", "fused", "fused_heads", "fused_last", "stacked_kv", "kv_last", "shared_kv"]
+    )
     norm = b.pick(["none", "none", "rms", "l2", "layer", "flat", "bn"])
     kind = b.pick(["softmax", "softmax", "written", "masked", "linear", "relu"])
     name = b.layer(f"attention:{layout}:{norm}:{kind}")
     full = (n, heads, d)
     table: dict[str, list[tuple[str, Shape, Shape]]] = {
-        "separate": [("q_kernel", full, full[1:]), ("k_kernel", full, full[1:]), ("v_kernel", full, full[1:])],
+        "separate": [
+            ("q_kernel", full, full[1:]),
+            ("k_kernel", full, full[1:]),
+            ("v_kernel", full, full[1:]),
+        ],
         "fused": [("qkv_kernel", (n, 3 * n), (3 * n,))],
         "fused_heads": [("qkv_kernel", (n, 3, heads, d), (3, heads, d))],
         "fused_last": [("qkv_kernel", (n, heads, 3 * d), (heads, 3 * d))],
-        "stacked_kv": [("q_kernel", full, full[1:]), ("kv_kernel", (2, *full), (2, 1, 1, heads, d))],
+        "stacked_kv": [
+            ("q_kernel", full, full[1:]),
+            ("kv_kernel", (2, *full), (2, 1, 1, heads, d)),
+        ],
         "kv_last": [("q_kernel", full, full[1:]), ("kv_kernel", (n, 2, heads, d), (2, heads, d))],
-        "shared_kv": [("q_kernel", full, full[1:]), ("kv_kernel", (n, d), (d,)), ("v_kernel", (n, d), (d,))],
+        "shared_kv": [
+            ("q_kernel", full, full[1:]),
+            ("kv_kernel", (n, d), (d,)),
+            ("v_kernel", (n, d), (d,)),
+        ],
     }
     made = [b.weights(name, s, c, kernel) for kernel, s, c in table[layout]]
     out, out_bias = b.weights(name, full[1:] + (n,), (n,), "out_kernel")
-    gains = [b.param(name, f"{w}_norm", (d,), "gain") for w in "qk"] if norm != "none" and b.chance(50) else None
+    gains = (
+        [b.param(name, f"{w}_norm", (d,), "gain") for w in "qk"]
+        if norm != "none" and b.chance(50)
+        else None
+    )
     heat = b.param(name, "logit_scale", (), "gain") if b.chance(25) else None
 
     def project(p: Any, x: Any) -> tuple[Any, Any, Any]:

@@ -91,7 +91,9 @@ def classic(b: Builder, shape: Shape) -> Built:
         if kind == "w":
             make = layers.conv if len(shape) == 4 else layers.dense
         elif kind == "n":
-            make = b.pick([layers.batch_norm, layers.batch_norm, layers.group_norm, layers.rms_norm])
+            make = b.pick(
+                [layers.batch_norm, layers.batch_norm, layers.group_norm, layers.rms_norm]
+            )
         else:
             make = layers.pointwise
         apply, shape = make(b, shape)
@@ -239,14 +241,16 @@ def conditional(b: Builder, shape: Shape) -> Built:
     def apply(p: Any, x: Any) -> Any:
         if way == "switch":
             return lax.switch(jnp.asarray(1), [left, right], p, x)
-        flag = jnp.asarray(True) if way == "constant" else x.sum() > 0  # noqa: FBT003
+        flag = jnp.asarray(True) if way == "constant" else x.ravel()[0] > 0  # noqa: FBT003
         return lax.cond(flag, left, right, p, x)
 
     return apply, shape
 
 
 def wrapped(b: Builder, shape: Shape) -> Built:
-    way = b.pick(["jit", "checkpoint", "custom_jvp", "custom_vjp", "vmap", "reshaped", "transposed", "map"])
+    way = b.pick(
+        ["jit", "checkpoint", "custom_jvp", "custom_vjp", "vmap", "reshaped", "transposed", "map"]
+    )
     b.layer(f"{way}(")
     if way in ("vmap", "map"):
         inner = fitting(b, (1, *shape[1:]))

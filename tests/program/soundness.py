@@ -14,18 +14,20 @@ import traceback
 import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import optax_bnmask as bnmask
+from tests.program import layers
+from tests.program.evaluating import traced
 from tests.program.networks import Network, seeded_network
 
+_CLAIMS = ("invariant", "symmetry", "axis", "cone")
 SAME = 1e-6
 """Two outputs that differ by less, relative to the largest entry, are the same."""
-_ROWS = 32
-"""Settings of the parameters that are evaluated at once."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,20 +77,29 @@ def examine(network: Network, analysis: bnmask.Analysis | None = None) -> Examin
     settings += claims
     settings += _absences(network, analysis)
     errors = _errors(network, settings)
+    if any(q[0] in _CLAIMS and not error < SAME for q, error in errors.items()):
+        with mock.patch.object(layers, "EPS", 1e-22):  # was it the epsilons, taken as 0?
+            jax.clear_caches()
+            fresh = _errors(network, settings)
+        jax.clear_caches()
+        errors.update({q: min(error, fresh[q]) for q, error in errors.items() if q[0] in _CLAIMS})
+        errors["jitter",] = max(errors["jitter",], fresh["jitter",])
     noise = max(errors.pop(("jitter",)), 1e-15)
     if not np.isfinite(noise) or noise * 1e3 > SAME:
         return Examined(skipped=f"ill-conditioned: {noise:.1e}")
-    del errors["base",]
-    wrong, missed = [], []
-    for question, error in errors.items():
-        kind, rest = question[0], question[1:]
-        if kind in ("invariant", "symmetry", "axis", "cone") and not error < SAME:
-            wrong.append(f"{kind} {rest}: {error:.1e}")
+    wrong = [
+        f"{' '.join(map(str, q))}: {error:.1e}"
+        for q, error in errors.items()
+        if q[0] in _CLAIMS and not error < SAME
+    ]
+    missed = []
     for question, error in errors.items():
         if question[0] == "absent" and error < max(1e-10, 30 * noise):
             path = question[1]
             if errors["dead", path] > 1e-4:
-                missed.append(f"{path} ({analysis[path].scale}, {analysis[path].role})")
+                missed.append(
+                    f"{path} {'+'.join(question[2])} ({analysis[path].scale}, {analysis[path].role})"
+                )
         if question[0] == "absent_axis" and error < max(1e-10, 30 * noise):
             missed.append(f"axis {question[2]} of {question[1]} {analysis[question[1]].shape}")
     questions = {setting.question for setting in claims}
@@ -125,7 +136,12 @@ def _claims(network: Network, analysis: bnmask.Analysis) -> Iterator[Setting]:
             index = zlib.crc32(leaf.path.encode()) % leaf.shape[axis]
             for c in (2.7, 0.2):
                 yield from _at_index(
-                    network, ("axis", leaf.path, axis, c), leaf.path, axis, index, c,
+                    network,
+                    ("axis", leaf.path, axis, c),
+                    leaf.path,
+                    axis,
+                    index,
+                    c,
                     [k for k in witness if k != leaf.path],
                 )
 
@@ -182,16 +198,9 @@ def _absences(network: Network, analysis: bnmask.Analysis) -> Iterator[Setting]:
 
 def _errors(network: Network, settings: list[Setting]) -> dict[tuple[Any, ...], float]:
     """For each question the least relative change of the outputs among its alternatives."""
-    with jax.enable_x64(True), jax.disable_jit():
-        x = jnp.asarray(network.x)
-        outs = []
-        padded = settings + settings[:1] * (-len(settings) % _ROWS)
-        for start in range(0, len(padded), _ROWS):
-            rows = [_applied(network.params, s) for s in padded[start : start + _ROWS]]
-            stacked = {k: jnp.asarray(np.stack([row[k] for row in rows])) for k in network.params}
-            got = jax.vmap(network.fn, (0, None))(stacked, x)
-            outs.append([np.asarray(y) for y in jax.tree.leaves(got)])
-    joined = [np.concatenate(parts) for parts in zip(*outs, strict=True)]
+    evaluate = traced(network.fn, network.params, network.x)
+    rows = [evaluate(_applied(network.params, s), network.x) for s in settings]
+    joined = [np.stack(column) for column in zip(*rows, strict=True)]
     base = [y[0] for y in joined]
     errors: dict[tuple[Any, ...], float] = {}
     for row, setting in enumerate(settings):

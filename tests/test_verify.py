@@ -1,0 +1,191 @@
+"""A numeric certificate: true claims pass, false ones are named, and what is weak is said."""
+
+import dataclasses
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_bnmask as bnmask
+
+KEY = jax.random.key(0)
+
+
+def normed(x, eps):
+    return (x - x.mean(0, keepdims=True)) / jnp.sqrt(
+        x.var(0, keepdims=True) + eps
+    )
+
+
+def conv_bn(p, x, eps=1e-5):
+    z = normed(x @ p["dense"]["kernel"] + p["dense"]["bias"][None], eps)
+    z = jax.nn.relu(z * p["bn"]["scale"][None] + p["bn"]["bias"][None])
+    return z @ p["head"]["kernel"]
+
+
+def params(size=1.0):
+    rng = np.random.default_rng(0)
+
+    def normal(*shape):
+        return jnp.asarray(rng.normal(size=shape) * size, jnp.float32)
+
+    return {
+        "dense": {"kernel": normal(3, 8), "bias": jnp.zeros(8)},
+        "bn": {"scale": jnp.zeros(8), "bias": jnp.zeros(8)},
+        "head": {"kernel": normal(8, 2)},
+    }
+
+
+@pytest.fixture(scope="module")
+def x():
+    return jax.random.normal(jax.random.key(1), (16, 3))
+
+
+def test_true_claims_are_certified_in_double_precision(x):
+    p = params()
+    found = bnmask.verify(bnmask.analyze(conv_bn, p, x), conv_bn, p, x, key=KEY)
+    assert found.dtype == "float64"
+    assert found.error < found.tolerance == 1e-8
+    assert found.invariant == 1
+    assert found.axes == 1
+
+
+def test_zero_gains_hide_nothing(x):
+    p = params()
+    found = bnmask.verify(bnmask.analyze(conv_bn, p, x), conv_bn, p, x, key=KEY)
+    assert found.possibly_missed == ()
+    assert "All outputs are 0 at `params`" in found.notes[0]
+
+
+def test_dead_biases_are_named(x):
+    p = params()
+    found = bnmask.verify(bnmask.analyze(conv_bn, p, x), conv_bn, p, x, key=KEY)
+    assert found.dead_biases == ("dense/bias",)
+
+
+def test_shapes_alone_will_do():
+    abstract = jax.eval_shape(params)
+    x = jax.ShapeDtypeStruct((16, 3), jnp.float32)
+    found = bnmask.verify(bnmask.analyze(conv_bn, abstract, x), conv_bn, abstract, x, key=KEY)
+    assert found.ok
+    assert "known by shape only" in found.notes[0]
+
+
+def test_an_epsilon_that_is_not_small_makes_an_invariance_weak(x):
+    p = params(size=0.01)
+    p["bn"]["scale"] = jnp.ones(8)
+
+    def fn(p, x):
+        return conv_bn(p, x, eps=5e-4)
+
+    found = bnmask.verify(bnmask.analyze(fn, p, x), fn, p, x, key=KEY)
+    (weak,) = found.weak
+    assert weak.path == "dense/kernel"
+    assert weak.change > 0.1
+    assert not found.ok
+    assert "weak: doubling 'dense/kernel' moves the outputs by" in str(found)
+    strong = {**p, "dense": {"kernel": 1e4 * p["dense"]["kernel"], "bias": jnp.zeros(8)}}
+    assert bnmask.verify(bnmask.analyze(fn, strong, x), fn, strong, x, key=KEY).ok
+
+
+def test_a_false_claim_about_a_leaf_is_named(x):
+    p = params()
+    analysis = bnmask.analyze(conv_bn, p, x)
+
+    def unnormed(p, x):
+        z = x @ p["dense"]["kernel"] + p["dense"]["bias"][None]
+        z = jax.nn.relu(z * p["bn"]["scale"][None] + p["bn"]["bias"][None])
+        return z @ p["head"]["kernel"]
+
+    with pytest.raises(bnmask.VerificationError, match=r"Scaling 'dense/kernel' .*changes them by"):
+        bnmask.verify(analysis, unnormed, p, x, key=KEY)
+
+
+def test_a_nonlinearity_that_saturates_is_no_invariance(x):
+    p = params()
+    analysis = bnmask.analyze(conv_bn, p, x)
+
+    def saturated(p, x):
+        z = jnp.tanh(x @ p["dense"]["kernel"] + p["dense"]["bias"][None])
+        z = jax.nn.relu(z * p["bn"]["scale"][None] + p["bn"]["bias"][None])
+        return z @ p["head"]["kernel"]
+
+    with pytest.raises(bnmask.VerificationError, match="Scaling 'dense/kernel'"):
+        bnmask.verify(analysis, saturated, p, x, key=KEY)
+
+
+def test_a_false_symmetry_is_named(x):
+    p = params()
+    analysis = bnmask.analyze(conv_bn, p, x)
+    false = dataclasses.replace(
+        analysis, symmetries=(*analysis.symmetries, {"head/kernel": Fraction(1)})
+    )
+    with pytest.raises(bnmask.VerificationError, match="'head/kernel': 1"):
+        bnmask.verify(false, conv_bn, p, x, key=KEY)
+
+
+def test_a_false_axis_is_named(x):
+    p = params()
+    analysis = bnmask.analyze(conv_bn, p, x)
+    leaves = tuple(
+        dataclasses.replace(leaf, invariant_axes=(0, 1)) if leaf.invariant_axes else leaf
+        for leaf in analysis.leaves
+    )
+    with pytest.raises(bnmask.VerificationError, match="axis 0 of 'dense/kernel'"):
+        bnmask.verify(dataclasses.replace(analysis, leaves=leaves), conv_bn, p, x, key=KEY)
+
+
+def test_what_an_analysis_did_not_claim_is_possibly_missed(x):
+    p = {"w": jnp.ones((3, 8))}
+
+    def quotient(p, x):  # a row's direction, through logarithms that no degree passes
+        y = x @ p["w"] + jnp.cumsum(x, axis=1) @ p["w"][::-1]
+        size = jnp.exp(0.5 * jnp.log(jnp.sum(y * y, axis=1)))
+        return y / size[:, None]
+
+    analysis = bnmask.analyze(quotient, p, x)
+    assert analysis["w"].scale is bnmask.Scale.SENSITIVE
+    assert bnmask.verify(analysis, quotient, p, x, key=KEY).possibly_missed == ("w",)
+
+
+def test_dtypes_of_the_functions_own_set_the_tolerance(x):
+    p = params()
+
+    def single(p, x):
+        return conv_bn(jax.tree.map(lambda v: v.astype(jnp.float32), p), x.astype(jnp.float32))
+
+    found = bnmask.verify(bnmask.analyze(single, p, x), single, p, x, key=KEY)
+    assert found.dtype == "float32"
+    assert found.error < found.tolerance < 1e-3
+
+
+def test_double_precision_does_not_leak(x):
+    p = params()
+    bnmask.verify(bnmask.analyze(conv_bn, p, x), conv_bn, p, x, key=KEY)
+    assert not jax.config.jax_enable_x64
+    assert jnp.ones(1).dtype == jnp.float32
+
+
+def test_outputs_that_are_not_finite_are_an_error(x):
+    p = params()
+
+    def undefined(p, x):
+        return conv_bn(p, x) + jnp.log(-jnp.abs(x[:, :1]))
+
+    with pytest.raises(bnmask.VerificationError, match="must be finite"):
+        bnmask.verify(bnmask.analyze(undefined, p, x), undefined, p, x, key=KEY)
+
+
+def test_structure_alone_cannot_be_verified(x):
+    p = params()
+    with pytest.raises(bnmask.StructureError, match="proved from a program"):
+        bnmask.verify(bnmask.analyze_structure(p), conv_bn, p, x, key=KEY)
+
+
+def test_other_params_than_those_analysed_are_an_error(x):
+    p = params()
+    analysis = bnmask.analyze(conv_bn, p, x)
+    with pytest.raises(bnmask.StructureError, match="must be those of `analysis`"):
+        bnmask.verify(analysis, conv_bn, {"w": p["head"]["kernel"]}, x, key=KEY)
