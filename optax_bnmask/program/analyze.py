@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
-from optax_bnmask.program.context import Symmetry
+from optax_bnmask.program.context import Site, Symmetry
 from optax_bnmask.program.degree import ZERO, Degree, Key
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.interpreter import walk
@@ -199,10 +199,17 @@ def _use(local: Local, i: int) -> str:
     roles = local.uses[i].roles
     if not roles:
         return "none of the uses that have a name"
-    uses = [f"{_USES[role]} at {site}" for role, site in roles.items()]
+    uses = [f"{_words(role, site)} at {site}" for role, site in roles.items()]
     if local.uses[i].shifted:
         uses[0] += " after a constant is added to it (zero-centred)"
     return " and ".join(uses)
+
+
+def _words(role: Role, site: Site) -> str:
+    """How a leaf in that role is used."""
+    if role is Role.EMBEDDING and site.eqn.primitive.name != "gather":
+        return "joined to the data as a learned input"
+    return _USES[role]
 
 
 def _scale(program: Program, i: int, found: Symmetries) -> str:

@@ -53,6 +53,10 @@ class Context(Protocol):
         """The degree of rows looked up in a table of degree `d`."""
         ...
 
+    def closed_over(self, d: Degree, value: object) -> Degree:
+        """The degree of an array that the program is closed over; `d`, if it is a mere constant."""
+        ...
+
     def free(self) -> Degree:
         """A degree of which nothing is known yet."""
         ...
@@ -191,6 +195,11 @@ class Symmetry:
     def looked_up(self, eqn: Eqn, d: Degree) -> Degree:
         """A row of a table scales like the table."""
         del eqn
+        return d
+
+    def closed_over(self, d: Degree, value: object) -> Degree:
+        """Constants do not scale."""
+        del value
         return d
 
     def carried(self, eqn: Eqn, start: Degree, *, scales: bool) -> Degree:

@@ -164,6 +164,11 @@ class _Follow:
         del eqn
         return d
 
+    def closed_over(self, d: Degree, value: object) -> Degree:
+        """Constants do not scale."""
+        del value
+        return d
+
     def carried(self, eqn: Eqn, start: Degree, *, scales: bool) -> Degree:
         """What a loop carries scales in it as at its start."""
         del eqn

@@ -32,7 +32,8 @@ def walk(
     env: dict[Any, Degree] = {}
     if inner.constvars:
         values = compat.consts_of(jaxpr) if consts is None else consts
-        env.update(zip(inner.constvars, map(constant, values), strict=True))
+        for variable, value in zip(inner.constvars, values, strict=True):
+            env[variable] = ctx.closed_over(constant(value), value)
     env.update(zip(inner.invars, operands, strict=True))
 
     literals = ctx.literals

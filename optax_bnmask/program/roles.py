@@ -13,6 +13,8 @@ embedding, multiplied a gain, added a bias.
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from optax_bnmask.analysis import Role
 from optax_bnmask.program.context import Eqn, Site
 from optax_bnmask.program.degree import ANY, ZERO, Degree
@@ -37,6 +39,8 @@ class Tag:
       shifted: Whether the leaf is seen with a constant added to it, ``1 + scale``.
       centred: Whether the value is a difference, ``x - mean``.
       root: 1 for a square root, -1 for an inverse one, and for what gains make of them.
+      fixed: For an array that the program is closed over, its size. It may be data, or belong to a
+        leaf, as a mask does; beside a leaf that is no smaller it is taken to be the latter.
     """
 
     leaves: frozenset[int] = _NONE
@@ -47,6 +51,7 @@ class Tag:
     shifted: bool = False
     centred: bool = False
     root: int = 0
+    fixed: int = 0
 
 
 _DATA = Tag()
@@ -177,6 +182,13 @@ class Local:
         del eqn, d
         return self.free()
 
+    def closed_over(self, d: Degree, value: object) -> Degree:
+        """An array that varies may be data: it gets a gauge of its own."""
+        size = int(np.size(value))
+        if d.level is None or d.const is not None or size == 1:
+            return d
+        return (self.free() if d.is_zero else d).known(tag=Tag(fixed=size))
+
     def carried(self, eqn: Eqn, start: Degree, *, scales: bool) -> Degree:
         """A gauge of its own."""
         del eqn, start
@@ -269,9 +281,9 @@ class Local:
 
     def product(self, eqn: Eqn, ins: Sequence[Degree], out: Degree) -> Degree:
         """A leaf that multiplies data is a gain; where a gauge cancels there is a normaliser."""
-        x, y = (d.tag for d in ins[:2])
+        x, y = self._beside_constants(ins)
         if x is None or y is None:  # times a constant
-            return out.known(mark=out.mark, tag=x or self._inverted(y, eqn))
+            return out.known(mark=out.mark, tag=x or (y and self._inverted(y, eqn)))
         y = self._inverted(y, eqn)
         tag = Tag(
             leaves=_NONE if x.data or y.data else self._larger(x, y, eqn),
@@ -302,6 +314,16 @@ class Local:
         if tag.root and eqn.primitive.name == "div":
             return dataclasses.replace(tag, root=-tag.root)
         return tag
+
+    def _beside_constants(self, ins: Sequence[Degree]) -> list[Tag | None]:
+        """The tags of two operands; none for an array that belongs to the other, a leaf."""
+        x, y = (d.tag for d in ins[:2])
+        if x is not None and y is not None:
+            if x.fixed and y.leaves and self.size(y.leaves) >= x.fixed:
+                return [None, y]
+            if y.fixed and x.leaves and self.size(x.leaves) >= y.fixed:
+                return [x, None]
+        return [x, y]
 
     def _is_gain(self, factor: Tag, other: Tag) -> bool:
         """Whether a factor is a gain on something of leaves only that is larger than it."""
@@ -341,7 +363,7 @@ class Local:
 
     def total(self, eqn: Eqn, ins: Sequence[Degree], out: Degree) -> Degree:
         """A leaf that is added to data is a bias."""
-        tagged = [d for d in ins if d.tag is not None]
+        tagged = [d for d, tag in zip(ins, self._beside_constants(ins), strict=True) if tag]
         if len(tagged) == 1:
             return self._with_constant(ins, tagged[0], out)
         x, y = tagged[0].tag, tagged[1].tag
