@@ -47,7 +47,7 @@ class Oracle:
         here, near, far = (self.outputs(factors(c)) for c in (1.0, _NEAR, _FAR))
         size = np.abs(near).max()
         return bool(
-            np.abs(near - far).max() <= 1e-6 * size and np.abs(here - near).max() <= 0.05 * size
+            np.abs(near - far).max() <= 1e-6 * size and np.abs(here - near).max() <= 1e-3 * size
         )
 
     def hidden_axes(self, number: int) -> tuple[int, ...]:
