@@ -14,9 +14,7 @@ KEY = jax.random.key(0)
 
 
 def normed(x, eps):
-    return (x - x.mean(0, keepdims=True)) / jnp.sqrt(
-        x.var(0, keepdims=True) + eps
-    )
+    return (x - x.mean(0, keepdims=True)) / jnp.sqrt(x.var(0, keepdims=True) + eps)
 
 
 def conv_bn(p, x, eps=1e-5):

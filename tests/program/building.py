@@ -64,7 +64,7 @@ class Builder:
         """Says that a layer of this kind follows, and names it."""
         self.said.append(kind)
         self.count[0] += 1
-        return f"{kind.split(':')[0].replace(' ', '_')}{self.count[0]}"
+        return f"{kind.split(':', maxsplit=1)[0].replace(' ', '_')}{self.count[0]}"
 
     def param(self, layer: str, name: str, shape: Sequence[int], kind: str) -> str:
         """A new parameter with a value that hides nothing."""

@@ -249,11 +249,11 @@ def run(jaxpr: Any, operands: Sequence[Array]) -> list[Array]:
 
 def traced(fn: Callable[..., Any], *args: Any) -> Callable[..., list[Array]]:
     """The function in NumPy and in double precision, for arguments of these shapes."""
-    with jax.enable_x64(True):  # noqa: FBT003 - JAX's own spelling
-        closed = jax.make_jaxpr(lambda *given: fn(*given))(*args)
+    with jax.enable_x64(True):
+        closed = jax.make_jaxpr(lambda *given: fn(*given))(*args)  # noqa: PLW0108 - traced anew each time
 
     def apply(*args: Any) -> list[Array]:
-        with jax.enable_x64(True), np.errstate(all="ignore"):  # noqa: FBT003
+        with jax.enable_x64(True), np.errstate(all="ignore"):
             return run(closed, [np.asarray(x) for x in jax.tree.leaves(args)])
 
     return apply
