@@ -19,6 +19,7 @@ Built = tuple[Layer, Shape]
 def dense(b: Builder, shape: Shape, features: int | None = None) -> Built:
     way = b.pick(["dot", "einsum", "heads", "transposed", "scaled", "chained"])
     n, m = shape[-1], features or b.pick([4, 6])
+    way = "dot" if way == "heads" and m % 2 else way
     name = b.layer(f"dense:{way}")
     if way == "heads":
         kernel, bias = b.weights(name, (n, 2, m // 2), (2, m // 2))
