@@ -165,6 +165,23 @@ class Analysis:
         """Indexes the leaves by path."""
         object.__setattr__(self, "_by_path", {leaf.path: leaf for leaf in self.leaves})
 
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        """Pickles the same bytes in every process, and without the program."""
+        return _unpickled, (
+            self.leaves,
+            tuple(sorted(self.evidence)),
+            self.symmetries,
+            tuple(tuple(sorted(group)) for group in self.groups),
+            self.assumptions,
+            self.unhandled,
+            self.notes,
+        )
+
+    def __repr__(self) -> str:
+        """One line; `to_text` and `to_json` say it all."""
+        kinds = " and ".join(sorted(self.evidence))
+        return f"Analysis({len(self.leaves)} leaves, by {kinds})"
+
     def __getitem__(self, path: str) -> Leaf:
         """The leaf of that canonical path."""
         try:
@@ -288,3 +305,14 @@ class Analysis:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return self.to_html()
+
+
+def _unpickled(  # noqa: D417 - as in `Analysis`
+    leaves: tuple[Leaf, ...],
+    evidence: tuple[Evidence, ...],
+    symmetries: tuple[Mapping[str, Fraction], ...],
+    groups: tuple[tuple[str, ...], ...],
+    *rest: Any,  # noqa: ANN401 - as in `Analysis`
+) -> Analysis:
+    """An `Analysis` from what `Analysis.__reduce__` kept."""
+    return Analysis(leaves, frozenset(evidence), symmetries, tuple(map(frozenset, groups)), *rest)
