@@ -2,6 +2,7 @@
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,23 +68,35 @@ def _same(x: float, *_: float) -> float:
     return x
 
 
+def _inverse_root(x: float) -> float:
+    return 1 / math.sqrt(x)
+
+
+def _square(x: float) -> float:
+    return x * x
+
+
+def _power(x: float, y: float) -> float:
+    return float(x**y)
+
+
 _FOLD: dict[Any, Callable[..., float]] = {
     compat.primitive(name): function
     for name, function in {
-        "add_p": lambda x, y: x + y,
-        "sub_p": lambda x, y: x - y,
-        "mul_p": lambda x, y: x * y,
-        "div_p": lambda x, y: x / y,
+        "add_p": operator.add,
+        "sub_p": operator.sub,
+        "mul_p": operator.mul,
+        "div_p": operator.truediv,
         "max_p": max,
         "min_p": min,
-        "neg_p": lambda x: -x,
+        "neg_p": operator.neg,
         "abs_p": abs,
-        "square_p": lambda x: x * x,
+        "square_p": _square,
         "sqrt_p": math.sqrt,
-        "rsqrt_p": lambda x: 1 / math.sqrt(x),
+        "rsqrt_p": _inverse_root,
         "exp_p": math.exp,
         "log_p": math.log,
-        "pow_p": lambda x, y: float(x**y),
+        "pow_p": _power,
         "broadcast_in_dim_p": _same,
         "reshape_p": _same,
         "squeeze_p": _same,

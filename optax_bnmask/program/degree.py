@@ -6,10 +6,10 @@ values have no profile. Axes are named by their position; a negative name stands
 the value does not show, the iterations of the loop that it lives in.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from optax_bnmask.program.unknowns import NOTHING, Form, Number, Profile, plus, times
+from optax_bnmask.program.unknowns import NOTHING, Form, Profile
 
 Key = tuple[tuple[int, int], ...]
 """Axes that a profile varies along, row by row, each with its length: ``((axis, length), ...)``."""
@@ -47,7 +47,11 @@ class Degree:
         self.tag = tag
 
     def known(
-        self, *, const: float | None = None, mark: int = 0, tag: Any = None  # noqa: ANN401
+        self,
+        *,
+        const: float | None = None,
+        mark: int = 0,
+        tag: Any = None,  # noqa: ANN401
     ) -> "Degree":
         """The same degree with this known of the value."""
         return Degree(self.level, self.along, const=const, mark=mark, tag=tag)

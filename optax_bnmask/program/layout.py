@@ -158,7 +158,9 @@ class Layouts:
         length = prod(n for _, n in key)
         if len(profile) > 1:
             stride = length // key[0][1]
-            if all(n % stride == 0 and (f is None or self.unknowns.is_uniform(f)) for n, f in profile):
+            if all(
+                n % stride == 0 and (f is None or self.unknowns.is_uniform(f)) for n, f in profile
+            ):
                 return {key[:1]: [(n // stride, f) for n, f in profile]}
             return {key: profile}
         out: dict[Key, Form] = {}
@@ -228,24 +230,26 @@ class Layouts:
         for inside, outside in groups:
             wide = tuple((a, old[a]) for a in inside if old[a] > 1)
             target = tuple((a, new[a]) for a in outside if new[a] > 1)
-            mine = {k: p for k, p in rest.along.items() if k[0] in wide}
-            if not mine:
-                continue
-            if any(not is_run(k, wide) for k in mine):
-                part = self.separated(Degree(NOTHING, mine), mine)
-                level, mine = plus(level, part.level or NOTHING), dict(part.along)
-            whole: Profile | None = None
-            for key, profile in mine.items():
-                flat = self.embedded(key, self.unknowns.resolve_along(profile), wide)
-                whole = flat if whole is None else self.unknowns.combined(whole, flat)
-            if whole is None:
-                continue
-            for key, profile in self._narrowed(target, self.unknowns.resolve_along(whole)).items():
+            mine = Degree(NOTHING, {k: p for k, p in rest.along.items() if k[0] in wide})
+            if any(not is_run(k, wide) for k in mine.along):
+                mine = self.separated(mine, mine.along)
+            level = plus(level, mine.level or NOTHING)
+            for key, profile in self._regrouped_as(target, mine, wide).items():
                 if key:
                     along[key] = profile
                 else:
                     level = plus(level, profile[0][1] or NOTHING)
         return self.tidy(level, along)
+
+    def _regrouped_as(self, target: Key, d: Degree, wide: Key) -> dict[Key, Profile]:
+        """The profiles along parts of `wide`, once these axes have been read as those of `target`."""
+        whole: Profile | None = None
+        for key, profile in d.along.items():
+            flat = self.embedded(key, self.unknowns.resolve_along(profile), wide)
+            whole = flat if whole is None else self.unknowns.combined(whole, flat)
+        if whole is None:
+            return {}
+        return self._narrowed(target, self.unknowns.resolve_along(whole))
 
     def sliced(self, d: Degree, axis: int, size: int, lo: int, hi: int) -> Degree:
         """The degree of the value on the indices ``lo:hi`` of one axis."""
@@ -277,7 +281,10 @@ class Layouts:
         return self.tidy(level, along)
 
     def joined(
-        self, parts: Sequence[tuple[Degree, int]], axis: int, shift: Callable[[Degree, Degree], Form]
+        self,
+        parts: Sequence[tuple[Degree, int]],
+        axis: int,
+        shift: Callable[[Degree, Degree], Form],
     ) -> Degree:
         """The degree of values put one after the other along `axis`.
 
@@ -294,11 +301,11 @@ class Layouts:
             return joint
         base: Degree | None = None
         segments: Profile = []
-        for d, n in parts:
-            if d.level is None:
+        for part, n in parts:
+            if part.level is None:
                 segments.append((n, None))
                 continue
-            d = self.separated(d, [k for k in d.along if len(k) > 1 and touches_key(k, (axis,))])
+            d = self.separated(part, [k for k in part.along if _is_part(k, (axis,))])
             d = self._definite(d, axis)
             own = d.along.get(((axis, n),), [(n, NOTHING)])
             rest = Degree(d.level, {k: p for k, p in d.along.items() if k != ((axis, n),)})
@@ -393,7 +400,8 @@ def _is_part(key: Key, axes: Collection[int]) -> bool:
 
 def _strides(key: Key) -> list[tuple[int, int]]:
     """``(stride, size)`` of each axis of a key."""
-    out, stride = [], 1
+    out: list[tuple[int, int]] = []
+    stride = 1
     for _, size in reversed(key):
         out.append((stride, size))
         stride *= size
@@ -406,7 +414,8 @@ def _regrouped(
     """The smallest groups of axes that a reshape turns into each other."""
     i = j = 0
     while i < len(old) or j < len(new):
-        inside, outside = [], []
+        inside: list[int] = []
+        outside: list[int] = []
         left = right = 1
         while True:
             if left <= right and i < len(old) and (left < right or not inside):

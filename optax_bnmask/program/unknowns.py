@@ -13,7 +13,8 @@ That can only lose symmetries, never invent one.
 """
 
 from fractions import Fraction
-from typing import NamedTuple
+from itertools import pairwise
+from typing import NamedTuple, cast
 
 Number = int | Fraction
 Form = dict[int, Number]
@@ -131,7 +132,7 @@ class Unknowns:
             views[inner] = new
             self._views[new] = View(vector, inner)
             if vector in self.solved:
-                self.solved[new] = self._repeated(self.solved[vector], inner)
+                self.solved[new] = self._repeated(self._profile_of(vector), inner)
         return views[inner]
 
     def inner(self, key: int) -> int:
@@ -170,7 +171,7 @@ class Unknowns:
 
     def _settled(self, key: int) -> Form:
         """The form that a solved number stands for, resolved once and for all; no recursion."""
-        solved = self.solved
+        solved = cast("dict[int, Form]", self.solved)
         stack = [key]
         while stack:
             top = stack[-1]
@@ -205,6 +206,10 @@ class Unknowns:
                 solved[key] = profile  # the next reader takes one step instead of many
         return profile
 
+    def _profile_of(self, view: int) -> Profile:
+        """What a solved view stands for."""
+        return cast("Profile", self.solved[view])
+
     def _expanded(self, length: int, form: Form) -> Profile:
         """One segment with its solved unknowns replaced once."""
         solved, size = self.solved, self.size
@@ -215,17 +220,18 @@ class Unknowns:
                 plain = plus(plain, {key: c})
             elif size[key] == 1:
                 plain = plus(plain, self._settled(key), c)
-            elif len(solved[key]) == 1:
-                plain = plus(plain, solved[key][0][1], c)
+            elif len(self._profile_of(key)) == 1:
+                plain = plus(plain, self._profile_of(key)[0][1] or NOTHING, c)
             else:
-                profiles.append((solved[key], c))
+                profiles.append((self._profile_of(key), c))
         out: Profile = [(length, plain)]
         for profile, c in profiles:
             copies = length // sum(n for n, _ in profile)
             if copies * len(profile) > _MOST_SEGMENTS:
-                profile = [(length, self.flattened(profile))]
-                copies = 1
-            out = self.combined(out, profile * copies, c)
+                flat: Profile = [(length, self.flattened(profile))]
+                out = self.combined(out, flat, c)
+            else:
+                out = self.combined(out, profile * copies, c)
         return out
 
     def combined(self, a: Profile, b: Profile, k: Number = 1) -> Profile:
@@ -252,7 +258,7 @@ class Unknowns:
         for length, form in profile:
             inside = [b - start for b in borders if start < b < start + length]
             edges = [0, *inside, length]
-            for lo, hi in zip(edges, edges[1:], strict=False):
+            for lo, hi in pairwise(edges):
                 out.append((hi - lo, form if not inside else self._part(form, length, lo, hi)))
             start += length
         return out
@@ -287,7 +293,8 @@ class Unknowns:
         """The profile on the indices ``lo:hi`` alone."""
         total = sum(n for n, _ in profile)
         parts = self.cut(profile, sorted({lo, hi, total}))
-        out, start = [], 0
+        out: Profile = []
+        start = 0
         for length, form in parts:
             if lo <= start < hi:
                 out.append((length, form))
@@ -299,7 +306,7 @@ class Unknowns:
         edges = sorted({0, lo, hi, self.size[vector]})
         parts: Profile = []
         middle = -1
-        for a, b in zip(edges, edges[1:], strict=False):
+        for a, b in pairwise(edges):
             part = self.vector(b - a)
             parts.append((b - a, {part: 1}))
             if a == lo:
@@ -403,11 +410,11 @@ class Unknowns:
         for length, form in self.resolve_along(profile):
             if form is None:
                 continue
-            form = self.resolve(self._flat_segment(length, form))
+            level = self.resolve(self._flat_segment(length, form))
             if result is None:
-                result = form
+                result = level
             else:
-                self.equate_to_zero(plus(form, result, -1))
+                self.equate_to_zero(plus(level, result, -1))
         return self.resolve(result) if result else NOTHING
 
     def _flat_segment(self, length: int, form: Form) -> Form:
@@ -420,7 +427,7 @@ class Unknowns:
         if not vectors:
             return uniform
         if len(vectors) == 1:
-            (key, c), = vectors.items()
+            ((key, c),) = vectors.items()
             return plus(uniform, self._made_uniform(self._views[key].vector), c)
         level = self.scalar()
         self.equate_along_to_zero(length, plus(vectors, {level: 1}, -1))
@@ -467,7 +474,8 @@ class Unknowns:
 
 
 def _borders(profile: Profile) -> list[int]:
-    out, end = [], 0
+    out: list[int] = []
+    end = 0
     for length, _ in profile:
         end += length
         out.append(end)

@@ -106,7 +106,7 @@ def same(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
 
 @rule("view", "tie_p")
 def second(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
-    """``f(x, y) = y``."""
+    """The second of two operands, unchanged."""
     del ctx, eqn, x
     return y
 
@@ -210,7 +210,9 @@ def choice(ctx: Context, eqn: Eqn, which: Degree, *cases: Degree) -> Degree:
             ctx.assume("guard", guard.const, eqn, other)
             kept = [other]
     out = agreement(ctx, eqn, kept, small=False)
-    mark = NONNEG if all(d.mark & NONNEG or (d.const or -1) > 0 or d.const == 0 for d in kept) else 0
+    mark = (
+        NONNEG if all(d.mark & NONNEG or (d.const or -1) > 0 or d.const == 0 for d in kept) else 0
+    )
     return out.known(mark=mark | (CLIPPED if len(kept) > 1 else 0))
 
 
@@ -227,9 +229,7 @@ def cast(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     return x.bare() if not jnp.issubdtype(old, np.inexact) else ctx.pin(eqn, (x,))
 
 
-def agreement(
-    ctx: Context, eqn: Eqn, degrees: Sequence[Degree], *, small: bool = True
-) -> Degree:
+def agreement(ctx: Context, eqn: Eqn, degrees: Sequence[Degree], *, small: bool = True) -> Degree:
     """`Context.agree`, after constants that stand for 0 or for infinity are set apart."""
     return ctx.agree(eqn, set_apart(ctx, eqn, degrees, small=small))
 

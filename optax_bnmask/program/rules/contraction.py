@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import ANY, ZERO, Degree
+from optax_bnmask.program.degree import ANY, PACKED, ZERO, Degree
 from optax_bnmask.program.rules import rule, shape_of
+from optax_bnmask.program.unknowns import quotient
 
 
 @rule("contraction", "dot_general_p")
@@ -87,8 +88,6 @@ def _matrix(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
 @rule("reduction", "cholesky_p")
 def cholesky(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     """``chol(a*x) = sqrt(a) * chol(x)``."""
-    from optax_bnmask.program.unknowns import quotient  # noqa: PLC0415
-
     return ctx.layouts.power(_matrix(ctx, eqn, x), quotient(1, 2))
 
 
@@ -104,32 +103,29 @@ def eigh(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
     """Eigenvalues scale, eigenvectors do not."""
     x = _matrix(ctx, eqn, x)
     first_is_values = len(eqn.outvars[0].aval.shape) < len(shape_of(eqn))
-    return [x, ZERO] if first_is_values else [ZERO, _vector(x)]
+    return [x, ZERO] if first_is_values else [ZERO, x]
 
 
 @rule("reduction", "eig_p", "svd_p", "schur_p")
 def values_first(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
     """Eigenvalues, singular values and the Schur form scale, the vectors beside them do not."""
-    x = _vector(_matrix(ctx, eqn, x))
+    x = _matrix(ctx, eqn, x)
     return [x, *[ZERO for _ in eqn.outvars[1:]]]
-
-
-def _vector(x: Degree) -> Degree:
-    return x
 
 
 @rule("reduction", "lu_p")
 def lower_upper(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
     """``a*x = l @ (a*u)``, with `l` and `u` packed in one array; pivots are places."""
-    return [_matrix(ctx, eqn, x).known(mark=32), ZERO, ZERO]
+    return [_matrix(ctx, eqn, x).known(mark=PACKED), ZERO, ZERO]
 
 
 @rule("packed", "triangular_solve_p")
 def triangular_solve(ctx: Context, eqn: Eqn, a: Degree, b: Degree) -> Degree:
     """``solve(c*a, d*b) = d/c * solve(a, b)``; a unit diagonal keeps `a` from scaling."""
-    a, b = _matrix(ctx, eqn, a).known(mark=a.mark), ctx.layouts.uniform(b, range(len(shape_of(eqn, 1))))
+    a = _matrix(ctx, eqn, a).known(mark=a.mark)
+    b = ctx.layouts.uniform(b, range(len(shape_of(eqn, 1))))
     unit, lower = eqn.params["unit_diagonal"], eqn.params["lower"]
-    if a.mark & 32:
+    if a.mark & PACKED:
         if unit and lower:
             return b.bare()
         if unit or lower:
@@ -141,11 +137,10 @@ def triangular_solve(ctx: Context, eqn: Eqn, a: Degree, b: Degree) -> Degree:
 
 
 @rule("reduction", "tridiagonal_solve_p")
-def tridiagonal_solve(
-    ctx: Context, eqn: Eqn, dl: Degree, d: Degree, du: Degree, b: Degree
-) -> Degree:
+def tridiagonal_solve(ctx: Context, eqn: Eqn, *operands: Degree) -> Degree:
     """``solve(c*a, d*b) = d/c * solve(a, b)``."""
-    diagonals = [ctx.layouts.uniform(x, range(len(shape_of(eqn)))) for x in (dl, d, du)]
+    *bands, b = operands
+    diagonals = [ctx.layouts.uniform(x, range(len(shape_of(eqn)))) for x in bands]
     a = ctx.agree(eqn, diagonals)
     return ctx.layouts.product(ctx.layouts.uniform(b, range(len(shape_of(eqn, 3)))), a, -1)
 

@@ -131,9 +131,7 @@ def shard_map(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     ]
     outs = walk(ctx, eqn.params["jaxpr"], ins)
     specs = eqn.params["out_specs"]
-    return [
-        ctx.layouts.uniform(d, _split_axes(spec)) for d, spec in zip(outs, specs, strict=True)
-    ]
+    return [ctx.layouts.uniform(d, _split_axes(spec)) for d, spec in zip(outs, specs, strict=True)]
 
 
 def _split_axes(spec: Sequence[object]) -> list[int]:

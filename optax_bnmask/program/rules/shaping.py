@@ -9,7 +9,6 @@ from optax_bnmask.program.rules import rule, shape_of
 from optax_bnmask.program.rules.arithmetic import set_apart
 
 
-
 def _known_as(x: Degree, out: Degree) -> Degree:
     """The degree `out` with what is known of every entry of `x`."""
     return out.known(const=x.const, mark=x.mark) if x.const is not None or x.mark else out
@@ -79,7 +78,8 @@ def cut(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
 def split(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
     """Some of the entries each: ``f(a*x) = a * f(x)``."""
     axis, size = eqn.params["axis"], shape_of(eqn)[eqn.params["axis"]]
-    out, start = [], 0
+    out: list[Degree] = []
+    start = 0
     for n in eqn.params["sizes"]:
         out.append(_known_as(x, ctx.layouts.sliced(x, axis, size, start, start + n)))
         start += n
@@ -193,7 +193,9 @@ def cumulate(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     return ctx.layouts.uniform(x, (eqn.params["axis"],)).bare()
 
 
-@rule("opaque", "cumprod_p", "cumlogsumexp_p", "reduce_p", "reduce_window_p", "select_and_scatter_p")
+@rule(
+    "opaque", "cumprod_p", "cumlogsumexp_p", "reduce_p", "reduce_window_p", "select_and_scatter_p"
+)
 def cumulate_products(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     """Each entry would scale by its own power, or by an unknown function: none may scale."""
     out = ctx.pin(eqn, operands)
@@ -247,5 +249,3 @@ def largest(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
     shape = shape_of(eqn)
     axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", len(shape) - 1))
     return [ctx.layouts.uniform(x, (axis % len(shape),)).bare(), ZERO]
-
-
