@@ -57,7 +57,7 @@ class Degree:
         return Degree(self.level, self.along, const=const, mark=mark, tag=tag)
 
     def moved(self, where: Callable[[int], int]) -> "Degree":
-        """The degree of a value whose axis ``a`` is the axis ``where(a)`` of this one's new shape."""
+        """The degree of the value once its axis ``a`` has become the axis ``where(a)``."""
         if not self.along:
             return self.bare()
         return Degree(

@@ -137,7 +137,7 @@ class Layouts:
         return None
 
     def _separate(self, view: int, key: Key) -> None:
-        """Restricts the vector behind a view to a sum over the axes of `key` that it varies along."""
+        """Restricts the vector behind a view to a sum over the axes that it varies along."""
         unknowns = self.unknowns
         low, high = unknowns.inner(view), unknowns.period(view)
         parts: Form = {}
@@ -242,7 +242,7 @@ class Layouts:
         return self.tidy(level, along)
 
     def _regrouped_as(self, target: Key, d: Degree, wide: Key) -> dict[Key, Profile]:
-        """The profiles along parts of `wide`, once these axes have been read as those of `target`."""
+        """The profiles along parts of `wide`, once these axes are read as those of `target`."""
         whole: Profile | None = None
         for key, profile in d.along.items():
             flat = self.embedded(key, self.unknowns.resolve_along(profile), wide)

@@ -353,8 +353,10 @@ class Unknowns:
             return
         rising = [key for key, c in form.items() if c > 0]
         falling = [key for key, c in form.items() if c < 0]
-        # Eliminate from the longer side, so that what was a long form becomes a short one.
-        pivot = max(rising if len(rising) > len(falling) else falling or rising)
+        # Eliminate from the longer side, so that what was a long form becomes a short one, and
+        # there what was met last, of which the fewest forms know.
+        sides = (rising, falling) if len(rising) != len(falling) else (rising + falling,)
+        pivot = max(max(sides, key=len))
         self.solved[pivot] = self._without(form, pivot)
 
     def equate_along_to_zero(self, length: int, form: Form) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from entrywise import check, read
 from jax import lax
+from jax._src.lax import linalg  # noqa: TID251 - some primitives are bound nowhere else
+from jax._src.lax.windowed_reductions import _select_and_scatter  # noqa: TID251 - as above
 from jax.ad_checkpoint import checkpoint_name
-from jax._src.lax import linalg
-from jax._src.lax.windowed_reductions import _select_and_scatter
+from jax.extend.random import threefry_2x32  # noqa: TID251 - the subject
 from jax.sharding import PartitionSpec
 
 from optax_bnmask import compat
@@ -23,9 +24,12 @@ FAMILIES = families.FAMILIES
 
 @pytest.fixture(autouse=True)
 def _double_precision():
-    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
-        with jax.numpy_rank_promotion("allow"):
-            yield
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
 
 
 RNG = np.random.default_rng(0)
@@ -109,7 +113,7 @@ def beside(fn):
 def through_a_loop(x, y):
     """A packed factorisation that is carried out of one loop and into another."""
     packed = lax.map(lambda x: jax.scipy.linalg.lu_factor(x)[0], x)
-    return lax.map(lambda l: lax.linalg.triangular_solve(l, y[None], unit_diagonal=True), packed)
+    return lax.map(lambda p: lax.linalg.triangular_solve(p, y[None], unit_diagonal=True), packed)
 
 
 def constrained(x):
@@ -293,9 +297,7 @@ EXAMPLES: dict[str, list[Example]] = {
             "random_wrap_p": lambda: jax.random.key_data(jax.random.wrap_key_data(KEY)),
             "rng_bit_generator_p": lambda: lax.rng_bit_generator(np.zeros(4, np.uint32), (4,))[1],
             "rng_uniform_p": lambda: lax.rng_uniform(0, 5, (4,)) * 0,
-            "threefry2x32_p": lambda: jax.extend.random.threefry_2x32(
-                KEY, np.arange(4, dtype=np.uint32)
-            ),
+            "threefry2x32_p": lambda: threefry_2x32(KEY, np.arange(4, dtype=np.uint32)),
             "platform_index_p": lambda: lax.platform_dependent(cpu=lambda: 1, default=lambda: 1),
             "lu_pivots_to_permutation_p": lambda: linalg.lu_pivots_to_permutation(BITS, 5),
             "debug_callback_p": lambda: jax.debug.callback(lambda: None),
@@ -428,10 +430,10 @@ EXAMPLES: dict[str, list[Example]] = {
     "svd_p": [ex(partial(jnp.linalg.svd, full_matrices=False), a(2, 4, 3), free=2)],
     "schur_p": [ex(linalg.schur, spd(3), free=1)],
     "lu_p": [
-        ex(lambda x, y: jnp.linalg.solve(x, y), spd(3), a(3), free=2),
-        ex(lambda x: jax.scipy.linalg.lu(x), spd(3), free=0),
+        ex(jnp.linalg.solve, spd(3), a(3), free=2),
+        ex(jax.scipy.linalg.lu, spd(3), free=0),
         ex(jnp.linalg.slogdet, spd(3), free=0),
-        ex(lambda x, y: through_a_loop(x, y), np.stack([spd(3), spd(3)]), a(3), free=1),
+        ex(through_a_loop, np.stack([spd(3), spd(3)]), a(3), free=1),
     ],
     "triangular_solve_p": [
         ex(lambda x, y: jax.scipy.linalg.solve_triangular(x, y, lower=True), spd(3), a(3), free=2),
@@ -578,7 +580,7 @@ EXAMPLES: dict[str, list[Example]] = {
         )
     ],
     "optimization_barrier_p": [ex(lax.optimization_barrier, a(3), free=3)],
-    "device_put_p": [ex(lambda x: jax.device_put(x), a(3), free=3)],
+    "device_put_p": [ex(jax.device_put, a(3), free=3)],
     "sharding_constraint_p": [ex(constrained, a(3), free=3)],
     "pure_callback_p": [
         ex(

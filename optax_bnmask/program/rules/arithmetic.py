@@ -21,8 +21,11 @@ from optax_bnmask.program.degree import (
 from optax_bnmask.program.rules import rule
 from optax_bnmask.program.unknowns import Number, quotient
 
-EPSILON = 1e-3
-"""Constants of at most this magnitude that are added to a value are taken as 0, and recorded."""
+EPSILON = 1.01e-3
+"""Constants of at most this magnitude that are added to a value are taken as 0, and recorded.
+
+That is 1e-3, the largest in common use, as any dtype down to bfloat16 rounds it.
+"""
 
 
 @rule("product", "mul_p")
@@ -131,7 +134,7 @@ def extremum(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
 
 @rule("pointwise", "clamp_p")
 def clamp(ctx: Context, eqn: Eqn, low: Degree, x: Degree, high: Degree) -> Degree:
-    """``clamp(a*l, a*x, a*h) = a * clamp(l, x, h)``: the degrees must agree."""
+    """As `extremum`, twice: ``f(a*l, a*x, a*h) = a * f(l, x, h)``."""
     return agreement(ctx, eqn, (low, x, high)).known(mark=CLIPPED)
 
 
@@ -237,7 +240,7 @@ def agreement(ctx: Context, eqn: Eqn, degrees: Sequence[Degree], *, small: bool 
 def set_apart(
     ctx: Context, eqn: Eqn, degrees: Sequence[Degree], *, small: bool = False
 ) -> list[Degree]:
-    """The degrees, with every degree for constants that stand for infinity or, if `small`, for 0."""
+    """The degrees; every degree for constants that stand for infinity or, if `small`, for 0."""
     kept = list(degrees)
     for place, d in enumerate(degrees):
         if d.const is None:

@@ -10,7 +10,7 @@ from optax_bnmask.program.unknowns import quotient
 
 @rule("contraction", "dot_general_p")
 def dot(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
-    """``dot(a*x, b*y) = a*b * dot(x, y)``, where all summands scale alike."""
+    """Linear in both: ``f(a*x, b*y) = a*b * f(x, y)``, where all summands scale alike."""
     (cx, cy), (bx, by) = eqn.params["dimension_numbers"]
     if x.level is None or y.level is None:
         return ANY

@@ -204,7 +204,7 @@ def cumulate_products(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]
 
 @rule("reduction", "reduce_window_sum_p", "reduce_window_max_p", "reduce_window_min_p")
 def pool(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """``pool(a*x) = a * pool(x)``, where all entries of a window scale alike."""
+    """``f(a*x) = a * f(x)``, where all entries of a window scale alike."""
     out = ctx.layouts.uniform(x, _windowed(eqn))
     return out.known(mark=x.mark & 1) if x.mark & 1 else out.bare()
 
