@@ -11,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
 from optax_bnmask.program.context import Site, Symmetry
 from optax_bnmask.program.degree import ZERO, Degree, Key
@@ -125,13 +126,21 @@ def _read_symmetries(program: Program) -> tuple[Symmetry, dict[int, Degree]]:
     reading = Symmetry(Unknowns())
     degrees = {
         i: leaf_degree(reading.unknowns, program.shapes[i])
-        for i in program.inputs
-        if i is not None and _is_trained(program.dtypes[i])
+        for i in _in_order_of_use(program)
+        if _is_trained(program.dtypes[i])
     }
     ins = [ZERO if i is None else degrees.get(i, ZERO) for i in program.inputs]
     outs = walk(reading, program.jaxpr, ins, program.consts)
     reading.pin(None, outs)
     return reading, degrees
+
+
+def _in_order_of_use(program: Program) -> list[int]:
+    """The live leaves, in the order in which the program first reads them."""
+    leaf_of = dict(zip(program.jaxpr.invars, program.inputs, strict=True))
+    read = (atom for eqn in program.jaxpr.eqns for atom in eqn.invars)
+    used = [leaf_of.get(atom) for atom in read if not isinstance(atom, compat.Literal)]
+    return [i for i in dict.fromkeys((*used, *program.inputs)) if i is not None]
 
 
 def _read_roles(program: Program) -> Local:

@@ -19,7 +19,7 @@ from optax_bnmask.analysis import Role
 from optax_bnmask.program.context import Eqn, Site
 from optax_bnmask.program.degree import ANY, ZERO, Degree
 from optax_bnmask.program.layout import Layouts
-from optax_bnmask.program.rules.arithmetic import is_float
+from optax_bnmask.program.rules.arithmetic import EPSILON, is_float
 from optax_bnmask.program.rules.indexing import is_lookup
 from optax_bnmask.program.unknowns import Form, Profile, Unknowns
 
@@ -384,7 +384,7 @@ class Local:
     def _with_constant(self, ins: Sequence[Degree], d: Degree, out: Degree) -> Degree:
         """A leaf with a constant added is still that leaf; a normalised value no longer is."""
         others = [e for e in ins if e is not d]
-        harmless = all(e.is_any or (e.const is not None and abs(e.const) <= 1e-3) for e in others)
+        harmless = all(e.is_any or (e.const is not None and abs(e.const) <= EPSILON) for e in others)
         tag = d.tag
         if not harmless:
             tag = Tag(tag.leaves, data=tag.data, gains=tag.gains, shifted=bool(tag.leaves))
@@ -421,7 +421,7 @@ class Local:
                     Role.GAIN,
                     eqn,
                 )
-            owners |= weight.leaves
+            owners |= weight.leaves if weight.data else weight.leaves | weight.gains
         if x.data and y.data and eqn.invars[0] is eqn.invars[1]:
             return out.known(tag=Tag(gains=x.gains))
         return self.free().known(tag=Tag(data=x.data or y.data, owners=owners))

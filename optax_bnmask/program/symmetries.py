@@ -65,7 +65,7 @@ def symmetries(
     """
     whole = unknowns.copy()
     layouts = Layouts(whole, whole.flattened)
-    levels = {i: layouts.level(layouts.resolved(d)) for i, d in degrees.items()}
+    levels = {i: layouts.level(d) for i, d in _settled(whole, degrees).items()}
     forms = {i: whole.resolve(level) for i, level in levels.items()}
     scale = [Scale.UNUSED] * n_leaves
     for i in forms:
@@ -161,12 +161,11 @@ class _Space:
 
     def vector(self, point: Vector) -> Vector:
         """The symmetry in which the free leaves have these exponents."""
-        touched = {i for leaf in point for i in self.columns[leaf]}
-        out = {
-            i: sum(c * point.get(leaf, 0) for leaf, c in self.rows[i].items())
-            for i in sorted(touched)
-        }
-        return {i: c for i, c in out.items() if c}
+        out: Vector = {}
+        for leaf, c in point.items():
+            for i in self.columns[leaf]:
+                out[i] = out.get(i, 0) + c * self.rows[i][leaf]
+        return {i: out[i] for i in sorted(out) if out[i]}
 
     def basis(self) -> list[Vector]:
         """One symmetry for each free leaf."""
@@ -280,17 +279,17 @@ def _possible(rows: Mapping[int, Vector], n: int) -> set[int]:
     """
     alive = set(range(n))
     rising = {j for row in rows.values() if len(row) == 1 for j, c in row.items() if c > 0}
-    while True:
-        dead = {
-            j
-            for row in rows.values()
-            if (left := {j: c for j, c in row.items() if j in alive})
-            and all(c < 0 and j in rising for j, c in left.items())
-            for j in left
-        }
-        if not dead:
-            return alive
-        alive -= dead
+    users: dict[int, list[int]] = {}
+    for i, row in rows.items():
+        for j in row:
+            users.setdefault(j, []).append(i)
+    waiting = list(rows)
+    while waiting:
+        left = {j: c for j, c in rows[waiting.pop()].items() if j in alive}
+        if left and all(c < 0 and j in rising for j, c in left.items()):
+            alive -= left.keys()
+            waiting += [i for j in left for i in users[j]]
+    return alive
 
 
 def _cone_by_linear_program(basis: Sequence[Vector]) -> Vector:
@@ -344,8 +343,7 @@ def free_parts(
       single)`` that may be scaled without the rest; `single` if every index of the range may be
       scaled on its own.
     """
-    layouts = Layouts(unknowns, unknowns.flattened)
-    resolved = {i: layouts.resolved(d) for i, d in degrees.items()}
+    resolved = _settled(unknowns, degrees)
     parts = _Parts(unknowns, resolved)
     out: dict[int, dict[Key, list[tuple[int, int, bool]]]] = {}
     for i, d in resolved.items():
@@ -358,6 +356,16 @@ def free_parts(
                     ranges.append((start, start + length, found == "single"))
                 start += length
     return out
+
+
+def _settled(unknowns: Unknowns, degrees: Mapping[int, Degree]) -> dict[int, Degree]:
+    """The degrees resolved; again as long as resolving one takes apart an unknown of another."""
+    layouts = Layouts(unknowns, unknowns.flattened)
+    while True:
+        before = len(unknowns.solved)
+        resolved = {i: layouts.resolved(d) for i, d in degrees.items()}
+        if len(unknowns.solved) == before:
+            return resolved
 
 
 Place = tuple[int, Key | None, int]

@@ -119,6 +119,10 @@ class Unknowns:
             self._gauge.add(v)
         return v
 
+    def is_gauge(self, key: int) -> bool:
+        """Whether the mean of a vector may be taken to be 0; see `vector`."""
+        return self._views[key].vector in self._gauge
+
     def view(self, key: int, inner: int) -> int:
         """The unknown `key` with each entry repeated `inner` times."""
         if inner == 1 or self.size[key] == 1:
@@ -373,6 +377,10 @@ class Unknowns:
         if not keys:
             self.equate_to_zero(form)
             return
+        if len(keys) < len(form) and all(map(self.is_gauge, keys)):
+            # Their means are 0, so that the numbers beside them must vanish by themselves.
+            self.equate_to_zero({key: c for key, c in form.items() if key not in keys})
+            form = {key: form[key] for key in keys}
         low = min(self.inner(key) for key in keys)
         high = max(self.period(key) for key in keys)
         wide = [k for k in keys if self.inner(k) == low and self.period(k) == high]
@@ -431,9 +439,9 @@ class Unknowns:
         if len(vectors) == 1:
             ((key, c),) = vectors.items()
             return plus(uniform, self._made_uniform(self._views[key].vector), c)
-        level = self.scalar()
-        self.equate_along_to_zero(length, plus(vectors, {level: 1}, -1))
-        return plus(uniform, {level: 1})
+        level: Form = {} if all(map(self.is_gauge, vectors)) else {self.scalar(): 1}
+        self.equate_along_to_zero(length, plus(vectors, level, -1))
+        return plus(uniform, level)
 
     def _made_uniform(self, vector: int) -> Form:
         """Restricts a vector to be one number; to 0 where another number stands beside it."""

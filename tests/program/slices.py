@@ -40,15 +40,18 @@ class Oracle:
         return np.concatenate([np.ravel(y) for y in jax.tree.leaves(self._fn(scaled))])
 
     def is_hidden(self, factors: Callable[[float], dict[int, Any]]) -> bool:
-        """Whether the outputs are the same at both factors, and much the same on the way there.
+        """Whether the outputs are the same at both factors, where no epsilon is felt."""
+        near, far = self.outputs(factors(_NEAR)), self.outputs(factors(_FAR))
+        return bool(np.abs(near - far).max() <= 1e-6 * np.abs(near).max())
+
+    def is_hidden_all_the_way(self, number: int) -> bool:
+        """Whether a leaf alone is hidden far out and, but for epsilons, on the way there.
 
         Far out alone would not do: a saturated softmax does not move either.
         """
-        here, near, far = (self.outputs(factors(c)) for c in (1.0, _NEAR, _FAR))
-        size = np.abs(near).max()
-        return bool(
-            np.abs(near - far).max() <= 1e-6 * size and np.abs(here - near).max() <= 1e-3 * size
-        )
+        here, near = self.outputs({}), self.outputs({number: _NEAR})
+        close = np.abs(here - near).max() <= 1e-3 * np.abs(near).max()
+        return bool(close) and self.is_hidden(lambda c: {number: c})
 
     def hidden_axes(self, number: int) -> tuple[int, ...]:
         """The axes, of more than one index, each index of which may be scaled alone."""
@@ -89,7 +92,7 @@ def disagreements(
         if leaf.scale in (Scale.UNUSED, Scale.UNKNOWN):
             continue
         witness = {paths.index(p): float(c) for p, c in analysis.proof.witness(leaf.path).items()}
-        alone = oracle.is_hidden(lambda c, i=i: {i: c})
+        alone = oracle.is_hidden_all_the_way(i)
         if leaf.scale is Scale.INVARIANT:
             if not oracle.is_hidden(lambda c, w=witness: {j: c**e for j, e in w.items()}):
                 out.append(f"{leaf.path} is not invariant")
