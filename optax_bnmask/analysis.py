@@ -307,7 +307,7 @@ class Analysis:
         return self.to_html()
 
 
-def _unpickled(  # noqa: D417 - as in `Analysis`
+def _unpickled(
     leaves: tuple[Leaf, ...],
     evidence: tuple[Evidence, ...],
     symmetries: tuple[Mapping[str, Fraction], ...],

@@ -92,7 +92,7 @@ def primitive(name: str) -> Primitive | None:
     Raises:
       ImportError: This JAX should have it.
     """
-    if _VERSION < _SINCE.get(name, (0, 0)) or _VERSION >= _UNTIL.get(name, (99, 0)):
+    if _SINCE.get(name, (0, 0)) > _VERSION or _UNTIL.get(name, (99, 0)) <= _VERSION:
         return None
     for module in _HOMES:
         found = getattr(module, name, None)
@@ -163,7 +163,7 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
 
 
 def _is_written_by_user(call: Any) -> bool:  # noqa: ANN401 - as above
-    """Whether the body of a call was traced where it stands, or is a jitted function of JAX's own."""
+    """Whether the body of a call was traced where it stands; not so JAX's own functions."""
     if call.primitive.name != "jit":
         return True
     body = open_jaxpr(call.params["jaxpr"]).eqns
@@ -177,7 +177,9 @@ def _function(frame: Any) -> str:  # noqa: ANN401 - as above
 
 def _frameworks() -> tuple[str, ...]:
     """The folders of the frameworks that are in use, whose frames tell a user little."""
-    found = (sys.modules.get(name) for name in ("flax", "haiku", "equinox", "einops", "optax_bnmask"))
+    found = (
+        sys.modules.get(name) for name in ("flax", "haiku", "equinox", "einops", "optax_bnmask")
+    )
     return tuple(f"{Path(m.__file__).parent}{os.sep}" for m in found if m and m.__file__)
 
 

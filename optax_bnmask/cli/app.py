@@ -1,7 +1,7 @@
 """The commands."""
 
-from importlib.metadata import version
 from enum import StrEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
 

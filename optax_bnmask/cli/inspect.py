@@ -1,6 +1,7 @@
-"""`optax-bnmask inspect`: trace what a factory makes, from shapes alone, and show what was found."""
+"""`optax-bnmask inspect`: trace what a factory makes, from shapes alone, and show the findings."""
 
 import ast
+import functools
 import importlib
 import sys
 import warnings
@@ -46,9 +47,7 @@ def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> 
         return analyze(made[0], made[1], *arrays, **named)
     if _is_of(made, "flax.linen", "Module"):
         keys = {name: jax.eval_shape(lambda: jax.random.key(0)) for name in ("params", "dropout")}
-        variables = jax.eval_shape(
-            lambda keys, arrays: made.init(keys, *arrays, **named), keys, arrays
-        )
+        variables = jax.eval_shape(functools.partial(made.init, **named), keys, *arrays)
         return analyze_linen(made, variables, *arrays, **named)
     if _is_of(made, "flax.nnx", "Module"):
         from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
@@ -70,7 +69,7 @@ def _found(factory: str) -> Callable[[], Any]:
         )
     sys.path.insert(0, str(Path.cwd()))
     try:
-        found = importlib.import_module(module_name)
+        found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
     except (ModuleNotFoundError, AttributeError) as error:
@@ -80,14 +79,21 @@ def _found(factory: str) -> Callable[[], Any]:
         ) from error
     finally:
         sys.path.pop(0)
-    return (lambda: found) if _is_of(found, "flax.linen", "Module") else found
+    if _is_of(found, "flax.linen", "Module"):
+        return lambda: found
+    if not callable(found):
+        raise StructureError(
+            f"{factory!r} must be a function of no arguments that makes the model, or a Linen "
+            f"module. It is a {type(found).__name__}. Wrap it in a function."
+        )
+    return found
 
 
 def _made(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's factory makes
     """What the factory makes, with shapes in place of arrays."""
     made: list[Any] = []
 
-    def keep() -> list[Any]:
+    def keep() -> Any:  # noqa: ANN401 - the parameters, if there are any
         made.append(make())
         pair = made[0] if isinstance(made[0], tuple) and len(made[0]) == 2 else (None, None)
         return pair[1]

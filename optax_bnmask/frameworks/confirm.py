@@ -22,9 +22,7 @@ def confirmed(analysis: Analysis, params: Any, batch_stats: Any) -> Analysis:  #
       BatchNorm's keeps that role where the trace does not confirm it, and a note says so.
     """
     structure = analyze_structure(params, batch_stats)
-    by_statistics = {
-        leaf.path: leaf for leaf in structure.leaves if leaf.reason == CONFIRMED
-    }
+    by_statistics = {leaf.path: leaf for leaf in structure.leaves if leaf.reason == CONFIRMED}
     leaves: list[Leaf] = []
     notes: list[str] = []
     for leaf in analysis.leaves:

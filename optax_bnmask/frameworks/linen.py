@@ -45,7 +45,8 @@ def analyze_linen(
     Example:
       >>> import flax.linen as nn, jax
       >>> import optax_bnmask as bnmask
-      >>> net = nn.Sequential([nn.Conv(8, (3, 3)), nn.BatchNorm(use_running_average=False), nn.relu])
+      >>> norm = nn.BatchNorm(use_running_average=False)
+      >>> net = nn.Sequential([nn.Conv(8, (3, 3)), norm, nn.relu])
       >>> x = jax.ShapeDtypeStruct((2, 8, 8, 3), "float32")
       >>> variables = jax.eval_shape(net.init, jax.random.key(0), x)
       >>> bnmask.analyze_linen(net, variables, x)["layers_0/kernel"].scale
@@ -64,7 +65,12 @@ def analyze_linen(
 
     def fn(params: Any, others: Any, rngs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         out = module.apply(
-            {"params": params, **others}, *args, rngs=rngs, method=method, mutable=[*others], **kwargs
+            {"params": params, **others},
+            *args,
+            rngs=rngs,
+            method=method,
+            mutable=[*others],
+            **kwargs,
         )
         return out[0]
 

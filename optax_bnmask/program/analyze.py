@@ -23,7 +23,6 @@ from optax_bnmask.program.symmetries import Symmetries, free_parts, leaf_degree,
 from optax_bnmask.program.trace import Program, traced
 from optax_bnmask.program.unknowns import Unknowns
 
-
 _FAMILIES = families.FAMILIES
 """Imported so that the table of rules is full."""
 
@@ -175,11 +174,13 @@ def _leaf(
     if not program.live[i]:
         return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason="no output depends on it")
     scale = found.scale[i]
-    axes = tuple(sorted(
-        key[0][0]
-        for key, ranges in parts.items()
-        if scale is Scale.INVARIANT and len(key) == 1 and _covers(ranges, key[0][1])
-    ))
+    axes = tuple(
+        sorted(
+            key[0][0]
+            for key, ranges in parts.items()
+            if scale is Scale.INVARIANT and len(key) == 1 and _covers(ranges, key[0][1])
+        )
+    )
     reason = "; ".join(
         part
         for part in (_use(local, i), _scale(program, i, found), _in_part(scale, axes, parts))
@@ -228,7 +229,8 @@ def _scale(program: Program, i: int, found: Symmetries) -> str:
         others = [program.paths[j] for j in found.witness[i] if j != i]
         return f"a normaliser hides its scale{f', with that of {others}' if others else ''}"
     if scale is Scale.JOINT:
-        group = found.groups[found.group[i]] if found.group[i] is not None else ()
+        number = found.group[i]
+        group = found.groups[number] if number is not None else ()
         others = [program.paths[j] for j in group[:4] if j != i][:3]
         some = ", ".join(map(repr, others)) + (", ..." if len(group) > 4 else "")
         n = "1 other" if len(group) == 2 else f"{len(group) - 1} others"

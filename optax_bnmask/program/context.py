@@ -136,14 +136,15 @@ class Symmetry:
                 gap = plus(gap, levels[key])
             by = levels[key]
             along[key] = [
-                (n, f if f is not None else None if g is None else plus(g, by)) for n, f, g in pieces
+                (n, f if f is not None else None if g is None else plus(g, by))
+                for n, f, g in pieces
             ]
         return self.layouts.tidy(a.level or NOTHING, along)
 
     def _gap(
         self, a: Degree, b: Degree
     ) -> tuple[Form, list[tuple[Key, list[tuple[int, Form | None, Form | None]]]]]:
-        """The difference of the levels, and the profiles side by side, those without overlap last."""
+        """The difference of the levels, and the profiles side by side, those apart last."""
         gap = plus(a.level or NOTHING, b.level or NOTHING, -1)
         aligned = []
         for key in dict.fromkeys((*a.along, *b.along)):

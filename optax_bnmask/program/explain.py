@@ -63,7 +63,7 @@ class Explainer:
             return f"{path}: no output depends on it."
         exponents, is_symmetry = self._direction(number)
         if not is_symmetry:
-            exponents = {i: 1 for i in (number, *self.biases[number])}
+            exponents = dict.fromkeys((number, *self.biases[number]), 1)
         follow = _Follow()
         ins = [
             Degree({_POWER: exponents[i]}) if i in exponents else ZERO for i in self.program.inputs

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-
 from optax_bnmask import compat
 from optax_bnmask.program.constants import constant, folded
 from optax_bnmask.program.context import Context, Eqn

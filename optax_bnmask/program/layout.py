@@ -148,9 +148,11 @@ class Layouts:
             if first % low or first % stride or last % first or (stride * size) % last:
                 unknowns.restrict_to_uniform(view)
                 return
-            parts[unknowns.view(
+            parts[
+                unknowns.view(
                     unknowns.vector(last // first, gauge=unknowns.is_gauge(view)), first // low
-                )] = 1
+                )
+            ] = 1
         unknowns.restrict(view, parts)
 
     def _narrowed(self, key: Key, profile: Profile) -> dict[Key, Profile]:

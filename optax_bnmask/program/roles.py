@@ -2,8 +2,8 @@
 
 Every input, contraction, lookup and nonlinearity gets an unknown of its own, a *gauge*, and nothing
 is imposed: where degrees disagree, a new gauge starts. What remains is local scale. An equation in
-which a gauge cancels, ``(x - mean) * rsqrt(var)``, is a normaliser, whoever wrote it; the first gain
-folded into it or following it is its scale, the bias after that its bias.
+which a gauge cancels, ``(x - mean) * rsqrt(var)``, is a normaliser, whoever wrote it; the first
+gain folded into it or following it is its scale, the bias after that its bias.
 
 A leaf seen through reshapes, casts, slices and transposes is still that leaf, and so is a function
 of leaves alone, entry by entry, until it meets the data: contracted it is a weight, looked up an
@@ -11,9 +11,8 @@ embedding, multiplied a gain, added a bias.
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
-
-import numpy as np
 
 from optax_bnmask.analysis import Role
 from optax_bnmask.program.context import Eqn, Site
@@ -184,7 +183,7 @@ class Local:
 
     def closed_over(self, d: Degree, value: object) -> Degree:
         """An array that varies may be data: it gets a gauge of its own."""
-        size = int(np.size(value))
+        size = math.prod(getattr(value, "shape", ()))
         if d.level is None or d.const is not None or size == 1:
             return d
         return (self.free() if d.is_zero else d).known(tag=Tag(fixed=size))
@@ -248,7 +247,9 @@ class Local:
     def spread(self, eqn: Eqn, ins: Sequence[Degree], outs: list[Degree]) -> list[Degree]:
         """Several values side by side: each is remembered."""
         del eqn
-        return [o.known(const=o.const, mark=o.mark, tag=d.tag) for d, o in zip(ins, outs, strict=False)]
+        return [
+            o.known(const=o.const, mark=o.mark, tag=d.tag) for d, o in zip(ins, outs, strict=False)
+        ]
 
     def cast(self, eqn: Eqn, ins: Sequence[Degree], out: Degree) -> Degree:
         """As a view; numbers made from integers get a gauge of their own."""
@@ -294,7 +295,7 @@ class Local:
             root=x.root or y.root,
         )
         for factor, other in ((x, y), (y, x)):
-            if factor.leaves and not other.leaves or self._is_gain(factor, other):
+            if (factor.leaves and not other.leaves) or self._is_gain(factor, other):
                 tag = self._gained(eqn, tag, factor, other)
                 break
         folded: frozenset[int] | None = None
@@ -327,8 +328,10 @@ class Local:
 
     def _is_gain(self, factor: Tag, other: Tag) -> bool:
         """Whether a factor is a gain on something of leaves only that is larger than it."""
-        return bool(factor.leaves) and bool(other.leaves) and (
-            self.size(factor.leaves) < self.size(other.leaves)
+        return (
+            bool(factor.leaves)
+            and bool(other.leaves)
+            and (self.size(factor.leaves) < self.size(other.leaves))
         )
 
     def _larger(self, x: Tag, y: Tag, eqn: Eqn) -> frozenset[int]:
@@ -384,7 +387,9 @@ class Local:
     def _with_constant(self, ins: Sequence[Degree], d: Degree, out: Degree) -> Degree:
         """A leaf with a constant added is still that leaf; a normalised value no longer is."""
         others = [e for e in ins if e is not d]
-        harmless = all(e.is_any or (e.const is not None and abs(e.const) <= EPSILON) for e in others)
+        harmless = all(
+            e.is_any or (e.const is not None and abs(e.const) <= EPSILON) for e in others
+        )
         tag = d.tag
         if not harmless:
             tag = Tag(tag.leaves, data=tag.data, gains=tag.gains, shifted=bool(tag.leaves))
@@ -409,7 +414,7 @@ class Local:
         """A leaf that is contracted is a weight, and a gain on it is no normaliser's."""
         x, y = (d.tag for d in ins[:2])
         if x is None or y is None:  # with constant coefficients
-            tag = x or y
+            tag = x or y or Tag()
             return out.known(tag=Tag(data=tag.data, gains=tag.gains))
         owners = _NONE
         for weight, other in ((x, y), (y, x)):
@@ -440,7 +445,9 @@ class Local:
         """Leaves beside data are learned inputs; leaves beside leaves remain leaves."""
         tags = [d.tag for d in ins if d.tag is not None]
         if all(d.tag is None or not d.tag.data for d in ins):
-            return out.known(mark=out.mark, tag=Tag(_NONE.union(*(t.leaves for t in tags)), data=False))
+            return out.known(
+                mark=out.mark, tag=Tag(_NONE.union(*(t.leaves for t in tags)), data=False)
+            )
         for t in tags:
             self.vote(t.leaves, Role.EMBEDDING, eqn)
         whole = len({t.normed for t in tags}) == 1
@@ -455,7 +462,9 @@ class Local:
         if all(d.tag is None for d in cases):
             return out.known(mark=out.mark, tag=_DATA)
         tagged = [d.tag for d in cases if d.tag is not None]
-        if len(tagged) == 1 and all(d.is_any or d.const is not None for d in cases if d.tag is None):
+        if len(tagged) == 1 and all(
+            d.is_any or d.const is not None for d in cases if d.tag is None
+        ):
             return out.known(mark=out.mark, tag=tagged[0])
         if all(tag == tagged[0] for tag in tagged):
             return out.known(mark=out.mark, tag=tagged[0])

@@ -63,38 +63,43 @@ def symmetries(
     Returns:
       The `Symmetries`.
     """
+    forms = _whole_leaves(unknowns, degrees)
+    spaces = [_Space({i: forms[i] for i in component}) for component in _components(forms)]
+    witness = {
+        i: found
+        for space in spaces
+        for i in space.rows
+        if (found := space.within(i, {i, *biases[i]})) is not None
+    }
+    cones = [space.cone() for space in spaces]
+    groups = sorted(
+        group
+        for space, inside in zip(spaces, cones, strict=True)
+        for group in space.groups(frozenset(inside))
+    )
+    cone = {i: c for inside in cones for i, c in inside.items()}
+    scale = [Scale.SENSITIVE if i in forms else Scale.UNUSED for i in range(n_leaves)]
+    for i in cone:
+        scale[i] = Scale.JOINT
+    for i in witness:
+        scale[i] = Scale.INVARIANT
+    number = {i: n for n, members in enumerate(groups) for i in members}
+    return Symmetries(
+        tuple(vector for space in spaces for vector in space.basis()),
+        tuple(scale),
+        witness,
+        tuple(groups),
+        tuple(number.get(i) for i in range(n_leaves)),
+        cone,
+    )
+
+
+def _whole_leaves(unknowns: Unknowns, degrees: Mapping[int, Degree]) -> dict[int, Form]:
+    """The exponent of each leaf, where no leaf is scaled but as a whole."""
     whole = unknowns.copy()
     layouts = Layouts(whole, whole.flattened)
     levels = {i: layouts.level(d) for i, d in _settled(whole, degrees).items()}
-    forms = {i: whole.resolve(level) for i, level in levels.items()}
-    scale = [Scale.UNUSED] * n_leaves
-    for i in forms:
-        scale[i] = Scale.SENSITIVE
-    basis: list[Vector] = []
-    witness: dict[int, Vector] = {}
-    groups: list[tuple[int, ...]] = []
-    cone: Vector = {}
-    for component in _components(forms):
-        space = _Space({i: forms[i] for i in component})
-        basis += space.basis()
-        for i in component:
-            if (found := space.within(i, {i, *biases[i]})) is not None:
-                witness[i] = found
-        inside = space.cone()
-        cone.update(inside)
-        groups += space.groups(frozenset(inside))
-        for i in inside:
-            scale[i] = Scale.JOINT
-    for i in witness:
-        scale[i] = Scale.INVARIANT
-    groups.sort()
-    group: list[int | None] = [None] * n_leaves
-    for number, members in enumerate(groups):
-        for i in members:
-            group[i] = number
-    return Symmetries(
-        tuple(basis), tuple(scale), witness, tuple(groups), tuple(group), cone
-    )
+    return {i: whole.resolve(level) for i, level in levels.items()}
 
 
 def _components(forms: Mapping[int, Form]) -> list[list[int]]:
@@ -118,6 +123,23 @@ def _components(forms: Mapping[int, Form]) -> list[list[int]]:
     return list(out.values())
 
 
+def _exchange(
+    rows: dict[int, dict[int, Number]], users: dict[int, set[int]], key: int, pivot: int
+) -> None:
+    """Puts the exponent of the leaf `pivot`, as the unknown ``-1 - pivot``, in place of `key`."""
+    k = rows[pivot][key]
+    rest = {j: c for j, c in rows[pivot].items() if j != key}
+    value = plus({-1 - pivot: quotient(1, k)}, times(rest, quotient(-1, k)))
+    for i in list(users[key]):
+        c = rows[i].pop(key)
+        rows[i] = dict(plus(rows[i], value, c))
+        for other in value:
+            if other in rows[i]:
+                users.setdefault(other, set()).add(i)
+            else:
+                users.get(other, set()).discard(i)
+
+
 class _Space:
     """The symmetries of one component, with the exponents of some of its leaves as coordinates.
 
@@ -134,23 +156,10 @@ class _Space:
                 users.setdefault(key, set()).add(i)
         pivots: set[int] = set()
         for key in sorted(users):
-            able = [i for i in users[key] if i not in pivots]
-            if not able:
-                continue
-            pivot = min(able, key=lambda i: (len(rows[i]), i))
-            pivots.add(pivot)
-            k = rows[pivot][key]
-            coordinate = -1 - pivot
-            rest = {j: c for j, c in rows[pivot].items() if j != key}
-            value = plus({coordinate: quotient(1, k)}, times(rest, quotient(-1, k)))
-            for i in list(users[key]):
-                c = rows[i].pop(key)
-                rows[i] = dict(plus(rows[i], value, c))
-                for other in value:
-                    if other in rows[i]:
-                        users.setdefault(other, set()).add(i)
-                    else:
-                        users.get(other, set()).discard(i)
+            if able := [i for i in users[key] if i not in pivots]:
+                pivot = min(able, key=lambda i: (len(rows[i]), i))
+                pivots.add(pivot)
+                _exchange(rows, users, key, pivot)
         self.rows: dict[int, Vector] = {
             i: {-1 - key: c for key, c in form.items()} for i, form in rows.items()
         }
@@ -193,7 +202,9 @@ class _Space:
         if len(found) > 1:
             inside = _cone(found)
             return (
-                {i: quotient(c, inside[leaf]) for i, c in inside.items()} if leaf in inside else None
+                {i: quotient(c, inside[leaf]) for i, c in inside.items()}
+                if leaf in inside
+                else None
             )
         return None
 
@@ -263,9 +274,7 @@ def _cone(basis: Sequence[Vector]) -> Vector:
     for _ in range(24):
         low = [row for row in rows.values() if sum(c * point[j] for j, c in row.items()) <= 0]
         if not low:
-            return {
-                i: sum(c * point[j] for j, c in row.items()) for i, row in sorted(rows.items())
-            }
+            return {i: sum(c * point[j] for j, c in row.items()) for i, row in sorted(rows.items())}
         for j in {j for row in low for j, c in row.items() if c > 0}:
             point[j] *= 2
     return _cone_by_linear_program(basis)
@@ -397,12 +406,14 @@ class _Parts:
             uses.setdefault(place, {})[key] = c
 
     def freedom(self, mine: Place, length: int, form: Form, allowed: set[int]) -> str:
-        """Whether a part may be scaled alone: ``"single"`` index by index, ``"block"``, or ``""``."""
+        """How a part may be scaled alone: ``"single"`` index by index, ``"block"``, or ``""``."""
         size = self.unknowns.size
         singles = {key for key in form if size[key] == length}
         if singles and self._is_free(mine, self._beside(mine, singles, allowed, length), allowed):
             return "single"
-        return "block" if self._is_free(mine, [self.unknowns.source(k) for k in form], allowed) else ""
+        return (
+            "block" if self._is_free(mine, [self.unknowns.source(k) for k in form], allowed) else ""
+        )
 
     def _beside(self, mine: Place, keys: set[int], allowed: set[int], length: int) -> list[int]:
         """The unknowns of one length that scale a part or the biases added to its output."""

@@ -40,7 +40,10 @@ class Program:
 
 
 def traced(
-    fn: Callable[..., Any], params: Any, args: Sequence[Any], kwargs: Mapping[str, Any]  # noqa: ANN401
+    fn: Callable[..., Any],
+    params: Any,  # noqa: ANN401 - any pytree
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
 ) -> Program:
     """Traces ``fn(params, *args, **kwargs)`` from shapes alone and drops what no output needs.
 

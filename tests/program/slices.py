@@ -97,7 +97,9 @@ def disagreements(
             if not oracle.is_hidden(lambda c, w=witness: {j: c**e for j, e in w.items()}):
                 out.append(f"{leaf.path} is not invariant")
             if axes and alone and oracle.hidden_axes(i) != leaf.invariant_axes:
-                out.append(f"{leaf.path}: {leaf.invariant_axes}, in numbers {oracle.hidden_axes(i)}")
+                out.append(
+                    f"{leaf.path}: {leaf.invariant_axes}, in numbers {oracle.hidden_axes(i)}"
+                )
         elif alone and not oracle.is_hidden(lambda c, i=i: {i: -c}):
             continue  # dead: its sign and size do not matter, which is no matter of scale
         elif alone and not _is_dead(oracle, i):

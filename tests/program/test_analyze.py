@@ -133,13 +133,17 @@ def test_a_primitive_without_a_rule_is_counted_and_pins_what_it_reads():
 
 def test_a_leaf_without_use_is_unused_and_never_invariant():
     params = {"w": S((3, 8), F32), "idle": S((8,), F32)}
-    analysis = bnmask.analyze(lambda p, x: x @ p["w"] + 0 * p["idle"].shape[0], params, S((4, 3), F32))
+    analysis = bnmask.analyze(
+        lambda p, x: x @ p["w"] + 0 * p["idle"].shape[0], params, S((4, 3), F32)
+    )
     assert roles(analysis)["idle"] == scales(analysis)["idle"] == "unused"
 
 
 def test_leaves_of_integer_dtype_are_said_to_be_so():
     params = {"w": S((3, 8), F32), "steps": S((), jnp.int32)}
-    leaf = bnmask.analyze(lambda p, x: (x @ p["w"]) * p["steps"].astype(F32), params, S((4, 3), F32))["steps"]
+    leaf = bnmask.analyze(
+        lambda p, x: (x @ p["w"]) * p["steps"].astype(F32), params, S((4, 3), F32)
+    )["steps"]
     assert leaf.scale is bnmask.Scale.UNKNOWN
     assert "not of floating dtype" in leaf.reason
 
@@ -151,9 +155,7 @@ def test_a_function_that_does_not_depend_on_its_parameters_is_refused():
 
 def test_a_function_without_float_output_is_refused():
     with pytest.raises(bnmask.StructureError, match=r"must return at least one array of floating"):
-        bnmask.analyze(
-            lambda p, x: (x @ p["w"]).argmax(-1), {"w": S((3, 8), F32)}, S((4, 3), F32)
-        )
+        bnmask.analyze(lambda p, x: (x @ p["w"]).argmax(-1), {"w": S((3, 8), F32)}, S((4, 3), F32))
 
 
 def test_a_leaf_that_is_no_array_is_named():
@@ -228,7 +230,9 @@ def test_explain_names_where_the_scale_cancels_and_where_it_is_pinned():
 
 
 def test_explain_of_an_unknown_path_names_the_nearest():
-    analysis = bnmask.analyze(lambda p, x: x @ p["kernel"], {"kernel": S((3, 8), F32)}, S((4, 3), F32))
+    analysis = bnmask.analyze(
+        lambda p, x: x @ p["kernel"], {"kernel": S((3, 8), F32)}, S((4, 3), F32)
+    )
     with pytest.raises(bnmask.PathError, match=r"no leaf 'kernl'; the nearest are 'kernel'"):
         analysis.explain("kernl")
 

@@ -1,4 +1,4 @@
-"""What DESIGN lists as found is found: models in the frameworks' own layers, and the numbers agree."""
+"""Models whose invariances are known, in the frameworks' own layers, against the numbers."""
 
 import functools
 
@@ -19,7 +19,11 @@ TOKENS = np.random.default_rng(0).normal(size=(3, 5, 8))
 
 @pytest.fixture(autouse=True)
 def _frameworks_promote():
-    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    with (
+        jax.enable_x64(True),
+        jax.numpy_rank_promotion("allow"),
+        jax.numpy_dtype_promotion("standard"),
+    ):
         yield
 
 
@@ -94,7 +98,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x):
         y = nn.LayerNorm()(x)
-        heads = nn.MultiHeadDotProductAttention(2, normalize_qk=True, use_bias=self.bias, name="mha")
+        heads = nn.MultiHeadDotProductAttention(
+            2, normalize_qk=True, use_bias=self.bias, name="mha"
+        )
         x = x + heads(y, y)
         return nn.Dense(3)(nn.LayerNorm()(x))
 
@@ -212,9 +218,7 @@ def test_cross_replica_batch_norm_is_seen_through(kind):
         "Dense_0": {"bias": (3,), "kernel": (6, 3)},
     }
     is_shape = lambda s: isinstance(s, tuple)  # noqa: E731
-    params = jax.tree.map(
-        lambda s: jax.ShapeDtypeStruct(s, jnp.float64), shapes, is_leaf=is_shape
-    )
+    params = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, jnp.float64), shapes, is_leaf=is_shape)
 
     def on_one(p, x):
         variables = {"params": p, "batch_stats": stats}
@@ -255,7 +259,9 @@ def test_weight_standardised_kernels_are_invariant_filter_by_filter():
     def fn(p):
         w = p["w"]
         w = (w - w.mean((0, 1, 2))) / jnp.sqrt(w.var((0, 1, 2)) + 1e-10) * p["gain"]
-        y = jax.lax.conv_general_dilated(IMAGES, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        y = jax.lax.conv_general_dilated(
+            IMAGES, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
         return jnp.sin(y + p["b"]).mean((1, 2))
 
     shapes = {"w": (3, 3, 6, 4), "gain": (4,), "b": (4,)}

@@ -59,7 +59,9 @@ def test_haikus_batch_norms_are_found_exactly(name):
     named = {p for p in (leaf.path for leaf in analysis.leaves) if p.endswith(("scale", "offset"))}
     assert norms(analysis) == named
     assert analysis.unhandled == {}
-    before_norm = [leaf for leaf in analysis.leaves if leaf.path.endswith("/w") and "logits" not in leaf.path]
+    before_norm = [
+        leaf for leaf in analysis.leaves if leaf.path.endswith("/w") and "logits" not in leaf.path
+    ]
     assert {str(leaf.role) for leaf in before_norm} == {"weight"}
     if name != "ResNet18, pre-activation":
         assert {str(leaf.scale) for leaf in before_norm} == {"invariant"}
@@ -85,7 +87,9 @@ EQUIMO = {
         32,
     ),
     "ConvNeXt": (
-        lambda: equimo.ConvNeXt(3, depths=[1, 1, 1, 1], dims=[8, 8, 16, 16], num_classes=5, key=KEY),
+        lambda: equimo.ConvNeXt(
+            3, depths=[1, 1, 1, 1], dims=[8, 8, 16, 16], num_classes=5, key=KEY
+        ),
         64,
     ),
     "MobileNetV3": (
