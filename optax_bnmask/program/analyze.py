@@ -226,7 +226,7 @@ def _scale(program: Program, i: int, found: Symmetries) -> str:
     """What is known of the leaf's scale."""
     scale = found.scale[i]
     if scale is Scale.INVARIANT:
-        others = [program.paths[j] for j in found.witness[i] if j != i]
+        others = ", ".join(repr(program.paths[j]) for j in found.witness[i] if j != i)
         return f"a normaliser hides its scale{f', with that of {others}' if others else ''}"
     if scale is Scale.JOINT:
         number = found.group[i]
