@@ -5,7 +5,7 @@ from optax_bnmask.errors import CategoryError, PathError, StructureError, Verifi
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.mask import STANDARD, STRICT, Labels, Mask, decay_mask
-from optax_bnmask.program.analyze import analyze
+from optax_bnmask.program import analyze
 from optax_bnmask.structure import analyze_structure
 from optax_bnmask.verify import Verification, verify
 

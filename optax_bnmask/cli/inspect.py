@@ -16,7 +16,7 @@ from optax_bnmask.analysis import Analysis
 from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
-from optax_bnmask.program.analyze import analyze
+from optax_bnmask.program import analyze
 
 
 def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> Analysis:

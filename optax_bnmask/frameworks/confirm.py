@@ -1,6 +1,7 @@
 """Two kinds of evidence on one model: where they agree, and where they do not."""
 
 import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role
@@ -9,18 +10,39 @@ from optax_bnmask.structure import CONFIRMED, analyze_structure
 _NORM = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
 
 
-def confirmed(analysis: Analysis, params: Any, batch_stats: Any) -> Analysis:  # noqa: ANN401 - pytrees
-    """An analysis by program, with what the statistics say beside it.
+def confirmed(
+    fn: Callable[..., Any],
+    params: Any,  # noqa: ANN401 - any pytree
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    batch_stats: Any,  # noqa: ANN401 - any pytree
+) -> Analysis:
+    """The analysis by program of a function, with what the statistics say beside it.
 
     Args:
-      analysis: The analysis by program of the same params.
-      params: The params.
-      batch_stats: Their statistics, or `None`.
+      fn: The function, ``fn(params, *args, **kwargs)``.
+      params: Its parameters.
+      args: Its other arguments.
+      kwargs: The same by name.
+      batch_stats: The statistics of `params`, or `None`.
 
     Returns:
       The analysis on both kinds of evidence. A leaf that statistics of its own show to be a
       BatchNorm's keeps that role where the trace does not confirm it, and a note says so.
     """
+    from optax_bnmask.program.analyze import (  # noqa: PLC0415 - what `import` need not wait for
+        analysis_of,
+        warn_of_running_statistics,
+    )
+    from optax_bnmask.program.trace import traced  # noqa: PLC0415
+
+    analysis = _compared(analysis_of(traced(fn, params, args, kwargs)), params, batch_stats)
+    warn_of_running_statistics(analysis)
+    return analysis
+
+
+def _compared(analysis: Analysis, params: Any, batch_stats: Any) -> Analysis:  # noqa: ANN401
+    """An analysis by program, completed by what the structure tells."""
     structure = analyze_structure(params, batch_stats)
     by_statistics = {leaf.path: leaf for leaf in structure.leaves if leaf.reason == CONFIRMED}
     leaves: list[Leaf] = []

@@ -8,8 +8,6 @@ import jax
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.confirm import confirmed
-from optax_bnmask.program.analyze import analysis_of, warn_of_running_statistics
-from optax_bnmask.program.trace import traced
 
 
 def analyze_linen(
@@ -74,7 +72,4 @@ def analyze_linen(
         )
         return out[0]
 
-    program = traced(fn, params, (others, rngs, *args), kwargs)
-    analysis = confirmed(analysis_of(program), params, others.get("batch_stats"))
-    warn_of_running_statistics(analysis)
-    return analysis
+    return confirmed(fn, params, (others, rngs, *args), kwargs, others.get("batch_stats"))

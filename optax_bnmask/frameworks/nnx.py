@@ -4,8 +4,6 @@ from typing import Any
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.frameworks.confirm import confirmed
-from optax_bnmask.program.analyze import analysis_of, warn_of_running_statistics
-from optax_bnmask.program.trace import traced
 
 
 def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: ANN401 - any module
@@ -44,7 +42,4 @@ def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: AN
     def fn(params: Any, others: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         return nnx.merge(graph, params, others)(*args, **kwargs)
 
-    program = traced(fn, params, (others, *args), kwargs)
-    analysis = confirmed(analysis_of(program), params, stats)
-    warn_of_running_statistics(analysis)
-    return analysis
+    return confirmed(fn, params, (others, *args), kwargs, stats)

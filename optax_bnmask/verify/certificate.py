@@ -7,9 +7,6 @@ import jax
 import numpy as np
 
 from optax_bnmask.analysis import Analysis, Scale
-from optax_bnmask.verify.claims import axes, combined, far
-from optax_bnmask.verify.findings import sensitive, weak
-from optax_bnmask.verify.trial import Trial
 from optax_bnmask.verify.verification import Verification
 
 
@@ -65,6 +62,14 @@ def verify(
       >>> found.ok, found.dead_biases
       (True, ('b',))
     """
+    from optax_bnmask.verify.claims import (  # noqa: PLC0415 - what `import` need not wait for
+        axes,
+        combined,
+        far,
+    )
+    from optax_bnmask.verify.findings import sensitive, weak  # noqa: PLC0415
+    from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
+
     trial = Trial(analysis, fn, params, args, kwargs, rng=_generator(key), factor=factor)
     errors = [*far(trial, Scale.INVARIANT), *far(trial, Scale.JOINT), combined(trial)]
     n_axes, worst = axes(trial)
