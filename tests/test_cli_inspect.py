@@ -1,0 +1,138 @@
+"""`optax-bnmask inspect`: every kind of factory, every format, and errors that are sentences."""
+
+import json
+
+import jax
+import pytest
+from typer.testing import CliRunner
+
+from optax_bnmask.cli.app import app
+
+
+@pytest.fixture(autouse=True)
+def _promotion_as_frameworks_need_it():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def inspect(factory, *arguments):
+    return CliRunner().invoke(app, ["inspect", factory, *arguments])
+
+
+def document(factory, *arguments):
+    """What `--format json` puts on the standard output, and nothing else does."""
+    result = inspect(factory, *arguments, "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    return json.loads(result.stdout)
+
+
+def findings(factory, *arguments):
+    """The role and the scale of each leaf."""
+    leaves = document(factory, *arguments)["leaves"]
+    return {leaf["path"]: (leaf["role"], leaf["scale"]) for leaf in leaves}
+
+
+NORMALISED = {
+    "dense/kernel": ("weight", "invariant"),
+    "head/bias": ("bias", "sensitive"),
+    "head/kernel": ("weight", "sensitive"),
+    "norm/bias": ("norm_bias", "sensitive"),
+    "norm/scale": ("norm_scale", "sensitive"),
+}
+
+
+@pytest.mark.parametrize("name", ["linen", "linen_instance"])
+def test_a_linen_module_is_traced_whether_made_or_found(name):
+    found = findings(f"inspected:{name}", "--input", "16,4", "--arg", "train=True")
+    assert found == NORMALISED
+
+
+def test_an_nnx_module_is_traced():
+    assert findings("inspected:nnx_model", "--input", "16,4") == NORMALISED
+
+
+def test_a_pair_of_function_and_params_is_traced():
+    found = findings("inspected:pair", "--input", "16,4")
+    assert found == {"head": ("weight", "sensitive"), "kernel": ("weight", "invariant")}
+
+
+def test_an_argument_reaches_the_function_as_a_literal():
+    result = inspect("inspected:pair", "--input", "16,4", "--arg", "power=3", "--explain", "kernel")
+    assert "integer_pow: scales by c**3" in result.stdout
+
+
+def test_an_input_may_name_its_dtype():
+    assert findings("inspected:lookup", "--input", "3:int32") == {
+        "table": ("embedding", "sensitive")
+    }
+
+
+def test_nothing_is_allocated():
+    """The kernel alone would take four tebibytes."""
+    leaves = document("inspected:four_tebibytes", "--input", "16,1048576")["leaves"]
+    kernel = next(leaf for leaf in leaves if leaf["path"] == "kernel")
+    assert kernel["shape"] == [1 << 20, 1 << 20]
+    assert kernel["scale"] == "invariant"
+
+
+def test_text_is_the_default():
+    result = inspect("inspected:pair", "--input", "16,4")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("2 leaves, 48 parameters, by program.\n")
+
+
+def test_html_is_a_document():
+    result = inspect("inspected:pair", "--input", "16,4", "--format", "html")
+    assert result.exit_code == 0
+    assert "<table" in result.stdout
+
+
+def test_explain_shows_the_chains_of_the_leaves_it_matches_only():
+    result = inspect("inspected:pair", "--input", "16,4", "--explain", "k*")
+    assert result.exit_code == 0
+    assert result.stdout.startswith("kernel times c:\n")
+    assert "mul: here the scale cancels" in result.stdout
+    assert "head times c" not in result.stdout
+
+
+def test_explain_may_be_given_twice():
+    arguments = ("--explain", "kernel", "--explain", "head")
+    result = inspect("inspected:pair", "--input", "16,4", *arguments)
+    assert [line for line in result.stdout.splitlines() if line.endswith(" times c:")] == [
+        "head times c:",
+        "kernel times c:",
+    ]
+
+
+def test_inference_mode_is_a_warning_beside_the_report():
+    result = inspect("inspected:linen", "--input", "16,4", "--format", "json")
+    assert result.exit_code == 0
+    assert "Warning: the normaliser at 'norm' runs on its running statistics" in result.stderr
+    assert len(json.loads(result.stdout)["leaves"]) == len(NORMALISED)
+
+
+@pytest.mark.parametrize(
+    ("factory", "arguments", "said"),
+    [
+        ("inspected", [], "given as 'package.module:factory'. Found 'inspected'"),
+        (":linen", [], "given as 'package.module:factory'. Found ':linen'"),
+        ("inspected:", [], "given as 'package.module:factory'. Found 'inspected:'"),
+        ("inspected:absent", [], "module 'inspected' has no attribute 'absent'"),
+        ("no_such_module:model", [], "No module named 'no_such_module'"),
+        ("inspected:number", [], "must be a function of no arguments"),
+        ("inspected:nothing_known", [], "It made a str"),
+        ("inspected:pair", ["--input", "16,x"], "An input is given as its sizes"),
+        ("inspected:pair", ["--input", "16,4:float33"], "Found '16,4:float33'"),
+        ("inspected:pair", ["--input", "16,4", "--arg", "3"], "given as 'name=value'"),
+        ("inspected:pair", ["--input", "16,4", "--explain", "nope*"], "'nope*' matches none"),
+    ],
+)
+def test_bad_input_is_a_sentence_on_stderr(factory, arguments, said):
+    result = inspect(factory, *arguments)
+    assert result.exit_code == 2
+    assert isinstance(result.exception, SystemExit)
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert said in result.stderr
+    assert "Traceback" not in result.stderr
