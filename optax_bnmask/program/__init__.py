@@ -38,9 +38,9 @@ def analyze(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> A
       >>> import jax, jax.numpy as jnp
       >>> import optax_bnmask as bnmask
       >>> def f(p, x):
-      ...     z = x @ p["w"] + p["b"]
-      ...     z = (z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5)
-      ...     return jnp.tanh(z * p["gamma"]) @ p["head"]
+      ...     z = x @ p["w"] + p["b"][None]
+      ...     z = (z - z.mean(0, keepdims=True)) / jnp.sqrt(z.var(0, keepdims=True) + 1e-5)
+      ...     return jnp.tanh(z * p["gamma"][None]) @ p["head"]
       >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "gamma": jnp.ones(8),
       ...           "head": jnp.ones((8, 2))}
       >>> analysis = bnmask.analyze(f, params, jax.ShapeDtypeStruct((32, 3), "float32"))
