@@ -177,7 +177,7 @@ def test_the_time_for_an_equation_does_not_grow(normalised):
 
 
 DECODER = """
-import json, resource, sys, time
+import json, pathlib, re, resource, sys, time
 import jax, jax.numpy as jnp
 import optax_bnmask as bnmask
 
@@ -187,6 +187,10 @@ KIB = 1 if sys.platform == "darwin" else 1024
 
 
 def peak():
+    # Linux lets a process inherit `ru_maxrss` from a larger parent, but not this.
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():
+        return 1024 * int(re.search(r"VmHWM:\\s*(\\d+) kB", status.read_text())[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB
 
 
@@ -258,6 +262,7 @@ print(
             "seconds": time.perf_counter() - start,
             "before": before,
             "peak": peak(),
+            "ru_maxrss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * KIB,
             "parameters": sum(leaf.size for leaf in analysis.leaves),
             "scales": {leaf.path: leaf.scale.name for leaf in analysis.leaves},
             "unhandled": len(analysis.unhandled),
@@ -275,7 +280,8 @@ def test_seventy_billion_parameters_are_analysed_in_under_a_gibibyte():
     found = json.loads(done.stdout)
     print(
         f"\n{found['parameters'] / 1e9:.1f} billion parameters: {found['seconds']:.2f} s, peak "
-        f"resident {found['peak'] / MIB:.0f} MiB, of which {found['before'] / MIB:.0f} MiB before"
+        f"resident {found['peak'] / MIB:.0f} MiB, of which {found['before'] / MIB:.0f} MiB before "
+        f"(ru_maxrss {found['ru_maxrss'] / MIB:.0f} MiB)"
     )
     assert found["parameters"] > 70e9
     assert found["peak"] < GIB
