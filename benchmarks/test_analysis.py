@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import pytest
 
 from optax_bnmask import compat
-from optax_bnmask.program.analyze import analysis_of
+from optax_bnmask.program.assemble import analysis_of
 from optax_bnmask.program.trace import traced
 
 OF_TRACING = 0.25

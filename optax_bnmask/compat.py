@@ -4,6 +4,7 @@ JAX 0.10 to 0.12 differ in how closed jaxprs, scans and primitives look; the res
 sees one face. Everything is looked up strictly, so that a rename fails on import.
 """
 
+import functools
 import importlib
 import os
 import sys
@@ -156,7 +157,8 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
             break
     if not frames:
         return "unknown place"
-    frame = next((f for f in frames if not f.file_name.startswith(_frameworks())), frames[0])
+    folders = _frameworks()
+    frame = next((f for f in frames if not f.file_name.startswith(folders)), frames[0])
     where = f"{_short(frame.file_name)}:{frame.start_line} ({_function(frame)})"
     module = str(eqn.source_info.name_stack)
     return f"{where} in {module}" if module else where
@@ -177,10 +179,15 @@ def _function(frame: Any) -> str:  # noqa: ANN401 - as above
 
 def _frameworks() -> tuple[str, ...]:
     """The folders of the frameworks that are in use, whose frames tell a user little."""
-    found = (
-        sys.modules.get(name) for name in ("flax", "haiku", "equinox", "einops", "optax_bnmask")
-    )
-    return tuple(f"{Path(m.__file__).parent}{os.sep}" for m in found if m and m.__file__)
+    names = ("flax", "haiku", "equinox", "einops", "optax_bnmask")
+    return _folders(tuple(name for name in names if name in sys.modules))
+
+
+@functools.lru_cache
+def _folders(names: tuple[str, ...]) -> tuple[str, ...]:
+    """The folders of imported packages."""
+    files = (sys.modules[name].__file__ for name in names)
+    return tuple(f"{Path(file).parent}{os.sep}" for file in files if file)
 
 
 def _short(file_name: str) -> str:

@@ -2,7 +2,7 @@
 
 `trace` makes a program of a function; `interpreter` walks it by the `rules`, once to solve for the
 `unknowns` exponents (`context`, `symmetries`) and once to see how leaves meet data (`roles`);
-`analyze` puts both together, and `explain` follows one symmetry through.
+`assemble` puts both together, and `explain` follows one symmetry through.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,7 @@ def analyze(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> A
     References:
       Kennedy, Types for Units-of-Measure, 2010, for degrees as dimensions.
     """
-    from optax_bnmask.program.analyze import (  # noqa: PLC0415 - what `import` need not wait for
+    from optax_bnmask.program.assemble import (  # noqa: PLC0415 - what `import` need not wait for
         analysis_of,
         warn_of_running_statistics,
     )
