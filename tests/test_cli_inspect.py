@@ -122,6 +122,8 @@ def test_inference_mode_is_a_warning_beside_the_report():
         ("no_such_module:model", [], "No module named 'no_such_module'"),
         ("inspected:number", [], "must be a function of no arguments"),
         ("inspected:nothing_known", [], "It made a str"),
+        ("inspected:pair", [], "With no inputs at all it raised TypeError"),
+        ("inspected:pair", ["--input", "16,9"], "With 16,9 it raised TypeError"),
         ("inspected:pair", ["--input", "16,x"], "An input is given as its sizes"),
         ("inspected:pair", ["--input", "16,4:float33"], "Found '16,4:float33'"),
         ("inspected:pair", ["--input", "16,4", "--arg", "3"], "given as 'name=value'"),

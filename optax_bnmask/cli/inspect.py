@@ -5,7 +5,7 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,27 @@ def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> 
     make = _found(factory)
     arrays = [_shape(text) for text in inputs]
     named = dict(_argument(text) for text in arguments)
+    try:
+        return _analysis(factory, make, arrays, named)
+    except StructureError:
+        raise
+    except Exception as error:
+        given = ", ".join([*inputs, *arguments]) or "no inputs at all"
+        said = str(error).strip().partition("\n")[0]
+        raise StructureError(
+            f"{factory!r} must make a model that runs on what the command gives it. With {given} "
+            f"it raised {type(error).__name__}: {said} Give an --input for each of its arguments, "
+            f"and an --arg for what else it needs."
+        ) from error
+
+
+def _analysis(
+    factory: str,
+    make: Callable[[], Any],
+    arrays: Sequence[jax.ShapeDtypeStruct],
+    named: Mapping[str, Any],
+) -> Analysis:
+    """The analysis by whatever way fits what the factory makes."""
     made = _made(make)
     if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
         return analyze(made[0], made[1], *arrays, **named)

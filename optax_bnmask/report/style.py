@@ -32,7 +32,7 @@ body:has(> .bnmask) { margin: 0; }
 }
 .bnmask th { color: var(--faint); font-weight: 600; white-space: nowrap; }
 .bnmask td { white-space: nowrap; font-variant-numeric: tabular-nums; }
-.bnmask td:first-child { font-family: ui-monospace, Menlo, Consolas, monospace; }
+.bnmask td:first-child { font-family: ui-monospace, Menlo, Consolas, monospace; min-width: 26ch; }
 .bnmask td:first-child, .bnmask td.prose { white-space: normal; overflow-wrap: anywhere; }
 .bnmask th.number, .bnmask td.number { text-align: right; }
 .bnmask td.prose { color: var(--faint); min-width: 18ch; }
@@ -59,7 +59,7 @@ body:has(> .bnmask) { margin: 0; }
     font-family: system-ui, sans-serif; overflow-wrap: normal;
   }
   .bnmask tr td:empty { display: none; }
-  .bnmask tr td:first-child { display: block; font-weight: 600; }
+  .bnmask tr td:first-child { display: block; font-weight: 600; min-width: 0; }
   .bnmask td:first-child::before { content: none; }
 }
 """
