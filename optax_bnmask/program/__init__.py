@@ -1,8 +1,11 @@
 """Evidence from the program: how the traced function uses each parameter.
 
-`trace` makes a program of a function; `interpreter` walks it by the `rules`, once to solve for the
-`unknowns` exponents (`context`, `symmetries`) and once to see how leaves meet data (`roles`);
-`assemble` puts both together, and `explain` follows one symmetry through.
+`trace` makes a program of a function. The algebra, which knows nothing of JAX, is `forms` and the
+`unknowns` exponents in them, the `degree` of a value, and what `layout` does to degrees along
+`axes`. `interpreter` walks the program by the `rules`, for one `context` at a time: once to solve
+for the exponents, of which `symmetries`, `cones` and `parts` make findings, and once to see how
+leaves meet data (`roles`, `tags`). `assemble` puts both together, and `explain` follows one symmetry
+through.
 """
 
 from collections.abc import Callable

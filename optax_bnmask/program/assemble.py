@@ -17,9 +17,10 @@ from optax_bnmask.program.context import Site, Symmetry
 from optax_bnmask.program.degree import ZERO, Degree, Key
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.interpreter import walk
+from optax_bnmask.program.parts import free_parts
 from optax_bnmask.program.roles import Local
 from optax_bnmask.program.rules import families
-from optax_bnmask.program.symmetries import Symmetries, free_parts, leaf_degree, symmetries
+from optax_bnmask.program.symmetries import Symmetries, leaf_degree, symmetries
 from optax_bnmask.program.trace import Program
 from optax_bnmask.program.unknowns import Unknowns
 

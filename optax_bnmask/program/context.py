@@ -10,8 +10,9 @@ from typing import Any, NamedTuple, Protocol
 
 from optax_bnmask import compat
 from optax_bnmask.program.degree import ANY, ZERO, Degree, Key
+from optax_bnmask.program.forms import NOTHING, Form, Profile, plus
 from optax_bnmask.program.layout import Layouts
-from optax_bnmask.program.unknowns import NOTHING, Form, Profile, Unknowns, plus
+from optax_bnmask.program.unknowns import Unknowns
 
 Eqn = Any
 """An equation of a jaxpr; JAX keeps the type private."""

@@ -9,7 +9,7 @@ the value does not show, the iterations of the loop that it lives in.
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from optax_bnmask.program.unknowns import NOTHING, Form, Profile
+from optax_bnmask.program.forms import NOTHING, Form, Profile
 
 Key = tuple[tuple[int, int], ...]
 """Axes that a profile varies along, row by row, each with its length: ``((axis, length), ...)``."""

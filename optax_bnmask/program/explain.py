@@ -8,13 +8,15 @@ chain ends.
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.context import Eqn, Site
 from optax_bnmask.program.degree import ANY, ZERO, Degree
+from optax_bnmask.program.forms import Form, Profile
 from optax_bnmask.program.interpreter import walk
 from optax_bnmask.program.layout import Layouts
-from optax_bnmask.program.symmetries import Symmetries, Vector
+from optax_bnmask.program.symmetries import Symmetries
 from optax_bnmask.program.trace import Program
-from optax_bnmask.program.unknowns import Form, Profile, Unknowns
+from optax_bnmask.program.unknowns import Unknowns
 
 _SHOWN = 8
 """At most so many operations are shown at either end of a chain."""

@@ -7,8 +7,18 @@ unknowns are restricted first (`Layouts.separated`, `Layouts.uniform`).
 from collections.abc import Callable, Collection, Iterable, Sequence
 from math import prod
 
+from optax_bnmask.program.axes import (
+    is_part,
+    is_run,
+    regrouped,
+    scaled,
+    strides,
+    touches,
+    touches_key,
+)
 from optax_bnmask.program.degree import ANY, Degree, Key
-from optax_bnmask.program.unknowns import NOTHING, Form, Number, Profile, Unknowns, plus, times
+from optax_bnmask.program.forms import NOTHING, Form, Number, Profile, plus, times
+from optax_bnmask.program.unknowns import Unknowns
 
 
 class Layouts:
@@ -74,7 +84,7 @@ class Layouts:
         if not touches(d, axes):
             return d
         x = d
-        d = self.separated(d, [key for key in d.along if _is_part(key, axes)])
+        d = self.separated(d, [key for key in d.along if is_part(key, axes)])
         d = self.resolved(d)
         level, along = d.level or NOTHING, dict[Key, Profile]()
         for key, profile in d.along.items():
@@ -131,7 +141,7 @@ class Layouts:
     def _axis_of(self, view: int, key: Key) -> int | None:
         """The place in `key` of the one axis that the view varies along."""
         low, high = self.unknowns.inner(view), self.unknowns.period(view)
-        for place, (stride, size) in enumerate(_strides(key)):
+        for place, (stride, size) in enumerate(strides(key)):
             if low % stride == 0 and (stride * size) % high == 0 and low >= stride:
                 return place
         return None
@@ -141,7 +151,7 @@ class Layouts:
         unknowns = self.unknowns
         low, high = unknowns.inner(view), unknowns.period(view)
         parts: Form = {}
-        for stride, size in _strides(key):
+        for stride, size in strides(key):
             first, last = max(low, stride), min(high, stride * size)
             if first >= last:
                 continue
@@ -168,7 +178,7 @@ class Layouts:
                 return {key[:1]: [(n // stride, f) for n, f in profile]}
             return {key: profile}
         out: dict[Key, Form] = {}
-        strides = _strides(key)
+        steps = strides(key)
         for view, c in (profile[0][1] or NOTHING).items():
             if self.unknowns.size[view] == 1:
                 out[()] = plus(out.get((), NOTHING), {view: c})
@@ -177,7 +187,7 @@ class Layouts:
             if place is None:
                 out[key] = plus(out.get(key, NOTHING), {view: c})
             else:
-                inside = self.unknowns.inside(view, strides[place][0])
+                inside = self.unknowns.inside(view, steps[place][0])
                 single = (key[place],)
                 out[single] = plus(out.get(single, NOTHING), {inside: c})
         return {k: [(prod(n for _, n in k), form)] for k, form in out.items()}
@@ -227,7 +237,7 @@ class Layouts:
         level = d.level or NOTHING
         along = {key: p for key, p in d.along.items() if key not in shown}
         rest = Degree(level, {key: d.along[key] for key in shown})
-        groups = list(_regrouped(old, new))
+        groups = list(regrouped(old, new))
         groups_of = {a: g for g, (inside, _) in enumerate(groups) for a in inside}
         rest = self.separated(rest, [k for k in shown if len({groups_of[a] for a, _ in k}) > 1])
         level = rest.level or NOTHING
@@ -309,7 +319,7 @@ class Layouts:
             if part.level is None:
                 segments.append((n, None))
                 continue
-            d = self.separated(part, [k for k in part.along if _is_part(k, (axis,))])
+            d = self.separated(part, [k for k in part.along if is_part(k, (axis,))])
             d = self._definite(d, axis)
             own = d.along.get(((axis, n),), [(n, NOTHING)])
             rest = Degree(d.level, {k: p for k, p in d.along.items() if k != ((axis, n),)})
@@ -375,63 +385,3 @@ class Layouts:
         d = d.moved(lambda a: a + 1 if a > axis else a)
         whole = (*shape[:axis], shape[axis] * block, *shape[axis + 1 :])
         return self.reshaped(d, split, whole)
-
-
-def scaled(profile: Profile, k: Number) -> Profile:
-    """``k * profile``."""
-    return profile if k == 1 else [(n, None if f is None else times(f, k)) for n, f in profile]
-
-
-def touches(d: Degree, axes: Collection[int]) -> bool:
-    """Whether the degree varies along any of `axes`."""
-    return bool(d.along) and any(touches_key(key, axes) for key in d.along)
-
-
-def touches_key(key: Key, axes: Collection[int]) -> bool:
-    """Whether a key has any of `axes`."""
-    return any(a in axes for a, _ in key)
-
-
-def is_run(key: Key, wide: Key) -> bool:
-    """Whether the axes of `key` stand next to each other, in order, in `wide`."""
-    return key[0] in wide and wide[wide.index(key[0]) :][: len(key)] == key
-
-
-def _is_part(key: Key, axes: Collection[int]) -> bool:
-    """Whether a key has more axes than one, and any of `axes`."""
-    return len(key) > 1 and touches_key(key, axes)
-
-
-def _strides(key: Key) -> list[tuple[int, int]]:
-    """``(stride, size)`` of each axis of a key."""
-    out: list[tuple[int, int]] = []
-    stride = 1
-    for _, size in reversed(key):
-        out.append((stride, size))
-        stride *= size
-    return out[::-1]
-
-
-def _regrouped(
-    old: Sequence[int], new: Sequence[int]
-) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The smallest groups of axes that a reshape turns into each other."""
-    i = j = 0
-    while i < len(old) or j < len(new):
-        inside: list[int] = []
-        outside: list[int] = []
-        left = right = 1
-        while True:
-            if left <= right and i < len(old) and (left < right or not inside):
-                left *= old[i]
-                inside.append(i)
-                i += 1
-            elif j < len(new) and (right < left or not outside):
-                right *= new[j]
-                outside.append(j)
-                j += 1
-            else:
-                break
-            if left == right and inside and outside:
-                break
-        yield tuple(inside), tuple(outside)

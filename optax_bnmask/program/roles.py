@@ -17,66 +17,12 @@ from collections.abc import Iterable, Sequence
 from optax_bnmask.analysis import Role
 from optax_bnmask.program.context import Eqn, Site
 from optax_bnmask.program.degree import ANY, ZERO, Degree
+from optax_bnmask.program.forms import Form, Profile
 from optax_bnmask.program.layout import Layouts
 from optax_bnmask.program.rules.arithmetic import EPSILON, is_float
 from optax_bnmask.program.rules.indexing import is_lookup
-from optax_bnmask.program.unknowns import Form, Profile, Unknowns
-
-_NONE: frozenset[int] = frozenset()
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Tag:
-    """What the local reading remembers of a value.
-
-    Attributes:
-      leaves: The leaves that the value is, seen from elsewhere; none once it has met the data.
-      data: Whether the value depends on anything but leaves and constants.
-      normed: 0; 1 after a gauge has cancelled; 2 when a gain has followed.
-      gains: The gains folded into the value since its last contraction.
-      owners: The leaves whose output the value is: weights and gains whose bias may follow.
-      shifted: Whether the leaf is seen with a constant added to it, ``1 + scale``.
-      centred: Whether the value is a difference, ``x - mean``.
-      root: 1 for a square root, -1 for an inverse one, and for what gains make of them.
-      fixed: For an array that the program is closed over, its size. It may be data, or belong to a
-        leaf, as a mask does; beside a leaf that is no smaller it is taken to be the latter.
-    """
-
-    leaves: frozenset[int] = _NONE
-    data: bool = True
-    normed: int = 0
-    gains: frozenset[int] = _NONE
-    owners: frozenset[int] = _NONE
-    shifted: bool = False
-    centred: bool = False
-    root: int = 0
-    fixed: int = 0
-
-
-_DATA = Tag()
-
-
-@dataclasses.dataclass(slots=True)
-class Uses:
-    """What was seen of one leaf.
-
-    Attributes:
-      roles: Every role that it was seen in, and the place of the first time.
-      shifted: Whether it was multiplied as ``constant + leaf``.
-    """
-
-    roles: dict[Role, Site] = dataclasses.field(default_factory=dict)
-    shifted: bool = False
-
-
-_PRECEDENCE = (
-    Role.EMBEDDING,
-    Role.WEIGHT,
-    Role.NORM_SCALE,
-    Role.NORM_BIAS,
-    Role.GAIN,
-    Role.BIAS,
-)
+from optax_bnmask.program.tags import DATA, NONE, PRECEDENCE, Tag, Uses
+from optax_bnmask.program.unknowns import Unknowns
 
 
 class Local:
@@ -109,11 +55,11 @@ class Local:
 
     def argument(self, *, scales: bool = True) -> Degree:
         """The degree of any other input; integers do not scale."""
-        return (self.free() if scales else ZERO).known(tag=_DATA)
+        return (self.free() if scales else ZERO).known(tag=DATA)
 
     def role(self, number: int) -> Role:
-        """The role that a leaf was seen in; the first of `_PRECEDENCE` if there are several."""
-        return next((r for r in _PRECEDENCE if r in self.uses[number].roles), Role.UNKNOWN)
+        """The role that a leaf was seen in; the first of `PRECEDENCE` if there are several."""
+        return next((r for r in PRECEDENCE if r in self.uses[number].roles), Role.UNKNOWN)
 
     # What the rules ask.
 
@@ -261,8 +207,8 @@ class Local:
     def pointwise(self, eqn: Eqn, ins: Sequence[Degree], out: Degree) -> Degree:
         """A function of leaves alone is still those leaves; data lose what is remembered."""
         tags = [d.tag for d in ins if d.tag is not None]
-        leaves = _NONE.union(*(t.leaves for t in tags)) if not any(t.data for t in tags) else _NONE
-        gains = _NONE.union(*(t.gains for t in tags))
+        leaves = NONE.union(*(t.leaves for t in tags)) if not any(t.data for t in tags) else NONE
+        gains = NONE.union(*(t.gains for t in tags))
         root = {"sqrt": 1, "rsqrt": -1}.get(eqn.primitive.name, 0)
         tag = Tag(leaves, data=any(t.data for t in tags), gains=gains, root=root)
         return out.known(const=out.const, mark=out.mark, tag=tag)
@@ -271,7 +217,7 @@ class Local:
         """A statistic of leaves is no leaf."""
         del eqn
         tags = [d.tag for d in ins if d.tag is not None]
-        gains = _NONE.union(*(t.gains for t in tags))
+        gains = NONE.union(*(t.gains for t in tags))
         return out.known(mark=out.mark, tag=Tag(data=any(t.data for t in tags), gains=gains))
 
     def opaque(self, eqn: Eqn, ins: Sequence[Degree], out: Degree) -> Degree:
@@ -287,7 +233,7 @@ class Local:
             return out.known(mark=out.mark, tag=x or (y and self._inverted(y, eqn)))
         y = self._inverted(y, eqn)
         tag = Tag(
-            leaves=_NONE if x.data or y.data else self._larger(x, y, eqn),
+            leaves=NONE if x.data or y.data else self._larger(x, y, eqn),
             data=x.data or y.data,
             normed=0 if (x.data and y.data) or (x.leaves and y.leaves) else max(x.normed, y.normed),
             gains=x.gains | y.gains,
@@ -416,7 +362,7 @@ class Local:
         if x is None or y is None:  # with constant coefficients
             tag = x or y or Tag()
             return out.known(tag=Tag(data=tag.data, gains=tag.gains))
-        owners = _NONE
+        owners = NONE
         for weight, other in ((x, y), (y, x)):
             self.vote(weight.leaves, Role.WEIGHT, eqn)
             if not weight.data and other.data:
@@ -435,7 +381,7 @@ class Local:
         """A leaf that is looked up is an embedding; one place of it is a slice."""
         table = ins[0].tag
         if table is None:
-            return out.known(tag=_DATA)
+            return out.known(tag=DATA)
         if not is_lookup(eqn):
             return out.known(tag=table)
         self.vote(table.leaves, Role.EMBEDDING, eqn)
@@ -446,12 +392,12 @@ class Local:
         tags = [d.tag for d in ins if d.tag is not None]
         if all(d.tag is None or not d.tag.data for d in ins):
             return out.known(
-                mark=out.mark, tag=Tag(_NONE.union(*(t.leaves for t in tags)), data=False)
+                mark=out.mark, tag=Tag(NONE.union(*(t.leaves for t in tags)), data=False)
             )
         for t in tags:
             self.vote(t.leaves, Role.EMBEDDING, eqn)
         whole = len({t.normed for t in tags}) == 1
-        gains = _NONE.union(*(t.gains for t in tags))
+        gains = NONE.union(*(t.gains for t in tags))
         owners = tags[0].owners.intersection(*(t.owners for t in tags))
         normed = tags[0].normed if whole else 0
         return out.known(mark=out.mark, tag=Tag(normed=normed, gains=gains, owners=owners))
@@ -460,7 +406,7 @@ class Local:
         """As a join, of the cases alone."""
         cases = ins[1:]
         if all(d.tag is None for d in cases):
-            return out.known(mark=out.mark, tag=_DATA)
+            return out.known(mark=out.mark, tag=DATA)
         tagged = [d.tag for d in cases if d.tag is not None]
         if len(tagged) == 1 and all(
             d.is_any or d.const is not None for d in cases if d.tag is None

@@ -2,15 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 
 from optax_bnmask.analysis import Scale
-from optax_bnmask.program.degree import Degree, Key
+from optax_bnmask.program.cones import Vector, cone_of, null_space
+from optax_bnmask.program.degree import Degree
+from optax_bnmask.program.forms import Form, Number, plus, quotient, times
 from optax_bnmask.program.layout import Layouts
-from optax_bnmask.program.unknowns import NOTHING, Form, Number, Unknowns, plus, quotient, times
-
-Vector = dict[int, Number]
-"""Exponents by leaf number, without the zeros."""
+from optax_bnmask.program.parts import settled
+from optax_bnmask.program.unknowns import Unknowns
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,7 +97,7 @@ def _whole_leaves(unknowns: Unknowns, degrees: Mapping[int, Degree]) -> dict[int
     """The exponent of each leaf, where no leaf is scaled but as a whole."""
     whole = unknowns.copy()
     layouts = Layouts(whole, whole.flattened)
-    levels = {i: layouts.level(d) for i, d in _settled(whole, degrees).items()}
+    levels = {i: layouts.level(d) for i, d in settled(whole, degrees).items()}
     return {i: whole.resolve(level) for i, level in levels.items()}
 
 
@@ -189,7 +188,7 @@ class _Space:
             {leaf: self.rows[i][leaf] for leaf in free if leaf in self.rows[i]}
             for i in sorted(outside)
         ]
-        return [self.vector(point) for point in _null_space(free, equations)]
+        return [self.vector(point) for point in null_space(free, equations)]
 
     def within(self, leaf: int, allowed: set[int]) -> Vector | None:
         """A symmetry with exponents >= 0 that scales `leaf` and otherwise only `allowed` leaves."""
@@ -200,7 +199,7 @@ class _Space:
                     k = sign * v[leaf]
                     return {i: quotient(sign * c, k) for i, c in v.items()}
         if len(found) > 1:
-            inside = _cone(found)
+            inside = cone_of(found)
             return (
                 {i: quotient(c, inside[leaf]) for i, c in inside.items()}
                 if leaf in inside
@@ -210,7 +209,7 @@ class _Space:
 
     def cone(self) -> Vector:
         """A symmetry with exponents >= 0, and > 0 for every leaf for which that is possible."""
-        return _cone(self.basis())
+        return cone_of(self.basis())
 
     def groups(self, inside: frozenset[int]) -> list[tuple[int, ...]]:
         """The leaves of the cone, split where they can be scaled independently."""
@@ -229,218 +228,3 @@ class _Space:
         for i in inside:
             members.setdefault(root(i), set()).add(i)
         return [tuple(sorted(group)) for group in members.values() if len(group) > 1]
-
-
-def _null_space(free: Sequence[int], equations: Sequence[Vector]) -> list[Vector]:
-    """A basis of the points that fulfil all equations."""
-    solved: dict[int, Vector] = {}
-    for equation in equations:
-        rest: Form = NOTHING
-        for leaf, c in equation.items():
-            rest = plus(rest, solved[leaf], c) if leaf in solved else plus(rest, {leaf: c})
-        if not rest:
-            continue
-        pivot = min(rest)
-        value = times({k: c for k, c in rest.items() if k != pivot}, quotient(-1, rest[pivot]))
-        for leaf, form in solved.items():
-            if pivot in form:
-                c = form[pivot]
-                trimmed = {k: d for k, d in form.items() if k != pivot}
-                solved[leaf] = dict(plus(trimmed, value, c))
-        solved[pivot] = dict(value)
-    out = []
-    for leaf in free:
-        if leaf not in solved:
-            point: Vector = {leaf: 1}
-            point.update({k: f[leaf] for k, f in solved.items() if f.get(leaf)})
-            out.append(point)
-    return out
-
-
-def _cone(basis: Sequence[Vector]) -> Vector:
-    """The largest support of a combination of `basis` that has no negative entry, and one such.
-
-    Nearly always a few rounds of doubling find a point at which nothing is negative, so that the
-    linear program, and SciPy, are the last resort.
-    """
-    rows: dict[int, Vector] = {}
-    for j, v in enumerate(basis):
-        for i, c in v.items():
-            rows.setdefault(i, {})[j] = c
-    alive = _possible(rows, len(basis))
-    rows = {i: {j: c for j, c in row.items() if j in alive} for i, row in rows.items()}
-    rows = {i: row for i, row in rows.items() if row}
-    point: Vector = dict.fromkeys(sorted(alive), 1)
-    for _ in range(24):
-        low = [row for row in rows.values() if sum(c * point[j] for j, c in row.items()) <= 0]
-        if not low:
-            return {i: sum(c * point[j] for j, c in row.items()) for i, row in sorted(rows.items())}
-        for j in {j for row in low for j, c in row.items() if c > 0}:
-            point[j] *= 2
-    return _cone_by_linear_program(basis)
-
-
-def _possible(rows: Mapping[int, Vector], n: int) -> set[int]:
-    """The coordinates that need not be 0, as far as signs alone tell.
-
-    A coordinate that is some leaf's exponent is >= 0. Where all coefficients of another leaf are
-    negative, the coordinates with them must be 0.
-    """
-    alive = set(range(n))
-    rising = {j for row in rows.values() if len(row) == 1 for j, c in row.items() if c > 0}
-    users: dict[int, list[int]] = {}
-    for i, row in rows.items():
-        for j in row:
-            users.setdefault(j, []).append(i)
-    waiting = list(rows)
-    while waiting:
-        left = {j: c for j, c in rows[waiting.pop()].items() if j in alive}
-        if left and all(c < 0 and j in rising for j, c in left.items()):
-            alive -= left.keys()
-            waiting += [i for j in left for i in users[j]]
-    return alive
-
-
-def _cone_by_linear_program(basis: Sequence[Vector]) -> Vector:
-    """`_cone` by a linear program: maximise the sum of ``z <= 1`` with ``0 <= z <= s``.
-
-    Since a cone may be scaled, each ``z`` is 0 or 1 at the optimum. The solution is rounded to
-    rationals and checked exactly; only what passes is claimed.
-    """
-    import numpy as np  # noqa: PLC0415 - with SciPy, only where it is needed
-    from scipy.optimize import linprog  # noqa: PLC0415
-    from scipy.sparse import coo_array, hstack, identity  # noqa: PLC0415
-
-    leaves = sorted({i for v in basis for i in v})
-    place = {i: n for n, i in enumerate(leaves)}
-    entries = [(place[i], j, float(c)) for j, v in enumerate(basis) for i, c in v.items()]
-    where_i, where_j, values = zip(*entries, strict=True)
-    n, k = len(leaves), len(basis)
-    exponents = coo_array((values, (where_i, where_j)), shape=(n, k)).tocsr()
-    solution = linprog(
-        np.concatenate([np.zeros(k), -np.ones(n)]),
-        A_ub=hstack([-exponents, identity(n)]).tocsr(),
-        b_ub=np.zeros(n),
-        bounds=[(None, None)] * k + [(0, 1)] * n,
-        method="highs",
-    )
-    if not solution.success:
-        return {}
-    inside = {i for i in leaves if solution.x[k + place[i]] > 0.5}
-    for denominator in (1, 2, 12, 1000, 10**6):
-        point = [Fraction(float(x)).limit_denominator(denominator) for x in solution.x[:k]]
-        out: Form = NOTHING
-        for v, c in zip(basis, point, strict=True):
-            out = plus(out, v, c) if c else out
-        if all(c > 0 for c in out.values()) and inside <= out.keys():
-            return {i: Fraction(out[i]) for i in sorted(out)}
-    return {}
-
-
-def free_parts(
-    unknowns: Unknowns, degrees: Mapping[int, Degree], biases: Sequence[Iterable[int]]
-) -> dict[int, dict[Key, list[tuple[int, int, bool]]]]:
-    """Where along their axes leaves may be scaled by themselves.
-
-    Args:
-      unknowns: The exponents, solved as far as the program demands.
-      degrees: The degrees of the live leaves, by number.
-      biases: For each leaf, the biases added to its own output.
-
-    Returns:
-      For each leaf and each of its axes along which that is known, the ranges ``(start, stop,
-      single)`` that may be scaled without the rest; `single` if every index of the range may be
-      scaled on its own.
-    """
-    resolved = _settled(unknowns, degrees)
-    parts = _Parts(unknowns, resolved)
-    out: dict[int, dict[Key, list[tuple[int, int, bool]]]] = {}
-    for i, d in resolved.items():
-        allowed = {i, *biases[i]}
-        for axes, profile in d.along.items():
-            start = 0
-            for place, (length, form) in enumerate(profile):
-                if form and (found := parts.freedom((i, axes, place), length, form, allowed)):
-                    ranges = out.setdefault(i, {}).setdefault(axes, [])
-                    ranges.append((start, start + length, found == "single"))
-                start += length
-    return out
-
-
-def _settled(unknowns: Unknowns, degrees: Mapping[int, Degree]) -> dict[int, Degree]:
-    """The degrees resolved; again as long as resolving one takes apart an unknown of another."""
-    layouts = Layouts(unknowns, unknowns.flattened)
-    while True:
-        before = len(unknowns.solved)
-        resolved = {i: layouts.resolved(d) for i, d in degrees.items()}
-        if len(unknowns.solved) == before:
-            return resolved
-
-
-Place = tuple[int, Key | None, int]
-"""A leaf, the axes of one of its profiles (`None` for the level), and a segment of it."""
-
-
-class _Parts:
-    """Which unknowns scale which parts of which leaves.
-
-    Attributes:
-      used: For each unknown, the parts that it scales, and by what power through which view.
-      forms: For each leaf, the forms of its parts.
-    """
-
-    def __init__(self, unknowns: Unknowns, resolved: Mapping[int, Degree]) -> None:
-        self.unknowns = unknowns
-        self.used: dict[int, dict[Place, Form]] = {}
-        self.forms: dict[int, list[Form]] = {i: [] for i in resolved}
-        for i, d in resolved.items():
-            self._use((i, None, 0), d.level or NOTHING)
-            for axes, profile in d.along.items():
-                for place, (_, form) in enumerate(profile):
-                    self._use((i, axes, place), form or NOTHING)
-
-    def _use(self, place: Place, form: Form) -> None:
-        self.forms[place[0]].append(form)
-        for key, c in form.items():
-            uses = self.used.setdefault(self.unknowns.source(key), {})
-            uses.setdefault(place, {})[key] = c
-
-    def freedom(self, mine: Place, length: int, form: Form, allowed: set[int]) -> str:
-        """How a part may be scaled alone: ``"single"`` index by index, ``"block"``, or ``""``."""
-        size = self.unknowns.size
-        singles = {key for key in form if size[key] == length}
-        if singles and self._is_free(mine, self._beside(mine, singles, allowed, length), allowed):
-            return "single"
-        return (
-            "block" if self._is_free(mine, [self.unknowns.source(k) for k in form], allowed) else ""
-        )
-
-    def _beside(self, mine: Place, keys: set[int], allowed: set[int], length: int) -> list[int]:
-        """The unknowns of one length that scale a part or the biases added to its output."""
-        found = set(keys)
-        for i in allowed - {mine[0]}:
-            for form in self.forms[i]:
-                found |= {key for key in form if self.unknowns.size[key] == length}
-        return sorted({self.unknowns.source(key) for key in found})
-
-    def _is_free(self, mine: Place, sources: Sequence[int], allowed: set[int]) -> bool:
-        """Whether some of the unknowns can scale the part and otherwise only biases of its own."""
-        outside: dict[tuple[Place, int], Form] = {}
-        inside: dict[Place, Form] = {}
-        for source in sources:
-            for place, form in self.used[source].items():
-                if place == mine or (place[0] in allowed and place[0] != mine[0]):
-                    inside.setdefault(place, {})[source] = sum(form.values())
-                else:
-                    for key, c in form.items():
-                        inner = 1 if self.unknowns.size[key] == 1 else self.unknowns.inner(key)
-                        outside.setdefault((place, inner), {})[source] = c
-        for point in _null_space(list(sources), list(outside.values())):
-            levels = {
-                place: sum(c * point.get(source, 0) for source, c in form.items())
-                for place, form in inside.items()
-            }
-            sign = levels.get(mine, 0)
-            if sign and all(sign * level >= 0 for level in levels.values()):
-                return True
-        return False

@@ -12,53 +12,12 @@ Where the exact solution would not be a sum of views, the unknowns are restricte
 That can only lose symmetries, never invent one.
 """
 
-from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple, cast
 
-Number = int | Fraction
-Form = dict[int, Number]
-Segment = tuple[int, Form | None]
-Profile = list[Segment]
+from optax_bnmask.program.forms import NOTHING, Form, Number, Profile, plus, quotient
 
-NOTHING: Form = {}
 _MOST_SEGMENTS = 512
-
-
-def plus(a: Form, b: Form, k: Number = 1) -> Form:
-    """``a + k*b``."""
-    if not b:
-        return a
-    if not a and k == 1:
-        return b
-    out = dict(a)
-    for unknown, c in b.items():
-        total = out.get(unknown, 0) + k * c
-        if total:
-            out[unknown] = total
-        else:
-            out.pop(unknown, None)
-    return out
-
-
-def times(a: Form, k: Number) -> Form:
-    """``k*a``."""
-    if k == 1 or not a:
-        return a
-    if type(k) is int:
-        return {unknown: k * c for unknown, c in a.items()} if k else NOTHING
-    return {unknown: _exact(k * c) for unknown, c in a.items()}
-
-
-def _exact(q: Number) -> Number:
-    """The number as an `int` where it is one, which is many times faster."""
-    return q.numerator if q.denominator == 1 else q
-
-
-def quotient(a: Number, b: Number) -> Number:
-    """``a/b`` exactly, as an `int` where it is one."""
-    q = Fraction(a) / Fraction(b)
-    return q.numerator if q.denominator == 1 else q
 
 
 class View(NamedTuple):

@@ -14,10 +14,11 @@ import numpy as np
 from optax_bnmask import compat
 from optax_bnmask.program.context import Symmetry
 from optax_bnmask.program.degree import ZERO, Degree
+from optax_bnmask.program.forms import Form, Profile
 from optax_bnmask.program.interpreter import walk
 from optax_bnmask.program.rules import families
 from optax_bnmask.program.symmetries import leaf_degree
-from optax_bnmask.program.unknowns import Form, Profile, Unknowns
+from optax_bnmask.program.unknowns import Unknowns
 
 FAMILIES = families.FAMILIES
 BASE = 2.0

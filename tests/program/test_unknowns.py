@@ -7,7 +7,8 @@ import numpy as np
 from entrywise import Assignment
 from hypothesis import given, settings
 
-from optax_bnmask.program.unknowns import Unknowns, plus, quotient, times
+from optax_bnmask.program.forms import plus, quotient, times
+from optax_bnmask.program.unknowns import Unknowns
 
 LAWS = settings(max_examples=200, deadline=None, derandomize=True)
 COEFFICIENT = st.fractions(-3, 3, max_denominator=4).filter(bool)

@@ -18,8 +18,8 @@ from optax_bnmask.program.degree import (
     ZERO_TEST,
     Degree,
 )
+from optax_bnmask.program.forms import Number, quotient
 from optax_bnmask.program.rules import rule
-from optax_bnmask.program.unknowns import Number, quotient
 
 EPSILON = 1.01e-3
 """Constants of at most this magnitude that are added to a value are taken as 0, and recorded.

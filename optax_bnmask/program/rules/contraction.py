@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import ANY, PACKED, ZERO, Degree
+from optax_bnmask.program.forms import quotient
 from optax_bnmask.program.rules import rule, shape_of
-from optax_bnmask.program.unknowns import quotient
 
 
 @rule("contraction", "dot_general_p")

@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 
 from optax_bnmask import compat
+from optax_bnmask.program.axes import touches
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import ANY, HUGE, PACKED, Degree
 from optax_bnmask.program.interpreter import walk
-from optax_bnmask.program.layout import touches
 from optax_bnmask.program.rules import rule, shape_of
 from optax_bnmask.program.rules.arithmetic import is_float
 

@@ -3,9 +3,9 @@
 import numpy as np
 
 from optax_bnmask import compat
+from optax_bnmask.program.axes import touches
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import CLIPPED, ZERO, Degree
-from optax_bnmask.program.layout import touches
 from optax_bnmask.program.rules import rule, shape_of
 from optax_bnmask.program.rules.arithmetic import set_apart
 

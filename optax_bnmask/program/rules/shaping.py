@@ -2,9 +2,9 @@
 
 from math import prod
 
+from optax_bnmask.program.axes import touches
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import ANY, CLIPPED, ZERO, Degree
-from optax_bnmask.program.layout import touches
 from optax_bnmask.program.rules import rule, shape_of
 from optax_bnmask.program.rules.arithmetic import set_apart
 
