@@ -4,8 +4,8 @@
 `unknowns` exponents in them, the `degree` of a value, and what `layout` does to degrees along
 `axes`. `interpreter` walks the program by the `rules`, for one `context` at a time: once to solve
 for the exponents, of which `symmetries`, `cones` and `parts` make findings, and once to see how
-leaves meet data (`roles`, `tags`). `assemble` puts both together, and `explain` follows one symmetry
-through.
+leaves meet data (`roles`, `tags`). `assemble` puts both together, and `explain` follows one
+symmetry through.
 """
 
 from collections.abc import Callable
