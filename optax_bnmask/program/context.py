@@ -46,10 +46,6 @@ class Context(Protocol):
         """The degree of a value that no power of its arguments' scale can be taken out of."""
         ...
 
-    def contracted(self, eqn: Eqn, d: Degree) -> Degree:
-        """The degree of a contraction whose operands' degrees add up to `d`."""
-        ...
-
     def looked_up(self, eqn: Eqn, d: Degree) -> Degree:
         """The degree of rows looked up in a table of degree `d`."""
         ...
@@ -188,11 +184,6 @@ class Symmetry:
             else:
                 self.unknowns.equate_to_zero(self.layouts.level(self.layouts.resolved(d)))
         return ZERO
-
-    def contracted(self, eqn: Eqn, d: Degree) -> Degree:
-        """Contractions are linear in each operand: the degrees add."""
-        del eqn
-        return d
 
     def looked_up(self, eqn: Eqn, d: Degree) -> Degree:
         """A row of a table scales like the table."""

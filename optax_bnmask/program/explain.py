@@ -156,11 +156,6 @@ class _Follow:
             raise _Stopped(f"an output scales by {_power(outs[0])}")
         self.steps.append("no output scales")
 
-    def contracted(self, eqn: Eqn, d: Degree) -> Degree:
-        """Degrees add."""
-        del eqn
-        return d
-
     def looked_up(self, eqn: Eqn, d: Degree) -> Degree:
         """A row of a table scales like the table."""
         del eqn

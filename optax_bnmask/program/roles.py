@@ -42,7 +42,6 @@ class Local:
         self.uses = [Uses() for _ in sizes]
         self.biases: list[set[int]] = [set() for _ in sizes]
         self._sizes = sizes
-        self._gauge_of_leaf: dict[int, int] = {}
         self._leaf_of_gauge: dict[int, int] = {}
         self._exponentials: set[int] = set()
 
@@ -115,11 +114,6 @@ class Local:
         d = self.free()
         if eqn.primitive.name in ("exp", "exp2"):
             self._exponentials.update(d.level or ())
-        return d
-
-    def contracted(self, eqn: Eqn, d: Degree) -> Degree:
-        """A gauge of its own, except for a square or a sum with constant coefficients."""
-        del eqn
         return d
 
     def looked_up(self, eqn: Eqn, d: Degree) -> Degree:

@@ -1,7 +1,6 @@
 """From a function and its parameters to the program that computes its outputs."""
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -76,10 +75,9 @@ def traced(
         out = fn(jax.tree.unflatten(params_def, param_leaves), *in_args, **in_kwargs)
         return [x for x in jax.tree.leaves(out) if _is_float(x)]
 
-    with warnings.catch_warnings():
-        closed = jax.make_jaxpr(flat)(
-            [_abstract(x) for x in flat_params], [_abstract(x) for _, x in dynamic]
-        )
+    closed = jax.make_jaxpr(flat)(
+        [_abstract(x) for x in flat_params], [_abstract(x) for _, x in dynamic]
+    )
     n_outputs = len(compat.open_jaxpr(closed).outvars)
     if not n_outputs:
         raise StructureError(

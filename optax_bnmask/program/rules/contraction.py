@@ -21,8 +21,7 @@ def dot(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
         order_x, order_y = [*bx, *free_x], [*by, *([-1] * len(free_x)), *free_y]
         x = x.moved(lambda a: order_x.index(a) if a >= 0 else a)
         y = y.moved(lambda a: order_y.index(a) if a >= 0 else a)
-    out = ctx.layouts.product(x, y)
-    return ctx.contracted(eqn, out)
+    return ctx.layouts.product(x, y)
 
 
 @rule("contraction", "ragged_dot_general_p")
@@ -31,7 +30,7 @@ def ragged_dot(ctx: Context, eqn: Eqn, x: Degree, y: Degree, *sizes: Degree) -> 
     del sizes
     x = ctx.layouts.uniform(x, range(len(shape_of(eqn))))
     y = ctx.layouts.uniform(y, range(len(shape_of(eqn, 1))))
-    return ctx.contracted(eqn, ctx.layouts.product(x, y))
+    return ctx.layouts.product(x, y)
 
 
 @rule("contraction", "conv_general_dilated_p")
@@ -65,7 +64,7 @@ def convolution(ctx: Context, eqn: Eqn, x: Degree, w: Degree) -> Degree:
     to_batch, to_feature = numbers.out_spec[:2]
     x = x.moved(lambda a: {batch: to_batch, feature: to_feature}.get(a, a))
     w = w.moved(lambda a: to_feature if a == out_feature else a)
-    return ctx.contracted(eqn, ctx.layouts.product(x, w))
+    return ctx.layouts.product(x, w)
 
 
 @rule("reduction", "fft_p")
