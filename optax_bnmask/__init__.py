@@ -7,6 +7,13 @@ from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.mask import STANDARD, STRICT, Labels, Mask, decay_mask
 from optax_bnmask.program import analyze
 from optax_bnmask.structure import analyze_structure
+from optax_bnmask.transforms import (
+    KeepNormState,
+    MonitorScaleState,
+    corrected_weight_decay,
+    keep_norm,
+    monitor_scale,
+)
 from optax_bnmask.verify import Verification, verify
 
 __all__ = [
@@ -16,9 +23,11 @@ __all__ = [
     "Assumption",
     "CategoryError",
     "Evidence",
+    "KeepNormState",
     "Labels",
     "Leaf",
     "Mask",
+    "MonitorScaleState",
     "PathError",
     "Role",
     "Scale",
@@ -29,6 +38,9 @@ __all__ = [
     "analyze_linen",
     "analyze_nnx",
     "analyze_structure",
+    "corrected_weight_decay",
     "decay_mask",
+    "keep_norm",
+    "monitor_scale",
     "verify",
 ]

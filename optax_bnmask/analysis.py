@@ -196,6 +196,11 @@ class Analysis:
         """Whether there is a leaf of that canonical path."""
         return path in self._by_path
 
+    @property
+    def invariant_axes(self) -> dict[str, tuple[int, ...]]:
+        """By path, `Leaf.invariant_axes` where there are any: the `axes` of `keep_norm`."""
+        return {leaf.path: leaf.invariant_axes for leaf in self.leaves if leaf.invariant_axes}
+
     def decay_mask(
         self,
         *,

@@ -1,0 +1,119 @@
+"""Weight decay that leaves scale-invariant weights the learning-rate schedule they were given."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_bnmask.transforms.choice import chosen, required
+
+
+class CorrectedWeightDecayState(NamedTuple):
+    """The state of `corrected_weight_decay`.
+
+    Attributes:
+      count: How many updates there were; ``()``, int32.
+    """
+
+    count: jax.Array
+
+
+def corrected_weight_decay(
+    weight_decay: optax.ScalarOrSchedule,
+    learning_rate: optax.ScalarOrSchedule,
+    peak_learning_rate: float,
+    *,
+    mask: Any,  # noqa: ANN401 - any mask
+    corrected: Any,  # noqa: ANN401 - any mask
+) -> optax.GradientTransformation:
+    """Weight decay, scaled with the learning rate on the leaves whose scale does not matter.
+
+    In the place of `optax.add_decayed_weights`: before the learning rate is applied, after the
+    gradient is normalised by Adam and its kin. It adds ``lambda_t * w`` to the update of each leaf
+    that decays, with::
+
+        lambda_t = lambda                    in general
+        lambda_t = lambda * eta_t / eta_max  on the corrected leaves
+
+    Why: the gradient of a scale-invariant weight is orthogonal to it, so each step lengthens it by
+    ``eta**2 * |u|**2`` in the square and decay shortens it by ``2 * eta * lambda * |w|**2``. Where
+    these balance, ``|u| / |w| = sqrt(2 * lambda / eta)``: as the schedule lowers eta, this ratio
+    rises, the angle turned in a step, ``eta * |u| / |w| = sqrt(2 * lambda * eta)``, falls only with
+    the square root of the schedule, and the norm of the gradient grows toward the end of training.
+    With the correction the ratio stays at ``sqrt(2 * lambda / eta_max)`` and the angle follows the
+    schedule.
+
+    Args:
+      weight_decay: lambda: a number, or a schedule from the step's count to one.
+      learning_rate: eta: the schedule, or the number, that the chain applies afterwards.
+      peak_learning_rate: eta_max, the largest value of the schedule.
+      mask: Which leaves decay at all: a `Mask`, or whatever Optax takes for a mask; None is all.
+      corrected: Which of these decay in proportion to the learning rate: as a rule
+        ``analysis.select("scale_invariant")``.
+
+    Returns:
+      An `optax.GradientTransformation`, whose state is a `CorrectedWeightDecayState`.
+
+    Raises:
+      ValueError: `peak_learning_rate` is not positive.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import optax_bnmask as bnmask
+      >>> schedule = optax.cosine_decay_schedule(1e-3, 1000)
+      >>> tx = optax.chain(
+      ...     optax.scale_by_adam(),
+      ...     bnmask.corrected_weight_decay(
+      ...         0.1, schedule, 1e-3, mask=None, corrected={"conv": True, "head": False}
+      ...     ),
+      ...     optax.scale_by_learning_rate(schedule),
+      ... )
+      >>> state = tx.init({"conv": jnp.ones(3), "head": jnp.ones(2)})
+
+    References:
+      Defazio, Why Gradients Rapidly Increase Near the End of Training, 2025, arXiv:2506.02285.
+    """
+    if isinstance(peak_learning_rate, int | float) and not peak_learning_rate > 0:
+        raise ValueError(
+            f"`peak_learning_rate` must be the largest value of the schedule, and positive. Found "
+            f"{peak_learning_rate!r}."
+        )
+
+    def init_fn(params: optax.Params) -> CorrectedWeightDecayState:
+        del params
+        return CorrectedWeightDecayState(jnp.zeros([], jnp.int32))
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,  # noqa: ANN401 - a `CorrectedWeightDecayState`
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, CorrectedWeightDecayState]:
+        params = required(params, "corrected_weight_decay")
+        strength = _value(weight_decay, state.count)
+        ratio = _value(learning_rate, state.count) / peak_learning_rate
+
+        def decayed(update: Any, param: Any, decays: Any, corrects: Any) -> Any:  # noqa: ANN401
+            if not decays:  # False, or None where there is no gradient
+                return update
+            rate = strength * ratio if corrects else strength
+            if isinstance(rate, jax.Array):  # a schedule's value must not widen a bfloat16 leaf
+                rate = rate.astype(param.dtype)
+            return update + rate * param
+
+        updates = jax.tree.map(
+            decayed,
+            updates,
+            params,
+            chosen(mask, updates),
+            chosen(corrected, updates),
+            is_leaf=lambda node: node is None,
+        )
+        return updates, CorrectedWeightDecayState(jnp.asarray(optax.safe_increment(state.count)))
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _value(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
+    """A number, or a schedule's value at a step."""
+    return schedule(count) if callable(schedule) else schedule

@@ -1,0 +1,200 @@
+"""Watching, inside the training step, what decay and growing norms do to learning rates."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_bnmask.analysis import Analysis, Role, Scale
+from optax_bnmask.paths import layout
+from optax_bnmask.transforms.choice import required
+from optax_bnmask.transforms.sphere import split, wide
+
+
+class MonitorScaleState(NamedTuple):
+    """The state of `monitor_scale`. Of the values, each is a scalar by path, float32 or wider.
+
+    Attributes:
+      inner_state: The state of the watched transformation.
+      decay_state: What it takes to know the decay's share of the updates: the leaves of a second
+        state of the watched transformation, for the normalisers' scales alone.
+      gain_rate: For each normaliser's scale, the mean of ``g / (g + lambda * gamma)`` in the last
+        step; 1 before the first.
+      weight_norm: For each scale-invariant leaf, ``|w|`` after the last step.
+      effective_learning_rate: For each scale-invariant leaf, ``eta / |w|**2`` of the last step; 0
+        before the first.
+      angle: For each scale-invariant leaf, the angle turned in the last step, in radians.
+    """
+
+    inner_state: Any
+    decay_state: Any
+    gain_rate: Any
+    weight_norm: Any
+    effective_learning_rate: Any
+    angle: Any
+
+
+def monitor_scale(
+    inner: optax.GradientTransformation, analysis: Analysis
+) -> optax.GradientTransformationExtraArgs:
+    """Watches a whole optimizer: what decay takes from gains, how fast weights turn.
+
+    Updates and inner state are those of `inner`. Besides, the state holds what `MonitorScaleState`
+    lists, each a dict by path that `optax.tree_utils.tree_get(state, "angle")` finds:
+
+    - ``gain_rate``: the share of a gain's learning rate that decay leaves it. A gradient ``g``
+      moves gamma as if at the rate ``eta_eff = eta * g / (g + lambda * gamma)``. The two are taken
+      from the update itself, ``u = u_data + u_decay``: ``u_decay`` is what `inner` does to the
+      gains when all gradients are zero, so no lambda needs to be told, and the ratio is the mean of
+      ``|u_data| / (|u_data| + |u_decay|)`` over the channels (1 where nothing moves). With plain
+      SGD that is the formula. With momentum both are what momentum has gathered; with AdamW, Lion
+      and their kin ``u_data`` is the normalised gradient, as decay is added after it. An optimizer
+      that normalises the decay too (`optax.adam` after `optax.add_decayed_weights`, or trust
+      ratios, as in LAMB) does not split into such a sum, and the ratio is a comparison only.
+    - ``weight_norm``, ``angle``: of each scale-invariant leaf as a whole; the angle is
+      ``atan2(|u_t|, |w + u_r|)``, with the update's parts across and along `w`.
+    - ``effective_learning_rate``: the rate at which the direction follows the gradient *on the unit
+      sphere*, which is ``|w|`` times the gradient at `w`: ``(|u_t| / |w|) / (|w| * |g_t|)``. With
+      SGD that is ``eta / |w|**2``; with momentum or Adam, eta is the length of the step for each
+      unit of gradient.
+
+    The params that are not watched are not looked at, and structure and dtypes of the state never
+    change. An analysis from structure alone watches the gains. Inside `optax.MultiSteps` it sees
+    the steps that are taken; around it, also those that are not.
+
+    Args:
+      inner: The whole optimizer: what an update leaves here must be what is added to the params.
+      analysis: What is known of the params that the optimizer gets: all of them, or those that
+        `optax.partition` or `optax.masked` leave.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs`, whose state is a `MonitorScaleState`.
+
+    Raises:
+      PathError: On `init` and `update`: the analysis does not know a leaf of the params.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> import optax_bnmask as bnmask
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.full(3, 2.0)}}
+      >>> sgd = optax.chain(optax.add_decayed_weights(0.25), optax.sgd(0.1))
+      >>> tx = bnmask.monitor_scale(sgd, bnmask.analyze_structure(params))
+      >>> _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+      >>> optax.tree_utils.tree_get(state, "gain_rate")  # 1 / (1 + 0.25 * 2)
+      {'norm/scale': Array(0.6666667, dtype=float32)}
+
+    References:
+      van Laarhoven, L2 Regularization versus Batch and Weight Normalization, 2017, arXiv:1706.05350
+      (``eta / |w|**2``); Wan et al., Spherical Motion Dynamics, 2021, arXiv:2006.08419 (the angle).
+    """
+    inner = optax.with_extra_args_support(inner)
+    gains = frozenset(leaf.path for leaf in analysis.leaves if leaf.role is Role.NORM_SCALE)
+    weights = frozenset(leaf.path for leaf in analysis.leaves if leaf.scale is Scale.INVARIANT)
+
+    def init_fn(params: optax.Params) -> MonitorScaleState:
+        leaves = _known(params, analysis)
+        if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
+            return MonitorScaleState(inner.init(params), *[jnp.zeros([])] * 5)
+        watched = {
+            path: wide(jnp.asarray(leaf)) for path, leaf in leaves.items() if path in weights
+        }
+        zeros = {path: jnp.zeros([], leaf.dtype) for path, leaf in watched.items()}
+        return MonitorScaleState(
+            inner_state=inner.init(params),
+            decay_state=tuple(jax.tree.leaves(inner.init(_only(gains, params)))),
+            gain_rate={p: jnp.ones([], wide(v).dtype) for p, v in leaves.items() if p in gains},
+            weight_norm={path: jnp.linalg.norm(leaf) for path, leaf in watched.items()},
+            effective_learning_rate=zeros,
+            angle=zeros,
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,  # noqa: ANN401 - a `MonitorScaleState`
+        params: optax.Params | None = None,
+        **extra_args: Any,  # noqa: ANN401 - whatever `inner` asks for
+    ) -> tuple[optax.Updates, MonitorScaleState]:
+        params = required(params, "monitor_scale")
+        steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        gradients = _known(updates, analysis)
+        if not gradients:
+            return steps, state._replace(inner_state=inner_state)
+        before, moved = layout(params).leaves, layout(steps).leaves
+        # As a flat tuple, the second state does not answer `tree_get` for the first one's fields.
+        apart = _only(gains, params)
+        shape = jax.tree.structure(jax.eval_shape(inner.init, apart))
+        decays, decay_state = inner.update(
+            jax.tree.map(jnp.zeros_like, apart),
+            jax.tree.unflatten(shape, state.decay_state),
+            apart,
+            **extra_args,
+        )
+        decayed = layout(decays).leaves
+        motions = {
+            path: _motion(before[path], moved[path], gradient)
+            for path, gradient in gradients.items()
+            if path in weights
+        }
+        return steps, MonitorScaleState(
+            inner_state=inner_state,
+            decay_state=tuple(jax.tree.leaves(decay_state)),
+            gain_rate={p: _gain_rate(moved[p], decayed[p]) for p in gradients if p in gains},
+            weight_norm={path: motion.norm for path, motion in motions.items()},
+            effective_learning_rate={path: motion.rate for path, motion in motions.items()},
+            angle={path: motion.angle for path, motion in motions.items()},
+        )
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+class _Motion(NamedTuple):
+    """How a step moved a weight."""
+
+    norm: jax.Array
+    rate: jax.Array
+    angle: jax.Array
+
+
+def _motion(weight: jax.Array, update: jax.Array, gradient: jax.Array) -> _Motion:
+    """The norm after the step, the effective learning rate of it, and the angle turned."""
+    axes = tuple(range(weight.ndim))
+    step, slope = split(update, weight, axes), split(gradient, weight, axes)
+    norm, turn = jnp.sqrt(step.squared_norm), jnp.sqrt(step.squared_turn)
+    along = norm * (1 + step.radial)
+    fall = jnp.sqrt(slope.squared_turn) * step.squared_norm
+    rate = jnp.where(fall > 0, turn / jnp.where(fall > 0, fall, 1), 0)
+    values = jnp.hypot(along, turn), rate, jnp.arctan2(turn, along)
+    return _Motion(*(jnp.reshape(value, ()) for value in values))
+
+
+def _gain_rate(update: jax.Array, decay: jax.Array) -> jax.Array:
+    """The mean of ``|u_data| / (|u_data| + |u_decay|)``, 1 where both are 0."""
+    pull = jnp.abs(wide(decay))
+    push = jnp.abs(wide(update) - wide(decay))
+    both = push + pull
+    return jnp.mean(jnp.where(both > 0, push / jnp.where(both > 0, both, 1), 1))
+
+
+def _known(tree: Any, analysis: Analysis) -> dict[str, jax.Array]:  # noqa: ANN401 - any pytree
+    """The leaves by path, each of which the analysis must know."""
+    leaves = layout(tree).leaves
+    for path in leaves:
+        analysis[path]  # raises a `PathError` that names the nearest
+    return leaves
+
+
+def _only(watched: frozenset[str], tree: Any) -> Any:  # noqa: ANN401 - any pytree
+    """The tree with an empty array, of the same rank and dtype, for each leaf not watched.
+
+    So a mask, labels or axes that `inner` was given for the whole tree still fit.
+    """
+    kept: Mapping[str, jax.Array] = layout(tree).leaves
+    return jax.tree.unflatten(
+        jax.tree.structure(tree),
+        [
+            leaf if path in watched else jnp.zeros((0,) * max(leaf.ndim, 1), leaf.dtype)
+            for path, leaf in kept.items()
+        ],
+    )

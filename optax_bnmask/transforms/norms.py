@@ -1,0 +1,146 @@
+"""Updates that turn a weight and leave its norm alone."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_bnmask.errors import PathError, StructureError
+from optax_bnmask.mask import Mask
+from optax_bnmask.paths import layout, nearest
+from optax_bnmask.transforms.choice import chosen, required
+from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
+
+
+class KeepNormState(NamedTuple):
+    """The state of `keep_norm`.
+
+    Attributes:
+      kept_norm: The norm that each chosen leaf, or each of its slices, had at `init`, by path;
+        float32 or wider, of the leaf's shape with 1 in place of each axis that is summed over.
+    """
+
+    kept_norm: Any
+
+
+def keep_norm(
+    mask: Any,  # noqa: ANN401 - any mask
+    *,
+    axes: Mapping[str, tuple[int, ...]] | None = None,
+) -> optax.GradientTransformation:
+    """Turns each update into one that leaves the norm of the chosen leaves where it was.
+
+    The last link of a chain, for weights that feed a normaliser and do not decay: without decay
+    every step lengthens them, and their effective learning rate, ``eta / |w|**2``, falls. Of the
+    update `u` of a leaf `w` it takes the part that turns `w` and follows it along the sphere::
+
+        u_t = u - (<u, w> / <w, w>) * w
+        w'  = (w + u_t) * r / |w + u_t|        r = |w| at `init`
+
+    so a step turns `w` by ``arctan(|u_t| / |w|)``: with Adam, in proportion to the schedule. `r` is
+    kept in the state, so that rounding does not add up: after any number of steps the norm is `r`
+    to one rounding of the leaf. Sums are taken in float32 or wider, whatever the leaf's dtype.
+
+    A leaf, or slice, that is zero at `init` has no direction: its updates pass as they are.
+
+    Args:
+      mask: True on the leaves whose norm is kept: as a rule ``analysis.select("scale_invariant")``,
+        and they should be exempt from weight decay, which acts on the norm alone. A `Mask`, or
+        whatever Optax takes for a mask.
+      axes: The axes of a leaf along which every index keeps a norm of its own, by path, such as
+        `Analysis.invariant_axes`: ``(3,)`` for an HWIO kernel that keeps the norm of each output
+        channel. A leaf that is not named keeps one norm.
+
+    Returns:
+      An `optax.GradientTransformation`, whose state is a `KeepNormState`.
+
+    Raises:
+      PathError: `axes` names a leaf that `mask`, being a `Mask`, does not know.
+      StructureError: On `init`: an axis that the leaf does not have.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import optax_bnmask as bnmask
+      >>> tx = optax.chain(optax.sgd(0.1), bnmask.keep_norm({"w": True, "head": False}))
+      >>> params = {"w": jnp.array([3.0, 4.0]), "head": jnp.ones(2)}
+      >>> grads = {"w": jnp.array([-40.0, 30.0]), "head": jnp.ones(2)}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"]  # turned by 45 degrees, still of norm 5
+      Array([4.949747 , 0.7071068], dtype=float32)
+
+    References:
+      Heo et al., AdamP, 2020, arXiv:2006.08217 (removes the radial part, and lets the rest lengthen
+      the weight); Kodryan et al., Training Scale-Invariant Neural Networks on the Sphere, 2022,
+      arXiv:2209.03695 (the sphere, at a fixed radius).
+    """
+    axes = dict(axes or {})
+    if isinstance(mask, Mask):
+        for path in axes:
+            if path not in mask:
+                raise PathError(
+                    f"`axes` must name leaves that `mask` knows. It has no leaf {path!r}"
+                    f"{nearest(path, tuple(mask))}."
+                )
+
+    def init_fn(params: optax.Params) -> KeepNormState:
+        leaves = layout(params).leaves
+        if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
+            return KeepNormState(jnp.zeros([]))
+        return KeepNormState(
+            {
+                path: jnp.sqrt(sum_of_squares(leaves[path], _summed(path, leaves[path], axes)))
+                for path in _kept(mask, params)
+            }
+        )
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,  # noqa: ANN401 - a `KeepNormState`
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, KeepNormState]:
+        weights = layout(required(params, "keep_norm")).leaves
+        tree = layout(updates, "updates").leaves
+        for path in _kept(mask, updates):
+            weight, kept_norm = weights[path], state.kept_norm[path]
+            tree[path] = _turn(tree[path], weight, kept_norm, _summed(path, weight, axes))
+        return jax.tree.unflatten(jax.tree.structure(updates), tree.values()), state
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _kept(mask: Any, tree: Any) -> list[str]:  # noqa: ANN401 - any mask, any pytree
+    """The paths of the leaves that the mask chooses."""
+    flags = jax.tree.leaves(chosen(mask, tree))
+    return [path for path, flag in zip(layout(tree).leaves, flags, strict=True) if flag]
+
+
+def _summed(path: str, leaf: jax.Array, axes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The axes of a leaf that its norm is a sum over: all but those in `axes`."""
+    own = axes.get(path, ())
+    if any(not -leaf.ndim <= axis < leaf.ndim for axis in own):
+        raise StructureError(
+            f"`axes` must name axes that the leaf has. It has {own} for {path!r}, whose shape is "
+            f"{leaf.shape}."
+        )
+    own = {axis % leaf.ndim for axis in own}
+    return tuple(axis for axis in range(leaf.ndim) if axis not in own)
+
+
+def _turn(
+    update: jax.Array, weight: jax.Array, kept_norm: jax.Array, axes: tuple[int, ...]
+) -> jax.Array:
+    """The update that takes `weight` along the sphere of radius `kept_norm`.
+
+    ``w + u_t = (1 - radial) * w + u``, of length ``sqrt(<w, w> + <u_t, u_t>)``, so the new weight
+    is a combination of the two with scalars of one reduction, and so is the update. An update of
+    zero stays zero, and where there is no sphere the update is what it was.
+    """
+    parts = split(update, weight, axes)
+    moves = (parts.radial != 0) | (parts.squared_turn > 0)
+    moves &= (kept_norm > 0) & (parts.squared_norm > 0)
+    length = jnp.sqrt(parts.squared_norm + parts.squared_turn)
+    shrink = kept_norm / jnp.where(moves, length, 1)
+    turned = (shrink * (1 - parts.radial) - 1) * wide(weight) + shrink * wide(update)
+    return jnp.where(moves, turned, wide(update)).astype(update.dtype)
