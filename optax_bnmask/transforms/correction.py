@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_bnmask.transforms.choice import chosen, required
@@ -74,7 +75,8 @@ def corrected_weight_decay(
     References:
       Defazio, Why Gradients Rapidly Increase Near the End of Training, 2025, arXiv:2506.02285.
     """
-    if isinstance(peak_learning_rate, int | float) and not peak_learning_rate > 0:
+    known = isinstance(peak_learning_rate, int | float | np.generic)  # not so of a tracer
+    if known and not peak_learning_rate > 0:
         raise ValueError(
             f"`peak_learning_rate` must be the largest value of the schedule, and positive. Found "
             f"{peak_learning_rate!r}."
@@ -97,8 +99,8 @@ def corrected_weight_decay(
             if not decays:  # False, or None where there is no gradient
                 return update
             rate = strength * ratio if corrects else strength
-            if isinstance(rate, jax.Array):  # a schedule's value must not widen a bfloat16 leaf
-                rate = rate.astype(param.dtype)
+            if hasattr(rate, "dtype"):  # what is no Python number must not widen a bfloat16 leaf
+                rate = jnp.asarray(rate, param.dtype)
             return update + rate * param
 
         updates = jax.tree.map(

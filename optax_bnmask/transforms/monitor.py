@@ -96,18 +96,23 @@ def monitor_scale(
     def init_fn(params: optax.Params) -> MonitorScaleState:
         leaves = _known(params, analysis)
         if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
-            return MonitorScaleState(inner.init(params), *[jnp.zeros([])] * 5)
+            return MonitorScaleState(inner.init(params), *(jnp.zeros([]) for _ in range(5)))
         watched = {
             path: wide(jnp.asarray(leaf)) for path, leaf in leaves.items() if path in weights
         }
-        zeros = {path: jnp.zeros([], leaf.dtype) for path, leaf in watched.items()}
+        norms = {path: jnp.linalg.norm(leaf) for path, leaf in watched.items()}
         return MonitorScaleState(
             inner_state=inner.init(params),
             decay_state=tuple(jax.tree.leaves(inner.init(_only(gains, params)))),
-            gain_rate={p: jnp.ones([], wide(v).dtype) for p, v in leaves.items() if p in gains},
-            weight_norm={path: jnp.linalg.norm(leaf) for path, leaf in watched.items()},
-            effective_learning_rate=zeros,
-            angle=zeros,
+            gain_rate={
+                path: jnp.ones([], jnp.real(wide(leaf)).dtype)
+                for path, leaf in leaves.items()
+                if path in gains
+            },
+            weight_norm=norms,
+            # Arrays of their own each: a buffer that is in the state twice cannot be donated.
+            effective_learning_rate=jax.tree.map(jnp.zeros_like, norms),
+            angle=jax.tree.map(jnp.zeros_like, norms),
         )
 
     def update_fn(
@@ -137,13 +142,16 @@ def monitor_scale(
             for path, gradient in gradients.items()
             if path in weights
         }
+        rates = {p: _gain_rate(moved[p], decayed[p]) for p in gradients if p in gains}
+        # What gets no gradient, None in its place, stays in the state as it was.
         return steps, MonitorScaleState(
             inner_state=inner_state,
             decay_state=tuple(jax.tree.leaves(decay_state)),
-            gain_rate={p: _gain_rate(moved[p], decayed[p]) for p in gradients if p in gains},
-            weight_norm={path: motion.norm for path, motion in motions.items()},
-            effective_learning_rate={path: motion.rate for path, motion in motions.items()},
-            angle={path: motion.angle for path, motion in motions.items()},
+            gain_rate=state.gain_rate | rates,
+            weight_norm=state.weight_norm | {p: m.norm for p, m in motions.items()},
+            effective_learning_rate=state.effective_learning_rate
+            | {p: m.rate for p, m in motions.items()},
+            angle=state.angle | {p: m.angle for p, m in motions.items()},
         )
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -186,15 +194,16 @@ def _known(tree: Any, analysis: Analysis) -> dict[str, jax.Array]:  # noqa: ANN4
 
 
 def _only(watched: frozenset[str], tree: Any) -> Any:  # noqa: ANN401 - any pytree
-    """The tree with an empty array, of the same rank and dtype, for each leaf not watched.
+    """The tree with a single zero, of the same rank and dtype, for each leaf not watched.
 
-    So a mask, labels or axes that `inner` was given for the whole tree still fit.
+    So a mask, labels or axes that `inner` was given for the whole tree still fit. An empty array
+    would cost less, but Muon divides by the lengths of axes, and Orbax refuses to save one.
     """
     kept: Mapping[str, jax.Array] = layout(tree).leaves
     return jax.tree.unflatten(
         jax.tree.structure(tree),
         [
-            leaf if path in watched else jnp.zeros((0,) * max(leaf.ndim, 1), leaf.dtype)
+            leaf if path in watched else jnp.zeros((1,) * leaf.ndim, leaf.dtype)
             for path, leaf in kept.items()
         ],
     )

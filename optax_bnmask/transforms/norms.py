@@ -133,14 +133,14 @@ def _turn(
 ) -> jax.Array:
     """The update that takes `weight` along the sphere of radius `kept_norm`.
 
-    ``w + u_t = (1 - radial) * w + u``, of length ``sqrt(<w, w> + <u_t, u_t>)``, so the new weight
-    is a combination of the two with scalars of one reduction, and so is the update. An update of
-    zero stays zero, and where there is no sphere the update is what it was.
+    The length of ``w + u_t`` is measured: ``sqrt(<w, w> + <u_t, u_t>)`` would miss what rounding
+    leaves of the radial part. An update of zero stays zero, and where there is no sphere the update
+    is what it was.
     """
     parts = split(update, weight, axes)
     moves = (parts.radial != 0) | (parts.squared_turn > 0)
     moves &= (kept_norm > 0) & (parts.squared_norm > 0)
-    length = jnp.sqrt(parts.squared_norm + parts.squared_turn)
-    shrink = kept_norm / jnp.where(moves, length, 1)
-    turned = (shrink * (1 - parts.radial) - 1) * wide(weight) + shrink * wide(update)
+    length = jnp.sqrt(sum_of_squares(wide(weight) + parts.turn, axes))
+    shrink = (kept_norm / jnp.where(moves, length, 1)).astype(parts.turn.dtype)
+    turned = (shrink - 1) * wide(weight) + shrink * parts.turn
     return jnp.where(moves, turned, wide(update)).astype(update.dtype)

@@ -9,22 +9,24 @@ import jax.numpy as jnp
 class Split(NamedTuple):
     """An update `u` of a weight `w`, taken apart: ``u = radial * w + u_t``, ``<u_t, w> = 0``.
 
-    Each has the weight's shape, with 1 in place of each axis that was summed over.
+    Each but `turn` has the weight's shape, with 1 in place of each axis that was summed over.
 
     Attributes:
       squared_norm: ``<w, w>``.
       radial: ``<u, w> / <w, w>``; 0 where `w` is zero.
+      turn: ``u_t``, of the weight's shape.
       squared_turn: ``<u_t, u_t>``.
     """
 
     squared_norm: jax.Array
     radial: jax.Array
+    turn: jax.Array
     squared_turn: jax.Array
 
 
 def wide(x: jax.Array) -> jax.Array:
     """The array in float32, or in its own dtype where that is wider."""
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
 
 
 def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -33,9 +35,10 @@ def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def split(update: jax.Array, weight: jax.Array, axes: tuple[int, ...]) -> Split:
-    """Takes an update apart, in one pass over both.
+    """Takes an update apart, in two passes over both.
 
-    ``<u_t, u_t> = <u, u> - <u, w>**2 / <w, w>``, which rounding must not make negative.
+    One pass would do for ``<u_t, u_t> = <u, u> - <u, w>**2 / <w, w>``, but of an update that is
+    radial for the most part this difference keeps nothing but rounding.
 
     Args:
       update: `u`, of the weight's shape.
@@ -48,4 +51,5 @@ def split(update: jax.Array, weight: jax.Array, axes: tuple[int, ...]) -> Split:
     along = jnp.sum(jnp.real(jnp.conj(wide(update)) * wide(weight)), axes, keepdims=True)
     length = sum_of_squares(weight, axes)
     radial = jnp.where(length > 0, along / jnp.where(length > 0, length, 1), 0)
-    return Split(length, radial, jnp.maximum(sum_of_squares(update, axes) - radial * along, 0))
+    turn = wide(update) - radial.astype(wide(weight).dtype) * wide(weight)
+    return Split(length, radial, turn, sum_of_squares(turn, axes))
