@@ -65,6 +65,9 @@ def nested_in_partition(decay, mask):
 
 TRANSFORMS = {
     "add_decayed_weights": optax.add_decayed_weights,
+    "corrected_weight_decay": lambda decay, mask: bnmask.corrected_weight_decay(
+        decay, optax.linear_schedule(RATE, 0.0, STEPS), RATE, mask=mask, corrected=mask
+    ),
     "adamw": lambda decay, mask: optax.adamw(RATE, weight_decay=decay, mask=mask),
     "nadamw": lambda decay, mask: optax.nadamw(RATE, weight_decay=decay, mask=mask),
     "lamb": lambda decay, mask: optax.lamb(RATE, weight_decay=decay, mask=mask),
