@@ -1,0 +1,102 @@
+"""Sweeps, chooses by validation, tests once, and writes what came out.
+
+Run with `python -m benchmarks.policies`; `--help` lists the options. Twenty minutes on one large
+GPU, most of a day on two cores of a CPU; `--quick` shows in some minutes that all of it works.
+`python -m benchmarks.policies --show benchmarks/policies/results.json` prints what is on record.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from benchmarks.policies.comparing import Result, chosen_rates, load, markdown
+from benchmarks.policies.policies import OPTIMIZERS, POLICIES, SWEEPS
+from benchmarks.policies.tasks import TASKS
+from benchmarks.policies.training import grid, scores, trainer
+
+CHOOSING_SEEDS = range(10)
+TESTING_SEEDS = range(1000, 1040)
+
+
+def compared(task, policy, name, options) -> Result:
+    """One policy: the best rates of the sweep by mean validation accuracy, tested on new seeds."""
+    rates, decays = (values[:: options.every] for values in SWEEPS[name])
+    if policy == "no decay":
+        decays = (0.0,)
+    epochs = options.epochs or task.epochs
+    seeds = CHOOSING_SEEDS[: options.seeds]
+    runs = grid(rates, decays, seeds)
+    train = trainer(task, policy, name, epochs)
+    swept = scores(task, train, runs, task.validation, options.at_once)
+    accuracy = np.nan_to_num(np.asarray(swept.accuracy)).reshape(len(rates), len(decays), -1)
+    loss = np.asarray(swept.cross_entropy).reshape(accuracy.shape).mean(-1)
+    mean = accuracy.mean(-1)
+    ties = np.where(mean == mean.max(), np.nan_to_num(loss, nan=np.inf), np.inf)
+    i, j = np.unravel_index(ties.argmin(), ties.shape)
+    fresh = grid(rates[i : i + 1], decays[j : j + 1], TESTING_SEEDS[: 4 * options.seeds])
+    tested = scores(task, train, fresh, task.test, options.at_once)
+    return Result(
+        task.name,
+        name,
+        policy,
+        rates[i],
+        decays[j],
+        tuple(
+            f"{end} {what}"
+            for what, place, values in (("rate", i, rates), ("decay", j, decays))
+            for end, edge in (("lowest", 0), ("highest", len(values) - 1))
+            if len(values) > 1 and place == edge
+        ),
+        tuple(np.asarray(tested.accuracy, float).round(6).tolist()),
+        tuple(np.asarray(tested.cross_entropy, float).round(6).tolist()),
+    )
+
+
+def parsed():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--seeds", type=int, default=len(CHOOSING_SEEDS), help="to choose with")
+    parser.add_argument("--epochs", type=int, help="in place of each task's own number")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th rate and decay")
+    parser.add_argument("--at-once", type=int, default=40, help="runs trained at a time")
+    parser.add_argument("--output", type=Path, default=Path("policies.json"))
+    parser.add_argument("--quick", action="store_true", help="2 seeds, 1 epoch, 2 by 2 rates")
+    parser.add_argument("--show", type=Path, nargs="+", help="train nothing, print these results")
+    options = parser.parse_args()
+    if options.quick:
+        options.seeds, options.epochs, options.every = 2, 1, 2
+    return options
+
+
+def trained(options):
+    """Every policy with every optimizer on every task; written down after each."""
+    results = []
+    record = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    for task in (TASKS[name]() for name in options.tasks):
+        for name, policy in itertools.product(options.optimizers, options.policies):
+            start = time.perf_counter()
+            results.append(compared(task, policy, name, options))
+            took, mean = time.perf_counter() - start, 100 * np.mean(results[-1].accuracies)
+            print(f"{took:6.1f} s  {task.name:8}  {name:5}  {policy:22}  {mean:.2f} %", flush=True)
+            record["results"] = [dataclasses.asdict(result) for result in results]
+            options.output.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return results
+
+
+def main():
+    options = parsed()
+    with jax.default_matmul_precision("float32"):  # a GPU's default would round to 10 bits
+        results = load(options.show) if options.show else trained(options)
+    print(f"\n{markdown(results)}\n\n{chosen_rates(results)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The comparison of policies: what the README shows is on record, and policies differ as named."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from benchmarks.policies.comparing import adjusted, load, margin_of, markdown, rows
+from benchmarks.policies.policies import OPTIMIZERS, POLICIES, REFERENCE
+from benchmarks.policies.tasks import Split, Task
+from benchmarks.policies.training import grid, scores, trainer
+from optax_bnmask.demo.model import ResNet
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+RESULTS = load([ROOT / "benchmarks" / "policies" / "results.json"])
+
+
+@pytest.fixture(autouse=True)
+def flax_promotion():
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def test_readme_shows_the_table_on_record():
+    shown = README.partition("<!-- policies -->\n")[2].partition("\n<!-- /policies -->")[0]
+    assert shown == markdown(RESULTS)
+
+
+def test_readme_counts_the_choices_at_an_edge():
+    edges = sum(bool(result.at_edge) for result in RESULTS)
+    assert f"{len(RESULTS)}\nchoices, {edges} lie at an edge" in README
+
+
+def test_record_holds_every_policy_on_forty_seeds_in_four_columns():
+    columns = {(r.task, r.optimizer) for r in RESULTS}
+    assert len(columns) == 4
+    assert {(r.task, r.optimizer, r.policy) for r in RESULTS} == {
+        (*column, policy) for column in columns for policy in POLICIES
+    }
+    assert {len(r.accuracies) for r in RESULTS} == {40}
+
+
+def test_sentences_of_the_readme_hold_on_record():
+    found = {(r.result.task, r.result.optimizer, r.result.policy): r for r in rows(RESULTS)}
+    of = {policy: [row for key, row in found.items() if key[2] == policy] for policy in POLICIES}
+    assert all(row.p_value < 0.05 and row.difference < -0.25 for row in of["no decay"])
+    gains = {key: row for key, row in found.items() if row.p_value < 0.05}
+    assert {key[0] for key in gains if key[2] == "everything"} == {"MNIST-1D"}
+    assert {key[0] for key in gains if key[2] == "STRICT"} == {"MNIST-1D"}
+    assert [key[1] for key in gains if key[2] == "STRICT + keep_norm"] == ["SGD"]
+    assert len([key for key in gains if key[2] == "exempt norm, corrected"]) == 1
+
+
+def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls():
+    np.testing.assert_allclose(adjusted([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    assert adjusted([0.9, 0.8]).max() == 1
+
+
+def test_margin_is_half_of_the_interval_of_students_t():
+    values = np.array([1.0, 2.0, 4.0])
+    low, high = stats.t.interval(0.95, 2, loc=values.mean(), scale=stats.sem(values))
+    assert margin_of(values) == pytest.approx((high - low) / 2)
+
+
+def noise(seed, examples):
+    inputs = jax.random.normal(jax.random.key(seed), (examples, 8, 1))
+    return Split(inputs, jnp.arange(examples) % 10)
+
+
+TASK = Task("noise", ResNet(window=(3,)), noise(0, 40), noise(1, 40), noise(2, 40), 20, 2)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_policies_are_one_policy_where_the_decay_is_zero_and_differ_where_it_is_not(name):
+    runs = grid((0.05,), (0.0, 1.0), (0, 1))
+
+    def losses(policy):
+        train = trainer(TASK, policy, name, 2)
+        return scores(TASK, train, runs, TASK.test, at_once=3).cross_entropy.reshape(2, 2)
+
+    reference, corrected = losses(REFERENCE), losses("exempt norm, corrected")
+    np.testing.assert_allclose(corrected[0], reference[0], rtol=1e-4)
+    assert (np.abs(corrected[1] - reference[1]) > 1e-3).all()
+    assert (np.abs(reference[1] - reference[0]) > 1e-3).all()
+
+
+def test_seeds_are_paired_and_batches_of_runs_keep_their_order():
+    runs = grid((0.01, 0.03), (0.1,), (5, 6, 7))
+    assert re.sub(r"\s+", "", str(runs.seed)) == "[567567]"
+    assert np.asarray(runs.learning_rate).tolist() == pytest.approx([0.01] * 3 + [0.03] * 3)
