@@ -7,6 +7,7 @@ sees one face. Everything is looked up strictly, so that a rename fails on impor
 import functools
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,7 +192,12 @@ def _folders(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _short(file_name: str) -> str:
-    """A file as a user would name it: from the working directory, or from its package."""
+    """A file as a user would name it: from the working directory, or from its package.
+
+    A notebook's cell is a file of another random name in every process.
+    """
+    if re.search(r"ipykernel_\d+|ipython-input-", file_name):
+        return "cell"
     _, found, inside = file_name.rpartition(f"site-packages{os.sep}")
     if found:
         return inside

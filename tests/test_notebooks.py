@@ -7,8 +7,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 LOCAL = re.compile(
-    r"(?<![\w/.])/(work|tmp|root|home|usr|Users|var)/\w|ipykernel_\d|site-packages/"
-    r"|index-url|://[\w.-]*(pypi|pythonhosted|artifactory|nexus)"
+    r"(?<![\w/.])/(tmp|root|home|usr|Users|var|opt|work)/\w|ipykernel_\d|site-packages/"
 )
 
 

@@ -238,10 +238,12 @@ _RUNNING = "runs on its running statistics"
 
 def _running_statistics(program: Program) -> list[str]:
     """A sentence for each module whose running mean and var the outputs read."""
-    read = set(program.argument_paths)
+    # An NNX Variable's array is its `value`, which is no part of its name.
+    paths = [path.removesuffix("/value") for path in program.argument_paths]
+    read = set(paths)
     scopes = {path.rpartition("/")[0] for path in program.paths}
     out = []
-    for path in program.argument_paths:
+    for path in paths:
         scope, _, name = path.rpartition("/")
         if name == "mean" and f"{scope}/var" in read:
             out.append(

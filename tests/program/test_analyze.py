@@ -249,3 +249,12 @@ def test_concrete_parameters_are_not_computed_with():
     params = {"w": np.full((3, 8), np.nan, np.float32)}
     analysis = bnmask.analyze(lambda p, x: normalised(x @ p["w"]), params, S((16, 3), F32))
     assert scales(analysis)["w"] == "invariant"
+
+
+@pytest.mark.parametrize("name", ["/tmp/ipykernel_412/2671.py", "<ipython-input-3-1a2b3c4d>"])
+def test_place_in_a_notebook_is_a_cell_and_not_a_file_of_this_process(name):
+    lines = "def net(params, x):\n    return jnp.square(x) * params['gain']\n"
+    scope = {"jnp": jnp}
+    exec(compile(lines, name, "exec"), scope)
+    analysis = bnmask.analyze(scope["net"], {"gain": jnp.ones(3)}, jnp.ones(3))
+    assert "at cell:2 (net)" in analysis["gain"].reason

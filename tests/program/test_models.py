@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 import optax_bnmask as bnmask
@@ -284,3 +285,18 @@ def test_linen_reports_a_batch_norm_that_the_trace_does_not_confirm():
         analysis = bnmask.analyze_linen(Frozen(), variables, IMAGES)
     assert analysis["frozen/scale"].role == "norm_scale"
     assert analysis["Conv_0/kernel"].scale == "sensitive"
+
+
+def test_nnx_names_each_normaliser_that_was_left_in_eval_mode():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.linear = nnx.Linear(4, 8, rngs=rngs)
+            self.post = nnx.BatchNorm(8, rngs=rngs)
+
+        def __call__(self, x):
+            return self.post(self.linear(x))
+
+    model = Net(nnx.Rngs(0))
+    model.eval()
+    with pytest.warns(UserWarning, match=r"the normaliser at 'post' runs on its running"):
+        bnmask.analyze_nnx(model, jnp.ones((3, 4)))
