@@ -1,13 +1,26 @@
-"""An analysis as JSON: every field, in a schema with a version."""
+"""An analysis as JSON and back: every field, in a schema with a version."""
 
+import contextlib
+import functools
 import json
 import math
+import re
+from collections import Counter
+from fractions import Fraction
 from typing import Any, Final
 
-from optax_bnmask.analysis import Analysis, Leaf
+import jax
+import jax.numpy as jnp
+
+from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.errors import StructureError
+from optax_bnmask.report.fields import Fields
 
 SCHEMA: Final = "optax_bnmask/analysis/1"
 """Goes up when a field changes its meaning or goes away, not when one is added."""
+
+_PRNGS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
+_ASSUMPTIONS: Final = ("epsilon", "infinity", "guard")
 
 
 def to_json(analysis: Analysis) -> str:
@@ -77,3 +90,122 @@ def _number(value: float) -> float | str:
     """JSON has no infinity and no NaN: they are written as ``"inf"``, ``"-inf"``, ``"nan"``."""
     value = float(value)
     return value if math.isfinite(value) else str(value)
+
+
+def from_json(text: str) -> Analysis:
+    """The analysis that `to_json` wrote: equal to it, though without its program.
+
+    Fields that the schema does not have are passed over: a later version may add some.
+
+    Args:
+      text: One JSON object, as `to_json` writes it.
+
+    Returns:
+      An `Analysis`. It decides, compares and reports as the first did; only its `explain` gives
+      the reason alone, since the traced program is not in the text.
+
+    Raises:
+      StructureError: The text is no JSON, of another schema, or not as the schema has it.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> analysis = bnmask.analyze_structure({"dense": {"kernel": jnp.ones((2, 3))}})
+      >>> from_json(to_json(analysis)) == analysis
+      True
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StructureError(
+            f"`text` must be JSON as `to_json` writes it. Reading it failed: {error}. Was the "
+            f"file cut off, or is it another?"
+        ) from error
+    fields = Fields(found, "the whole")
+    if (schema := fields.of(str, "schema")) != SCHEMA:
+        raise StructureError(
+            f"`text` must be of the schema {SCHEMA!r}. It is of {schema!r}. Read it with the "
+            f"version of optax_bnmask that wrote it, or write it anew with this one."
+        )
+    leaves = tuple(_leaf_of(leaf) for leaf in fields.objects("leaves"))
+    groups = [fields.checked(list, group, "groups") for group in fields.of(list, "groups")]
+    unhandled = fields.of(dict, "unhandled")
+    analysis = Analysis(
+        leaves,
+        frozenset(
+            fields.member(Evidence, name, "evidence") for name in fields.each(str, "evidence")
+        ),
+        tuple(_symmetry_of(symmetry) for symmetry in fields.objects("symmetries")),
+        tuple(frozenset(fields.checked(str, p, "groups") for p in group) for group in groups),
+        tuple(_assumption_of(assumption) for assumption in fields.objects("assumptions")),
+        {name: fields.checked(int, count, "unhandled") for name, count in unhandled.items()},
+        tuple(fields.each(str, "notes")),
+    )
+    _check_names(fields, analysis)
+    return analysis
+
+
+def _leaf_of(fields: Fields) -> Leaf:
+    """What `_leaf` wrote; the size is the shape's."""
+    group = fields.record.get("group")
+    return Leaf(
+        fields.of(str, "path"),
+        fields.lengths("shape"),
+        _dtype_of(fields),
+        fields.member(Role, fields.of(str, "role"), "role"),
+        fields.member(Scale, fields.of(str, "scale"), "scale"),
+        fields.lengths("invariant_axes"),
+        None if group is None else fields.of(int, "group"),
+        fields.of(str, "reason"),
+    )
+
+
+def _dtype_of(fields: Fields) -> Any:  # noqa: ANN401 - a dtype, extended ones included
+    """By its name alone: NumPy would read whole records from a string."""
+    name = fields.of(str, "dtype")
+    if name in _extended():
+        return _extended()[name]
+    if re.fullmatch(r"[a-z]\w*", name):
+        with contextlib.suppress(TypeError):
+            return jnp.dtype(name)
+    raise fields.wrong("be a dtype that this JAX knows", name, "dtype")
+
+
+@functools.cache
+def _extended() -> dict[str, Any]:
+    """The dtypes that NumPy cannot find by name: those of random keys, and the tangents' float0."""
+    keys = [jax.eval_shape(functools.partial(jax.random.key, 0, impl=impl)) for impl in _PRNGS]
+    return {str(dtype): dtype for dtype in (*(key.dtype for key in keys), jax.dtypes.float0)}
+
+
+def _symmetry_of(fields: Fields) -> dict[str, Fraction]:
+    """A string of digits, perhaps over others; `Fraction` alone would take ``"1e999999999"``."""
+    exponents = {path: fields.checked(str, x, path) for path, x in fields.record.items()}
+    for path, exponent in exponents.items():
+        if not re.fullmatch(r"-?[0-9]{1,99}(/[1-9][0-9]{0,99})?", exponent):
+            raise fields.wrong("be an exponent such as '1/2'", exponent, path)
+    return {path: Fraction(exponent) for path, exponent in exponents.items()}
+
+
+def _assumption_of(fields: Fields) -> Assumption:
+    kind, value = fields.of(str, "kind"), fields.record.get("value")
+    if kind not in _ASSUMPTIONS:
+        raise fields.wrong(f"be one of {', '.join(map(repr, _ASSUMPTIONS))}", kind, "kind")
+    if isinstance(value, bool) or not (
+        isinstance(value, int | float) or value in ("inf", "-inf", "nan")
+    ):
+        raise fields.wrong("be a number", value, "value")
+    return Assumption(kind, float(value), fields.of(str, "primitive"), fields.of(str, "where"))
+
+
+def _check_names(fields: Fields, analysis: Analysis) -> None:
+    """That each leaf has a path of its own, and that groups and symmetries speak of leaves."""
+    if twice := [p for p, n in Counter(leaf.path for leaf in analysis.leaves).items() if n > 1]:
+        raise fields.wrong("name each leaf once", twice[0], "leaves")
+    for field, sets in (("groups", analysis.groups), ("symmetries", analysis.symmetries)):
+        for path in sorted(frozenset().union(*sets)):
+            if path not in analysis:
+                raise fields.wrong("name leaves only", path, field)
+    for leaf in analysis.leaves:
+        if leaf.group is not None and not 0 <= leaf.group < len(analysis.groups):
+            raise fields.wrong(f"have a group for {leaf.path!r}", leaf.group, "groups")
