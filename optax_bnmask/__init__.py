@@ -1,6 +1,7 @@
 """Weight-decay masks for JAX, decided from evidence instead of names."""
 
 from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.audit import Audit, Finding, assert_decays, audit
 from optax_bnmask.errors import CategoryError, PathError, StructureError, VerificationError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
@@ -21,8 +22,10 @@ __all__ = [
     "STRICT",
     "Analysis",
     "Assumption",
+    "Audit",
     "CategoryError",
     "Evidence",
+    "Finding",
     "KeepNormState",
     "Labels",
     "Leaf",
@@ -38,6 +41,8 @@ __all__ = [
     "analyze_linen",
     "analyze_nnx",
     "analyze_structure",
+    "assert_decays",
+    "audit",
     "corrected_weight_decay",
     "decay_mask",
     "keep_norm",

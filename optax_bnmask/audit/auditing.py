@@ -1,0 +1,83 @@
+"""`audit`: what an optimizer really decays."""
+
+from typing import Any
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.audit.judging import cannot_tell, findings
+from optax_bnmask.audit.outcome import Audit
+from optax_bnmask.audit.probing import probe
+from optax_bnmask.audit.stand_in import stand_in
+from optax_bnmask.errors import PathError
+from optax_bnmask.paths import layout, nearest
+
+
+def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - optimizer, pytree
+    """What any Optax optimizer decays, found by running it, beside what the analysis advises.
+
+    It is asked from outside: given no gradient at all, by how much does a step shrink each leaf? So
+    it finds what a mask, labels, groups, schedules and wrappers come to in the end, whoever wrote
+    them. It takes eight steps, or as many as it needs until gradients move the leaves (a warm-up
+    may start at 0, `optax.MultiSteps` waits), on a state of its own: nothing of the user's is
+    touched. Large params are stood in for by small ones of the same paths and ranks, if the program
+    of the update shows that the optimizer does the same to them; otherwise a finding says that it
+    could not be told.
+
+    A decay that acts only together with a gradient, or that the learning rate keeps at 0 for more
+    than 2,048 steps, is not seen.
+
+    Args:
+      tx: An `optax.GradientTransformation`, complete: what it returns is added to the params.
+      params: The params that it is initialised with, or their shapes.
+      analysis: What is known of these params.
+
+    Returns:
+      An `Audit`.
+
+    Raises:
+      PathError: The params have a leaf that the analysis does not know.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import optax_bnmask as bnmask
+      >>> params = {"dense": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(3)}}
+      >>> analysis = bnmask.analyze_structure(params)
+      >>> bare = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.5))
+      >>> found = bnmask.audit(bare, params, analysis)
+      >>> found.ok, found.findings[0].kind
+      (False, 'everything_decayed')
+      >>> masked = optax.add_decayed_weights(0.1, analysis.decay_mask())
+      >>> found = bnmask.audit(optax.chain(masked, optax.sgd(0.5)), params, analysis)
+      >>> found.ok, {path: round(rate, 3) for path, rate in found.rates.items()}
+      (True, {'dense/kernel': 0.05, 'norm/scale': 0.0})
+    """
+    paths = tuple(layout(params).leaves)
+    for path in paths:
+        if path not in analysis:
+            known = [leaf.path for leaf in analysis.leaves]
+            raise PathError(
+                f"`params` must be those that `analysis` is of. It does not know {path!r}"
+                f"{nearest(path, known)}."
+            )
+    try:
+        small = stand_in(tx, params)
+        seen = probe(tx, small.tree)
+    except Exception as error:  # anything may come out of a user's optimizer
+        said = str(error).strip().partition("\n")[0]
+        why = f"The optimizer raised {type(error).__name__}: {said}"
+        return Audit(dict.fromkeys(paths, 0.0), (cannot_tell(paths, why),), analysis)
+    frozen = frozenset(p for p in paths if not (seen.moved[p] or seen.rates[p]))
+    found = findings(_only(analysis, paths), seen.rates, frozen)
+    if not small.faithful:
+        why = (
+            "What the optimizer does hangs on the sizes of the leaves, and these are too large to "
+            "run it on; the rates are those of smaller ones."
+        )
+        found = (*found, cannot_tell(paths, why))
+    return Audit(seen.rates, found, analysis, frozen)
+
+
+def _only(analysis: Analysis, paths: tuple[str, ...]) -> Analysis:
+    """The analysis of those leaves alone: an optimizer may be given a part of the params."""
+    if len(paths) == len(analysis.leaves):
+        return analysis
+    return Analysis(tuple(analysis[path] for path in paths), analysis.evidence)
