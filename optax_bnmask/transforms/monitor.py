@@ -62,7 +62,8 @@ def monitor_scale(
 
     The params that are not watched are not looked at, and structure and dtypes of the state never
     change. An analysis from structure alone watches the gains. Inside `optax.MultiSteps` it sees
-    the steps that are taken; around it, also those that are not.
+    the steps that are taken; around it, also those that are not. An optimizer that calls the model
+    itself, for a line search, cannot be watched.
 
     Args:
       inner: The whole optimizer: what an update leaves here must be what is added to the params.
