@@ -5,9 +5,17 @@ from collections.abc import Iterable
 from optax_bnmask.analysis import Analysis, Leaf, Role, Scale
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.document import Cell, Column, Document, Items, Table, Tone
+from optax_bnmask.report.families import Family, folded_lines
+from optax_bnmask.report.repetition import (
+    assumption_lines,
+    group_lines,
+    leaf_families,
+    scale_words,
+    single_families,
+)
 
 _NORMS = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
-_SCALE_TONES = {
+SCALE_TONES = {
     Scale.INVARIANT: Tone.NO,
     Scale.JOINT: Tone.NO,
     Scale.SENSITIVE: Tone.YES,
@@ -15,64 +23,87 @@ _SCALE_TONES = {
 }
 
 
-def document_of(analysis: Analysis, mask: Mask | None = None) -> Document:
+def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool = True) -> Document:
     """The report on an analysis and, where there is one, on the mask decided from it.
 
     Args:
       analysis: What is known of each leaf.
       mask: What was decided; it adds a column to the table of leaves.
+      collapse: Whether blocks that repeat but for a number are shown once.
 
     Returns:
       A `Document`: the table of leaves, then whichever of groups, assumptions, primitives without a
       rule and notes there are.
     """
-    lists = (
-        Items("Jointly invariant groups", tuple(_groups(analysis))),
-        Items("Assumptions", tuple(str(assumption) for assumption in analysis.assumptions)),
-        Items("Primitives without a rule", tuple(_unhandled(analysis))),
-        Items("Notes", analysis.notes),
-    )
     return Document(
         "Parameters and weight decay",
-        tuple(_summary(analysis, mask)),
-        (leaf_table(analysis, mask), *(block for block in lists if block.items)),
+        tuple(summary(analysis, mask)),
+        (leaf_table(analysis, mask, collapse=collapse), *lists(analysis, collapse=collapse)),
     )
 
 
-def leaf_table(analysis: Analysis, mask: Mask | None = None) -> Table:
-    """One row for each leaf; what the evidence says nothing of has no column."""
+def lists(analysis: Analysis, *, collapse: bool = True) -> list[Items]:
+    """Whichever of groups, assumptions, primitives without a rule and notes there are."""
+    notes = folded_lines(analysis.notes) if collapse else analysis.notes
+    blocks = (
+        Items("Jointly invariant groups", tuple(group_lines(analysis, collapse=collapse))),
+        Items("Assumptions", tuple(assumption_lines(analysis, collapse=collapse))),
+        Items("Primitives without a rule", tuple(_unhandled(analysis))),
+        Items("Notes", tuple(notes)),
+    )
+    return [block for block in blocks if block.items]
+
+
+def leaf_table(analysis: Analysis, mask: Mask | None = None, *, collapse: bool = False) -> Table:
+    """One row for each leaf, or each family; what the evidence says nothing of has no column."""
+    rows = leaf_families(analysis, mask) if collapse else single_families(analysis)
     scales = any(leaf.scale is not Scale.UNKNOWN for leaf in analysis.leaves)
     axes = any(leaf.invariant_axes for leaf in analysis.leaves)
-    columns = [Column("path"), Column("shape"), Column("size", number=True), Column("role")]
+    counts = any(len(row.members) > 1 for row in rows)
+    columns = [Column("path"), Column("shape")]
+    columns += [Column("count", number=True)] if counts else []
+    columns += [Column("total size" if counts else "size", number=True), Column("role")]
     columns += [Column("scale")] if scales else []
     columns += [Column("axes")] if axes else []
     columns += [Column("decays")] if mask is not None else []
     columns += [Column("why", prose=True)]
-    rows = []
-    for leaf in analysis.leaves:
-        row = [Cell(leaf.path), Cell(str(leaf.shape)), Cell(f"{leaf.size:,}"), _role(leaf)]
-        row += [Cell(_scale(leaf), _SCALE_TONES.get(leaf.scale, Tone.OPEN))] if scales else []
-        row += [Cell(", ".join(map(str, leaf.invariant_axes)))] if axes else []
-        row += [_decision(decays=mask[leaf.path])] if mask is not None else []
-        rows.append((*row, Cell(leaf.reason)))
-    return Table("Leaves", tuple(columns), tuple(rows))
+    shown = {column.name for column in columns}
+    cells = [_cells(analysis, row, mask) for row in rows]
+    return Table(
+        "Leaves",
+        tuple(columns),
+        tuple(tuple(cell for name, cell in row if name in shown) for row in cells),
+    )
+
+
+def _cells(analysis: Analysis, row: Family, mask: Mask | None) -> Iterable[tuple[str, Cell]]:
+    """What there is to say of a row, by the columns that may say it."""
+    leaves = [analysis.leaves[number] for number in row.members]
+    leaf, count = leaves[0], len(leaves)
+    size = Cell(f"{count * leaf.size:,}")
+    yield "path", Cell(row.pattern)
+    yield "shape", Cell(str(leaf.shape))
+    yield "count", Cell(f"{count:,}")
+    yield "size", size
+    yield "total size", size
+    yield "role", _role(leaf)
+    yield "scale", Cell(scale_words(leaves), SCALE_TONES.get(leaf.scale, Tone.OPEN))
+    yield "axes", Cell(", ".join(map(str, leaf.invariant_axes)))
+    if mask is not None:
+        yield "decays", _decision(decays=mask[leaf.path])
+    yield "why", Cell(leaf.reason)
 
 
 def _role(leaf: Leaf) -> Cell:
     return Cell(leaf.role.value, Tone.OPEN if leaf.role is Role.UNKNOWN else Tone.PLAIN)
 
 
-def _scale(leaf: Leaf) -> str:
-    """The scale, and for a jointly invariant leaf the number of its group."""
-    return leaf.scale.value if leaf.group is None else f"{leaf.scale.value} [{leaf.group}]"
-
-
 def _decision(*, decays: bool) -> Cell:
     return Cell("yes", Tone.YES) if decays else Cell("no", Tone.NO)
 
 
-def _summary(analysis: Analysis, mask: Mask | None) -> Iterable[str]:
-    """A sentence or two with the totals."""
+def summary(analysis: Analysis, mask: Mask | None) -> Iterable[str]:
+    """A few sentences with the totals."""
     leaves, total = analysis.leaves, sum(leaf.size for leaf in analysis.leaves)
     evidence = " and ".join(sorted(analysis.evidence))
     yield f"{_count(len(leaves), 'leaf', 'leaves')}, {total:,} parameters, by {evidence}."
@@ -95,13 +126,6 @@ def _share(leaves: list[Leaf], total: int) -> str:
 
 def _count(number: int, one: str, many: str) -> str:
     return f"{number:,} {one if number == 1 else many}"
-
-
-def _groups(analysis: Analysis) -> Iterable[str]:
-    """Each group in the order of the leaves, under the number that the table gives it."""
-    for number, group in enumerate(analysis.groups):
-        members = [leaf.path for leaf in analysis.leaves if leaf.path in group]
-        yield f"[{number}] {', '.join(members)}"
 
 
 def _unhandled(analysis: Analysis) -> Iterable[str]:

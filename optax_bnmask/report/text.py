@@ -6,16 +6,21 @@ from optax_bnmask.report.content import document_of
 from optax_bnmask.report.document import Document, Figure, Items, Table
 
 
-def to_text(analysis: Analysis, *, mask: Mask | None = None) -> str:
+def to_text(analysis: Analysis, *, mask: Mask | None = None, collapse: bool = True) -> str:
     """The analysis as aligned text.
+
+    Blocks that differ only in a number of their path, and whose leaves agree in shape, dtype, role,
+    scale, axes and decision, are shown once, as ``block{0..35}/conv/kernel``, with their count and
+    their total size; the reason is the first one's. ``{0,2..5}`` stands for 0, 2, 3, 4 and 5.
 
     Args:
       analysis: What is known of each leaf.
       mask: A mask decided from it, to show beside it.
+      collapse: Whether to do so; otherwise each leaf has a line of its own.
 
     Returns:
-      Lines of text without trailing blanks: the totals, one line for each leaf, then whichever of
-      groups, assumptions, primitives without a rule and notes there are.
+      Lines of text without trailing blanks: the totals, one line for each leaf or family of
+      leaves, then whichever of groups, assumptions, primitives without a rule and notes there are.
 
     Example:
       >>> import jax.numpy as jnp
@@ -26,8 +31,11 @@ def to_text(analysis: Analysis, *, mask: Mask | None = None) -> str:
       <BLANKLINE>
       path          shape   size  role    why
       dense/kernel  (2, 3)     6  weight  by convention: a matrix or filter of that name
+      >>> params = {f"layer_{i}": {"kernel": jnp.ones((2, 3))} for i in range(12)}
+      >>> print(to_text(bnmask.analyze_structure(params)).splitlines()[-1][:56])
+      layer_{0..11}/kernel  (2, 3)     12          72  weight
     """
-    return text_of(document_of(analysis, mask))
+    return text_of(document_of(analysis, mask, collapse=collapse))
 
 
 def text_of(document: Document) -> str:

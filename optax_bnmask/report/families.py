@@ -1,0 +1,168 @@
+"""Repeated blocks, said once: paths that differ only in a number, as ``block{0..35}/conv/kernel``.
+
+Paths are put into a tree by their components, and the tree is folded from its leaves up: children
+of one scope that differ in one number of their name, and below which everything is of one kind,
+become one child whose number is a range. A fold puts together what is equal in all else, so a
+pattern stands for the product of its ranges, and for nothing more.
+"""
+
+import dataclasses
+import re
+from collections.abc import Hashable, Iterable, Sequence
+
+_DIGITS = 9
+"""Longer runs of digits are no index: a hash, a date."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Family:
+    """Paths of one kind that one pattern stands for.
+
+    Attributes:
+      pattern: A path, or one in which ranges in braces stand for numbers: ``h.{0,2..5}/up``.
+      members: The places of the paths in what was folded, in its order.
+    """
+
+    pattern: str
+    members: tuple[int, ...]
+
+
+def families(paths: Sequence[str], kinds: Sequence[Hashable] | None = None) -> list[Family]:
+    """The fewest lines that repetition in the paths allows.
+
+    Args:
+      paths: Paths, each but once.
+      kinds: What each path stands for; only paths of one kind are put together.
+
+    Returns:
+      Each path in one `Family`, in the order of their first members.
+
+    Example:
+      >>> [family.pattern for family in families(["h.0/up", "h.2/up", "h.3/up", "h.4/up"])]
+      ['h.{0,2..4}/up']
+    """
+    root = _Scope()
+    for number, path in enumerate(paths):
+        scope = root
+        for name in path.split("/"):
+            scope = scope.inner.setdefault(name, _Scope())
+        scope.here = number
+    # A name that has braces of its own could be taken for a pattern: it is like no other.
+    kind_of = [
+        (kinds[number] if kinds else None, number if set("{}") & set(path) else None)
+        for number, path in enumerate(paths)
+    ]
+    found = [Family(row.pattern[1:], tuple(sorted(row.members))) for row in _folded(root, kind_of)]
+    return sorted(found, key=lambda family: family.members)
+
+
+def folded_lines(lines: Sequence[str]) -> list[str]:
+    """Lines of which each stands for all those that differ from it in one number."""
+    entries = [_Entry(line, ((line if set("{}") & set(line) else "",),), []) for line in lines]
+    merged = _merged(list({entry.name: entry for entry in entries}.values()))
+    return [entry.name for entry in merged]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Numbers, put briefly: ``0,2..5``."""
+    return _ranges(sorted(numbers), 0)
+
+
+@dataclasses.dataclass(slots=True)
+class _Scope:
+    """A node of the tree of components; it may be a leaf's, a scope's, or, by odd names, both."""
+
+    inner: dict[str, "_Scope"] = dataclasses.field(default_factory=dict)
+    here: int | None = None
+
+
+@dataclasses.dataclass(slots=True)
+class _Row:
+    pattern: str
+    members: list[int]
+
+
+@dataclasses.dataclass(slots=True)
+class _Entry:
+    """A child of a scope: its name, what is below it, and the rows that hold it."""
+
+    name: str
+    form: tuple[Hashable, ...]
+    rows: list[_Row]
+
+
+def _folded(scope: _Scope, kind_of: Sequence[Hashable]) -> list[_Row]:
+    """The rows of what is in a scope, sorted by their patterns, which begin with a slash."""
+    entries = []
+    for name, child in scope.inner.items():
+        rows = _folded(child, kind_of) if child.inner else []
+        rows += [] if child.here is None else [_Row("", [child.here])]
+        form = tuple((row.pattern, kind_of[row.members[0]]) for row in rows)
+        entries.append(_Entry(name, form, rows))
+    rows = [
+        _Row(f"/{entry.name}{row.pattern}", row.members)
+        for entry in _merged(entries)
+        for row in entry.rows
+    ]
+    return sorted(rows, key=lambda row: row.pattern)
+
+
+def _merged(entries: list[_Entry]) -> list[_Entry]:
+    """The entries, those of one form put together number by number, the last number first."""
+    split = [(re.split(r"([0-9]+)", entry.name), entry) for entry in entries]
+    for place in range(max((len(parts) for parts, _ in split), default=0) - 2, 0, -2):
+        alike: dict[Hashable, list[tuple[list[str], _Entry]]] = {}
+        for parts, entry in split:
+            alike.setdefault(_but_for(parts, place, entry), []).append((parts, entry))
+        split = [each for group in alike.values() for each in _joined(group, place)]
+    return [entry for _, entry in split]
+
+
+def _but_for(parts: list[str], place: int, entry: _Entry) -> Hashable:
+    """What two entries must share to be put together at a place."""
+    if place >= len(parts) or len(parts[place]) > _DIGITS:
+        return id(entry)
+    return (*parts[:place], None, *parts[place + 1 :], entry.form)
+
+
+def _joined(group: list[tuple[list[str], _Entry]], place: int) -> list[tuple[list[str], _Entry]]:
+    """One entry for a group, or one for each way in which its numbers are padded with zeros."""
+    if len(group) == 1:
+        return group
+    written = [parts[place] for parts, _ in group]
+    padded = {len(number) for number in written if number[0] == "0" and len(number) > 1}
+    by_width: dict[int, list[tuple[list[str], _Entry]]] = {}
+    for parts, entry in group:
+        width = len(parts[place])
+        by_width.setdefault(width if width in padded else 0, []).append((parts, entry))
+    return [
+        each[0] if len(each) == 1 else _one(each, place, width) for width, each in by_width.items()
+    ]
+
+
+def _one(group: list[tuple[list[str], _Entry]], place: int, width: int) -> tuple[list[str], _Entry]:
+    """The entry that stands for a group; its rows hold what theirs held."""
+    first_parts, first = group[0]
+    shown = _ranges(sorted(int(parts[place]) for parts, _ in group), width)
+    parts = [*first_parts[:place], f"{{{shown}}}", *first_parts[place + 1 :]]
+    rows = [
+        _Row(row.pattern, [member for _, entry in group for member in entry.rows[at].members])
+        for at, row in enumerate(first.rows)
+    ]
+    return parts, _Entry("".join(parts), first.form, rows)
+
+
+def _ranges(numbers: Sequence[int], width: int) -> str:
+    """Sorted numbers; three in a row or more as a range, with zeros in front up to a width."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(
+        f"{run[0]:0{width}}..{run[-1]:0{width}}"
+        if len(run) > 2
+        else ",".join(f"{number:0{width}}" for number in run)
+        for run in runs
+    )
