@@ -9,6 +9,7 @@ from optax_bnmask.audit.probing import probe
 from optax_bnmask.audit.stand_in import stand_in
 from optax_bnmask.errors import PathError
 from optax_bnmask.paths import layout, nearest
+from optax_bnmask.statistics import parted
 
 
 def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - optimizer, pytree
@@ -27,7 +28,8 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
 
     Args:
       tx: An `optax.GradientTransformation`, complete: what it returns is added to the params.
-      params: The params that it is initialised with, or their shapes.
+      params: The params that it is initialised with, or their shapes. Of an `nnx.Module` or
+        `nnx.State`, what is trained.
       analysis: What is known of these params.
 
     Returns:
@@ -50,6 +52,7 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
       >>> found.ok, {path: round(rate, 3) for path, rate in found.rates.items()}
       (True, {'dense/kernel': 0.05, 'norm/scale': 0.0})
     """
+    params, _ = parted(params, ())
     paths = tuple(layout(params).leaves)
     for path in paths:
         if path not in analysis:

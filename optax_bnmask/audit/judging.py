@@ -7,6 +7,7 @@ from optax_bnmask.analysis import Analysis, Leaf, Role, Scale
 from optax_bnmask.audit.outcome import Finding
 
 _NORMS: Final = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
+_MAY_BE_EXEMPT: Final = _NORMS | {Role.BIAS, Role.GAIN}
 _HIDDEN: Final = frozenset({Scale.INVARIANT, Scale.JOINT, Scale.UNUSED})
 
 _SAME: Final = 1.05
@@ -37,7 +38,7 @@ def findings(
     if not leaves:
         return (_undetermined(tuple(frozen), "No gradient moves any leaf in any step tried."),)
     if not decayed:
-        return (_nothing(leaves),)
+        return () if all(leaf.role in _MAY_BE_EXEMPT for leaf in leaves) else (_nothing(leaves),)
     norms = [leaf for leaf in decayed if leaf.role in _NORMS]
     if norms and len(decayed) == len(leaves) and _weights(leaves):
         return (_everything(norms), *_unequal(decayed, rates))
