@@ -13,7 +13,9 @@ from optax_bnmask import Analysis, Assumption, Evidence, Leaf, Role, Scale
 from optax_bnmask.report import to_html, to_json, to_text
 from optax_bnmask.report.document import Document, Figure
 from optax_bnmask.report.html import html_of
+from optax_bnmask.report.script import SCRIPT
 from optax_bnmask.report.text import text_of
+from optax_bnmask.report.tree import MARKS
 
 F32 = jnp.dtype("float32")
 
@@ -129,16 +131,30 @@ def test_page_escapes_everything_the_user_named():
         unhandled={evil: 1},
         notes=(evil,),
     )
-    page = _Page(to_html(analysis, mask=analysis.decay_mask()))
-    assert "script" not in page.tags
-    assert "".join(page.texts).count(evil) == 7
+    whole = to_html(analysis, mask=analysis.decay_mask())
+    page = _Page(whole)
+    assert page.tags.count("script") == 1
+    assert "".join(page.texts).count(evil) == 8
+    assert re.findall(r"<script>\n(.*?)</script>", whole, re.DOTALL) == [SCRIPT]
+
+
+def test_script_and_style_hold_nothing_of_the_user(small):
+    assert [_inside(tag, to_html(small)) for tag in ("script", "style")] == [
+        _inside(tag, to_html(RICH)) for tag in ("script", "style")
+    ]
+    assert "script" not in _Page(html_of(Document("t", (), ()))).tags
+
+
+def _inside(tag, page):
+    return re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
 
 
 def test_page_asks_for_nothing_from_elsewhere():
     page = to_html(RICH)
     assert not re.search(r"https?:|@import|url\(", page)
     parsed = _Page(page)
-    assert not {"script", "link", "iframe"} & set(parsed.tags)
+    assert not {"link", "iframe"} & set(parsed.tags)
+    assert not re.search(r"fetch|XMLHttp|import\(|innerHTML|eval", SCRIPT)
     assert not [attr for attr in parsed.attributes if attr[1] in {"src", "href"}]
 
 
@@ -151,15 +167,55 @@ def test_page_serves_light_and_dark_and_narrow():
 
 def test_page_styles_reach_nothing_outside_it():
     style = re.search(r"<style>(.*)</style>", to_html(RICH), re.DOTALL)[1]
-    rules = re.sub(r"@media[^{]*\{", "", re.sub(r"\{[^{}]*\}", "{}", style))
+    rules = re.sub(r"@(media|container)[^{]*\{", "", re.sub(r"\{[^{}]*\}", "{}", style))
     selectors = [part.strip(" }\n") for rule in rules.split("{}") for part in rule.split(",")]
     assert all(".bnmask" in selector for selector in selectors if selector)
 
 
 def test_page_says_in_words_what_it_colours(small):
     page = to_html(small, mask=small.decay_mask())
-    assert '<span class="yes">yes</span>' in page
-    assert '<span class="no">no</span>' in page
+    assert '<span class="decay yes">decays</span>' in page
+    assert '<span class="decay no">exempt</span>' in page
+    assert '<i aria-hidden="true">γ</i> norm_scale</span>' in page
+    assert all(f".bnmask span.{tone}::before" in page for tone in ("yes", "no"))
+
+
+def test_every_mark_is_another():
+    assert len(set(MARKS.values())) == len(MARKS) == len(Role)
+
+
+def test_page_has_all_that_the_text_has():
+    text = "".join(_Page(to_html(RICH)).texts)
+    for leaf in RICH.leaves:
+        assert f"{leaf.reason[0].upper()}{leaf.reason[1:]}. float32" in text
+    for line in GOLDEN.partition("Jointly")[2].splitlines()[1:]:
+        assert line.removeprefix("- ") in text
+    assert "a/kernel · c^-1/2, b/scale · c" in text
+
+
+def test_page_explains_what_is_proved_and_says_what_it_leaves_out():
+    asked = []
+
+    class Proof:
+        def explain(self, path):
+            asked.append(path)
+            return f"{path} times c:\n  <no output> scales"
+
+    leaves = tuple(
+        Leaf(f"{name}{i}/w", (2, len(name)), F32, Role.WEIGHT)
+        for name in ("a", "bb", "ccc")
+        for i in range(3)
+    )
+    analysis = Analysis(leaves, frozenset({Evidence.PROGRAM}), proof=Proof())
+    page = to_html(analysis)
+    assert asked == ["ccc0/w", "bb0/w", "a0/w"]  # the first of each family, the largest first
+    assert "bb0/w times c:\n  &lt;no output&gt; scales" in page
+    assert "explains every leaf" not in page
+    asked.clear()
+    many = tuple(Leaf(f"x{'yz'[i % 2] * i}", (i + 1,), F32, Role.BIAS) for i in range(400))
+    page = to_html(Analysis(many, frozenset({Evidence.PROGRAM}), proof=Proof()))
+    assert len(asked) == 250
+    assert "explains every leaf" in page
 
 
 def test_notebook_shows_the_page(small):

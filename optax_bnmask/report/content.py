@@ -1,6 +1,7 @@
 """What there is to say of an `Analysis`, as a `Document`."""
 
 from collections.abc import Iterable
+from typing import Final
 
 from optax_bnmask.analysis import Analysis, Leaf, Role, Scale
 from optax_bnmask.mask import Mask
@@ -13,6 +14,8 @@ from optax_bnmask.report.repetition import (
     scale_words,
     single_families,
 )
+
+TITLE: Final = "Parameters and weight decay"
 
 _NORMS = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
 SCALE_TONES = {
@@ -36,7 +39,7 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
       rule and notes there are.
     """
     return Document(
-        "Parameters and weight decay",
+        TITLE,
         tuple(summary(analysis, mask)),
         (leaf_table(analysis, mask, collapse=collapse), *lists(analysis, collapse=collapse)),
     )

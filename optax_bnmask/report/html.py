@@ -1,20 +1,29 @@
-"""A report as one HTML page that needs nothing else: no script, no font, no request."""
+"""A report as one HTML page that needs nothing else: no font, no request, and no script to read."""
 
 import base64
 import html
+from collections.abc import Iterable
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
-from optax_bnmask.report.content import document_of
+from optax_bnmask.report.content import TITLE, lists, summary
 from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Table, Tone
+from optax_bnmask.report.repetition import symmetry_lines
 from optax_bnmask.report.style import STYLE
+from optax_bnmask.report.tree import leaf_section
+
+_AT_ONCE = 12
+"""A longer list is folded at first."""
 
 
 def to_html(analysis: Analysis, *, mask: Mask | None = None) -> str:
     """The analysis as one self-contained HTML page.
 
-    Light or dark as the reader's system is; on a narrow screen each leaf becomes a block of its
-    own. A notebook may show it too: its styles reach nothing outside it.
+    The leaves are a tree of scopes to open and close, with totals, a search, and for each leaf the
+    reason and, from a program, the explanation; blocks that repeat are shown once, as in `to_text`.
+    All of it can be read without the page's one script, which only searches. Light or dark as the
+    reader's system or notebook is, and fit for a narrow screen; in a notebook it reaches nothing
+    outside it.
 
     Args:
       analysis: What is known of each leaf.
@@ -30,20 +39,26 @@ def to_html(analysis: Analysis, *, mask: Mask | None = None) -> str:
       >>> "&lt;b&gt;/kernel" in page
       True
     """
-    return html_of(document_of(analysis, mask))
+    blocks = [Items("Scale symmetries", tuple(symmetry_lines(analysis))), *lists(analysis)]
+    sections = [leaf_section(analysis, mask), *(_block(block) for block in blocks if block.items)]
+    return _page(TITLE, summary(analysis, mask), sections)
 
 
 def html_of(document: Document) -> str:
     """A document as an HTML page."""
-    title = html.escape(document.title)
-    summary = "".join(f"<p>{html.escape(line)}</p>\n" for line in document.summary)
-    blocks = "".join(_block(block) for block in document.blocks)
+    return _page(document.title, document.summary, map(_block, document.blocks))
+
+
+def _page(title: str, lines: Iterable[str], sections: Iterable[str]) -> str:
+    """A whole page, whose outer tags a notebook drops."""
+    title = html.escape(title)
+    told = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
-        f'<main class="bnmask">\n<h1>{title}</h1>\n<div class="summary">\n{summary}</div>\n'
-        f"{blocks}</main>\n</body>\n</html>\n"
+        f'<main class="bnmask">\n<h1>{title}</h1>\n<div class="summary">\n{told}</div>\n'
+        f"{''.join(sections)}</main>\n</body>\n</html>\n"
     )
 
 
@@ -55,6 +70,9 @@ def _block(block: Table | Items | Figure) -> str:
         case Items():
             inner = "".join(f"<li>{html.escape(item)}</li>\n" for item in block.items)
             inner = f"<ul>\n{inner}</ul>\n"
+            if len(block.items) > _AT_ONCE:
+                head = f"<summary>{len(block.items):,} lines</summary>"
+                inner = f'<details class="long">{head}\n{inner}</details>\n'
         case Figure():
             data = base64.b64encode(block.png).decode("ascii")
             alt = html.escape(block.alt, quote=True)
