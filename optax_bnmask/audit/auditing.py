@@ -23,8 +23,9 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
     of the update shows that the optimizer does the same to them; otherwise a finding says that it
     could not be told.
 
-    A decay that acts only together with a gradient, or that the learning rate keeps at 0 for more
-    than 2,048 steps, is not seen.
+    Not seen are a decay whose own schedule keeps it at 0 for more than 64 steps, and anything that
+    the learning rate keeps at 0 for more than 2,048. Line searches and optimizers that must be run
+    outside `jax.jit` cannot be told.
 
     Args:
       tx: An `optax.GradientTransformation`, complete: what it returns is added to the params.
@@ -69,13 +70,17 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
         why = f"The optimizer raised {type(error).__name__}: {said}"
         return Audit(dict.fromkeys(paths, 0.0), (cannot_tell(paths, why),), analysis)
     frozen = frozenset(p for p in paths if not (seen.moved[p] or seen.rates[p]))
-    found = findings(_only(analysis, paths), seen.rates, frozen)
-    if not small.faithful:
+    if not small.faithful:  # rates of other params prove nothing, neither good nor bad
         why = (
             "What the optimizer does hangs on the sizes of the leaves, and these are too large to "
             "run it on; the rates are those of smaller ones."
         )
-        found = (*found, cannot_tell(paths, why))
+        found = (cannot_tell(paths, why),)
+    elif seen.broken:
+        why = f"The updates of {len(seen.broken)} leaves are not finite, whatever the gradient."
+        found = (cannot_tell(seen.broken, why),)
+    else:
+        found = findings(_only(analysis, paths), seen.rates, frozen)
     return Audit(seen.rates, found, analysis, frozen)
 
 
