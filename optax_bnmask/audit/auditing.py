@@ -24,7 +24,7 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
     could not be told.
 
     Not seen are a decay whose own schedule keeps it at 0 for more than 64 steps, and anything that
-    the learning rate keeps at 0 for more than 2,048. Line searches and optimizers that must be run
+    the learning rate keeps at 0 for more than 512. Line searches and optimizers that must be run
     outside `jax.jit` cannot be told.
 
     Args:

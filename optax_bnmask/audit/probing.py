@@ -16,12 +16,11 @@ _LEAST: Final = 8
 _PATIENCE: Final = 64
 """Steps to wait for leaves that do not move, as under `optax.MultiSteps`, and for any decay."""
 
-_AT_MOST: Final = 2048
+_AT_MOST: Final = 512
 """Steps to wait while nothing moves at all, as before a long warm-up."""
 
 _ALONG: Final = 0.5
 """The least cosine between a leaf and its decay; less is noise that a trust ratio stretches."""
-
 
 _ROUNDING: Final = 2.0**-20
 """Beside the highest rate, less than this is what rounding leaves where a decay is taken back."""
