@@ -1,6 +1,5 @@
-"""The commands."""
+"""The command line: its commands, their help, and where shells complete them."""
 
-from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Final
@@ -8,10 +7,12 @@ from typing import Annotated, Final
 import typer
 from rich.console import Console
 
+from optax_bnmask.cli import commands
+from optax_bnmask.cli.speaking import EXIT_CODES, opened
+
 app: Final = typer.Typer(
     name="optax-bnmask",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -23,7 +24,13 @@ def _show_version(wanted: bool) -> None:  # noqa: FBT001 - typer calls it so
         raise typer.Exit
 
 
-@app.callback(epilog="Example:\n\noptax-bnmask demo --seeds 8 --out results")
+@app.callback(
+    epilog="Examples:\n\noptax-bnmask demo --seeds 8 --out results\n\n"
+    "optax-bnmask inspect mymodels.resnet:resnet50 --input 8,224,224,3 --arg train=True\n\n"
+    "optax-bnmask inspect checkpoints/20000 --exempt norm,bias\n\n"
+    "optax-bnmask audit mytraining:optimizer_and_params\n\n"
+    + EXIT_CODES.format(one="1 findings or a difference")
+)
 def root(
     *,
     show_version: Annotated[
@@ -59,75 +66,42 @@ def demo(
     Shows which leaves decay and why, then what came out of each policy,
     and where the policies do not differ.
     """
+    opened()
     from optax_bnmask.demo import run  # noqa: PLC0415 - JAX and matplotlib only where they serve
 
     run(seeds=seeds, epochs=epochs, out=out, console=Console())
 
 
-class Format(StrEnum):
-    """How an analysis is shown."""
+_INSPECT: Final = """Examples:
 
-    TEXT = "text"
-    JSON = "json"
-    HTML = "html"
+optax-bnmask inspect mymodels.resnet:resnet50 --input 8,224,224,3 --arg train=True
 
+optax-bnmask inspect mymodels.bert:base --input 8,128:int32 --explain '*/query/kernel'
 
-@app.command(
-    epilog="Examples:\n\noptax-bnmask inspect mymodels.resnet:resnet50 --input 8,224,224,3\n\n"
-    "optax-bnmask inspect mymodels.bert:base --input 8,128:int32 --arg train=True --explain "
-    "'*/query/kernel'"
-)
-def inspect(
-    factory: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODULE:FACTORY",
-            help="A function of no arguments that returns a Linen module, an NNX module, or a pair "
-            "(fn, params).",
-        ),
-    ],
-    *,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--input", metavar="SIZES[:DTYPE]", help="The shape of an input; once for each."
-        ),
-    ] = None,
-    arguments: Annotated[
-        list[str] | None,
-        typer.Option("--arg", metavar="NAME=VALUE", help="A further argument of the model."),
-    ] = None,
-    explain: Annotated[
-        list[str] | None,
-        typer.Option(metavar="GLOB", help="Explain these leaves instead of listing all."),
-    ] = None,
-    form: Annotated[
-        Format, typer.Option("--format", help="How the analysis is shown.")
-    ] = Format.TEXT,
-) -> None:
-    """Trace a model without allocating it, and show how each parameter is used.
+optax-bnmask inspect checkpoints/20000 --exempt norm,bias --format html > report.html
 
-    For each leaf: its role, whether its scale matters, along which axes, and why.
-    """
-    from optax_bnmask.cli.inspect import inspected, quietly  # noqa: PLC0415 - JAX where it serves
-    from optax_bnmask.errors import CategoryError, PathError, StructureError  # noqa: PLC0415
-    from optax_bnmask.paths import matches  # noqa: PLC0415
+For a golden file in your tests, keep this in the repository, and in CI make it anew and compare:
 
-    try:
-        analysis, warned = quietly(lambda: inspected(factory, inputs or (), arguments or ()))
-        paths = [leaf.path for leaf in analysis.leaves]
-        chosen = matches(explain or (), paths, "--explain")
-    except (StructureError, PathError, CategoryError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
-    for message in warned:
-        typer.echo(f"Warning: {message}", err=True)
-    shown = {
-        Format.TEXT: analysis.to_text,
-        Format.JSON: analysis.to_json,
-        Format.HTML: analysis.to_html,
-    }
-    if chosen:
-        typer.echo("\n\n".join(analysis.explain(path) for path in paths if path in chosen))
-    else:
-        typer.echo(shown[form]())
+optax-bnmask inspect mymodels.resnet:resnet50 --input 8,224,224,3 --format json > golden.json
+
+optax-bnmask diff golden.json today.json
+
+""" + EXIT_CODES.format(one="1 is not used")
+_AUDIT: Final = """Examples:
+
+optax-bnmask audit mytraining:optimizer_and_params
+
+optax-bnmask audit mytraining:optimizer_and_params --strict --format json > audit.json
+
+""" + EXIT_CODES.format(one="1 errors were found, or it could not be told what decays")
+_DIFF: Final = """Examples:
+
+optax-bnmask inspect mymodels.resnet:resnet50 --input 8,224,224,3 --format json > today.json
+
+optax-bnmask diff golden.json today.json
+
+""" + EXIT_CODES.format(one="1 they differ")
+
+app.command(epilog=_INSPECT)(commands.inspect)
+app.command(epilog=_AUDIT)(commands.audit)
+app.command(epilog=_DIFF)(commands.diff)

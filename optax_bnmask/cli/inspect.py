@@ -2,17 +2,14 @@
 
 import ast
 import functools
-import importlib
-import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.cli.factories import found, is_of
 from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
@@ -39,7 +36,7 @@ def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> 
       StructureError: There is no such factory, it returns something else, or an input or argument
         cannot be read.
     """
-    make = _found(factory)
+    make = found(factory)
     arrays = [_shape(text) for text in inputs]
     named = dict(_argument(text) for text in arguments)
     try:
@@ -66,11 +63,11 @@ def _analysis(
     made = _made(make)
     if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
         return analyze(made[0], made[1], *arrays, **named)
-    if _is_of(made, "flax.linen", "Module"):
+    if is_of(made, "flax.linen", "Module"):
         keys = {name: jax.eval_shape(lambda: jax.random.key(0)) for name in ("params", "dropout")}
         variables = jax.eval_shape(functools.partial(made.init, **named), keys, *arrays)
         return analyze_linen(made, variables, *arrays, **named)
-    if _is_of(made, "flax.nnx", "Module"):
+    if is_of(made, "flax.nnx", "Module"):
         from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
 
         return analyze_nnx(nnx.eval_shape(make), *arrays, **named)
@@ -78,36 +75,6 @@ def _analysis(
         f"{factory!r} must make a Linen module, an NNX module, or a pair (fn, params). It made a "
         f"{type(made).__name__}. Write a function of no arguments that returns one of these."
     )
-
-
-def _found(factory: str) -> Callable[[], Any]:
-    """The factory itself, looked for from the working directory on."""
-    module_name, colon, name = factory.partition(":")
-    if not colon or not module_name or not name:
-        raise StructureError(
-            f"The model is given as 'package.module:factory'. Found {factory!r}. Put a colon "
-            f"between the module and the function in it that makes the model."
-        )
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise StructureError(
-            f"There must be something called {factory!r}. {error}. Is the package installed, or "
-            f"the command run where it lies?"
-        ) from error
-    finally:
-        sys.path.pop(0)
-    if _is_of(found, "flax.linen", "Module"):
-        return lambda: found
-    if not callable(found):
-        raise StructureError(
-            f"{factory!r} must be a function of no arguments that makes the model, or a Linen "
-            f"module. It is a {type(found).__name__}. Wrap it in a function."
-        )
-    return found
 
 
 def _made(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's factory makes
@@ -121,12 +88,6 @@ def _made(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's
 
     params = jax.eval_shape(keep)
     return (made[0][0], params) if isinstance(made[0], tuple) and len(made[0]) == 2 else made[0]
-
-
-def _is_of(value: object, module: str, name: str) -> bool:
-    """Whether a value is of a framework's class, without importing the framework."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(value, kind)
 
 
 def _shape(text: str) -> jax.ShapeDtypeStruct:
@@ -151,11 +112,3 @@ def _argument(text: str) -> tuple[str, Any]:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):
         return name, value
-
-
-def quietly(function: Callable[[], Analysis]) -> tuple[Analysis, list[str]]:
-    """The analysis, and what it warned of, to be said in the command's own way."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", UserWarning)
-        analysis = function()
-    return analysis, [str(w.message) for w in caught if w.category is UserWarning]

@@ -1,0 +1,53 @@
+"""`optax-bnmask audit`: what the optimizer that a factory makes really decays."""
+
+from typing import Any
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.audit import Audit, audit
+from optax_bnmask.cli.factories import found
+from optax_bnmask.errors import CategoryError, PathError, StructureError
+from optax_bnmask.structure import analyze_structure
+
+
+def audited(factory: str) -> Audit:
+    """The audit of what ``package.module:factory`` makes.
+
+    Args:
+      factory: Where to find a function of no arguments that returns an optimizer and the params,
+        ``(tx, params)``, or these and their analysis, ``(tx, params, analysis)``. Shapes will do
+        for params.
+
+    Returns:
+      The `Audit`.
+
+    Raises:
+      StructureError: There is no such factory, it fails, or it returns something else.
+    """
+    try:
+        made = found(factory)()
+    except (StructureError, PathError, CategoryError):
+        raise
+    except Exception as error:  # anything may come out of a user's factory
+        said = str(error).strip().partition("\n")[0]
+        raise StructureError(
+            f"{factory!r} must return (tx, params) or (tx, params, analysis). It raised "
+            f"{type(error).__name__}: {said} It is called without arguments."
+        ) from error
+    tx, params, analysis = _parts(factory, made)
+    return audit(tx, params, analyze_structure(params) if analysis is None else analysis)
+
+
+def _parts(factory: str, made: object) -> tuple[Any, Any, Analysis | None]:
+    """The optimizer, the params, and their analysis if it was given."""
+    # an optimizer is a tuple too, one with names
+    parts = made if isinstance(made, tuple) and not hasattr(made, "_fields") else ()
+    tx, params, analysis = (*parts, None)[:3] if len(parts) in {2, 3} else (None, None, None)
+    is_optimizer = callable(getattr(tx, "init", None)) and callable(getattr(tx, "update", None))
+    if not is_optimizer or not isinstance(analysis, Analysis | None):
+        kinds = ", ".join(type(part).__name__ for part in parts) or type(made).__name__
+        raise StructureError(
+            f"{factory!r} must return (tx, params) or (tx, params, analysis). It returned "
+            f"({kinds}). `tx` is an Optax optimizer, `analysis` what `bnmask.analyze` and its kin "
+            f"return."
+        )
+    return tx, params, analysis
