@@ -2,6 +2,7 @@
 
 from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
 from optax_bnmask.audit import Audit, Finding, assert_decays, audit
+from optax_bnmask.comparison import Change, Difference, compare
 from optax_bnmask.errors import CategoryError, PathError, StructureError, VerificationError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
@@ -24,6 +25,8 @@ __all__ = [
     "Assumption",
     "Audit",
     "CategoryError",
+    "Change",
+    "Difference",
     "Evidence",
     "Finding",
     "KeepNormState",
@@ -43,6 +46,7 @@ __all__ = [
     "analyze_structure",
     "assert_decays",
     "audit",
+    "compare",
     "corrected_weight_decay",
     "decay_mask",
     "keep_norm",

@@ -303,6 +303,23 @@ class Analysis:
 
         return to_json(self)
 
+    @staticmethod
+    def from_json(text: str) -> "Analysis":
+        """The analysis that `to_json` wrote, without the program.
+
+        Args:
+          text: What `to_json` gave.
+
+        Returns:
+          An equal `Analysis`.
+
+        Raises:
+          StructureError: The text is no such report.
+        """
+        from optax_bnmask.report import from_json  # noqa: PLC0415 - reading is a layer above
+
+        return from_json(text)
+
     def __str__(self) -> str:
         """The table of `to_text`."""
         return self.to_text()
