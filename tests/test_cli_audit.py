@@ -60,7 +60,6 @@ def test_formats():
         ("optimizers:not_an_analysis", "It returned (GradientTransformation"),
         ("optimizers:raises", "It raised RuntimeError: no disk"),
         ("optimizers:other_analysis", "must be those that `analysis` is of"),
-        ("module_that_raises:tx", "It raised ZeroDivisionError: division by zero"),
     ],
 )
 def test_bad_input_is_a_sentence_on_stderr(factory, said):
@@ -70,6 +69,14 @@ def test_bad_input_is_a_sentence_on_stderr(factory, said):
     assert result.stdout == ""
     assert result.stderr.startswith("Error: ")
     assert said in result.stderr
+
+
+def test_a_module_that_cannot_be_imported_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "raises_on_import.py").write_text("1 / 0")
+    monkeypatch.chdir(tmp_path)
+    result = run("audit", "raises_on_import:tx")
+    assert result.exit_code == 2
+    assert "It raised ZeroDivisionError: division by zero" in result.stderr
 
 
 @pytest.fixture

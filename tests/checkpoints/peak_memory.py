@@ -28,3 +28,11 @@ class Growth:
 
     def bytes(self):
         return peak() - self.before
+
+
+@contextlib.contextmanager
+def little_memory(most=256 << 20):
+    """Fails if what is done in it makes this process grow by more."""
+    growth = Growth()
+    yield
+    assert growth.bytes() < most

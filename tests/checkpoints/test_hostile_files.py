@@ -14,9 +14,16 @@ import stored_files as files
 from hostile import DEEP, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peak_memory import little_memory
 
 from optax_bnmask import checkpoints
 from optax_bnmask.errors import StructureError
+
+
+@pytest.fixture(autouse=True)
+def _no_file_takes_memory():
+    with little_memory():
+        yield
 
 
 class Bomb:

@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import stored_files as files
 from hostile import DEEP, refused
+from peak_memory import little_memory
 
 from optax_bnmask import checkpoints
+
+
+@pytest.fixture(autouse=True)
+def _no_file_takes_memory():
+    with little_memory():
+        yield
 
 
 @pytest.fixture(scope="module")
