@@ -1,7 +1,5 @@
 """Optimizers for `optax-bnmask audit`, and a few things that are none."""
 
-import types
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -63,12 +61,3 @@ def other_analysis():
 
 def raises():
     raise RuntimeError("no disk")
-
-
-def all_names():
-    """As `masked`, once every public name was seen to be there, and no module in its place."""
-    found = {name: getattr(bnmask, name) for name in bnmask.__all__}
-    modules = [name for name, value in found.items() if isinstance(value, types.ModuleType)]
-    if modules:
-        raise RuntimeError(f"{modules} are modules")
-    return masked()

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from optax_bnmask.cli import commands
-from optax_bnmask.cli.speaking import EXIT_CODES, opened
+from optax_bnmask.cli.speaking import EXIT_CODES
 
 app: Final = typer.Typer(
     name="optax-bnmask",
@@ -66,7 +66,6 @@ def demo(
     Shows which leaves decay and why, then what came out of each policy,
     and where the policies do not differ.
     """
-    opened()
     from optax_bnmask.demo import run  # noqa: PLC0415 - JAX and matplotlib only where they serve
 
     run(seeds=seeds, epochs=epochs, out=out, console=Console())

@@ -1,7 +1,6 @@
 """The commands that read a model, a checkpoint, an optimizer or two reports.
 
-They are declared here and done elsewhere: what is imported at the top must not import JAX, so that
-help and completion answer at once.
+They are declared here and done elsewhere, so that this module stays a list of what can be asked.
 """
 
 from pathlib import Path
@@ -73,15 +72,15 @@ def inspect(
         is_checkpoint = Path(subject).exists() or ":" not in subject
         _refuse_stray(is_checkpoint, [*(inputs or ()), *(arguments or ())], [params, stats])
         if is_checkpoint:
-            from optax_bnmask.checkpoints import analyze_checkpoint  # noqa: PLC0415 - imports JAX
+            from optax_bnmask.checkpoints import analyze_checkpoint  # noqa: PLC0415 - only where it serves
 
             _refuse_missing(subject)
             analysis = analyze_checkpoint(subject, params=params, stats=stats)
         else:
-            from optax_bnmask.cli.inspect import inspected  # noqa: PLC0415 - imports JAX
+            from optax_bnmask.cli.inspect import inspected  # noqa: PLC0415 - only where it serves
 
             analysis = aloud(lambda: inspected(subject, inputs or (), arguments or ()))
-        from optax_bnmask.cli.showing import decided, explained, shown  # noqa: PLC0415 - JAX
+        from optax_bnmask.cli.showing import decided, explained, shown  # noqa: PLC0415 - as above
 
         if explain:
             typer.echo(explained(analysis, explain))
@@ -105,7 +104,7 @@ def audit(
 ) -> None:
     """Show what an optimizer really decays, found by running it, and what is wrong with that."""
     with sentences():
-        from optax_bnmask.cli.audit import audited  # noqa: PLC0415 - imports JAX
+        from optax_bnmask.cli.audit import audited  # noqa: PLC0415 - only where it serves
 
         found = aloud(lambda: audited(factory))
     shown = {Format.TEXT: found.to_text, Format.JSON: found.to_json, Format.HTML: found.to_html}
@@ -129,7 +128,7 @@ def diff(
     `audit --format json`; or objects that say true or false for each path.
     """
     with sentences():
-        from optax_bnmask.cli.diff import difference  # noqa: PLC0415 - imports JAX
+        from optax_bnmask.cli.diff import difference  # noqa: PLC0415 - only where it serves
 
         found = difference(old, new)
     typer.echo(found.to_json() if form is PlainFormat.JSON else found.to_text())

@@ -2,7 +2,6 @@
 
 import contextlib
 import enum
-import importlib
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
@@ -35,19 +34,9 @@ class PlainFormat(enum.StrEnum):
     JSON = "json"
 
 
-def opened() -> None:
-    """Opens the package if its script put that off, before anything in it is asked for.
-
-    Every command begins with it: once a module such as `optax_bnmask.audit` is imported, its name
-    would stand in the package where the function of that name is to come.
-    """
-    _ = importlib.import_module(__name__.partition(".")[0]).__all__
-
-
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
-    """Opens the package; bad input is a sentence and an exit code, not a traceback."""
-    opened()
+    """Bad input is a sentence and an exit code, not a traceback."""
     try:
         yield
     except (StructureError, PathError, CategoryError) as error:
