@@ -19,3 +19,8 @@ class CategoryError(ValueError):
 
 class VerificationError(AssertionError):
     """A claim that did not hold numerically."""
+
+
+def first_line(error: BaseException) -> str:
+    """What somebody else's error says, as far as it fits into a sentence."""
+    return str(error).strip().partition("\n")[0]

@@ -3,11 +3,11 @@
 from typing import Any
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.audit.judging import cannot_tell, findings
+from optax_bnmask.audit.judging import findings, undetermined
 from optax_bnmask.audit.outcome import Audit
 from optax_bnmask.audit.probing import probe
 from optax_bnmask.audit.stand_in import stand_in
-from optax_bnmask.errors import PathError
+from optax_bnmask.errors import PathError, first_line
 from optax_bnmask.paths import layout, nearest
 from optax_bnmask.statistics import parted
 
@@ -66,19 +66,19 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
         small = stand_in(tx, params)
         seen = probe(tx, small.tree)
     except Exception as error:  # anything may come out of a user's optimizer
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         why = f"The optimizer raised {type(error).__name__}: {said}"
-        return Audit(dict.fromkeys(paths, 0.0), (cannot_tell(paths, why),), analysis)
+        return Audit(dict.fromkeys(paths, 0.0), (undetermined(paths, why),), analysis)
     frozen = frozenset(p for p in paths if not (seen.moved[p] or seen.rates[p]))
     if not small.faithful:  # rates of other params prove nothing, neither good nor bad
         why = (
             "What the optimizer does hangs on the sizes of the leaves, and these are too large to "
             "run it on; the rates are those of smaller ones."
         )
-        found = (cannot_tell(paths, why),)
+        found = (undetermined(paths, why),)
     elif seen.broken:
         why = f"The updates of {len(seen.broken)} leaves are not finite, whatever the gradient."
-        found = (cannot_tell(seen.broken, why),)
+        found = (undetermined(seen.broken, why),)
     else:
         found = findings(_only(analysis, paths), seen.rates, frozen)
     return Audit(seen.rates, found, analysis, frozen)

@@ -36,7 +36,7 @@ def findings(
     leaves = [leaf for leaf in analysis.leaves if leaf.path not in frozen]
     decayed = [leaf for leaf in leaves if rates[leaf.path] > 0]
     if not leaves:
-        return (_undetermined(tuple(frozen), "No gradient moves any leaf in any step tried."),)
+        return (undetermined(tuple(frozen), "No gradient moves any leaf in any step tried."),)
     if not decayed:
         return () if all(leaf.role in _MAY_BE_EXEMPT for leaf in leaves) else (_nothing(leaves),)
     norms = [leaf for leaf in decayed if leaf.role in _NORMS]
@@ -51,17 +51,13 @@ def findings(
     )
 
 
-def cannot_tell(paths: Sequence[str], why: str) -> Finding:
+def undetermined(paths: Sequence[str], why: str) -> Finding:
     """The finding that says that there is none."""
-    return _undetermined(tuple(paths), why)
+    return Finding("warning", "undetermined", tuple(paths), f"What decays cannot be told. {why}")
 
 
 def _weights(leaves: Sequence[Leaf]) -> list[Leaf]:
     return [leaf for leaf in leaves if leaf.role is Role.WEIGHT]
-
-
-def _undetermined(paths: tuple[str, ...], why: str) -> Finding:
-    return Finding("warning", "undetermined", paths, f"What decays cannot be told. {why}")
 
 
 def _nothing(leaves: Sequence[Leaf]) -> Finding:

@@ -22,6 +22,7 @@ from optax_bnmask.checkpoints.stored import (
     split,
     tree_of,
 )
+from optax_bnmask.errors import first_line
 
 _KIND: Final = Kind.NPZ
 _HEADER: Final = 64 * 1024
@@ -112,7 +113,7 @@ def _header(name: str, start: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]
             reader = readers.get(version)
             shape, _, dtype = reader(start) if reader else (None, None, None)
     except Exception as error:  # its tokenizer and its parser raise errors of their own
-        said = str(error).partition("\n")[0]
+        said = first_line(error)
         refuse(_KIND, f"{name} has no npy header: {shown(said)}")
     if shape is None or dtype is None:
         refuse(_KIND, f"{name} is of npy's version {version}, which plain arrays never need", "")

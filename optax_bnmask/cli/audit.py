@@ -5,7 +5,7 @@ from typing import Any
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit import Audit, audit
 from optax_bnmask.cli.factories import found
-from optax_bnmask.errors import CategoryError, PathError, StructureError
+from optax_bnmask.errors import CategoryError, PathError, StructureError, first_line
 from optax_bnmask.structure import analyze_structure
 
 
@@ -28,7 +28,7 @@ def audited(factory: str) -> Audit:
     except (StructureError, PathError, CategoryError):
         raise
     except Exception as error:  # anything may come out of a user's factory
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         raise StructureError(
             f"{factory!r} must return (tx, params) or (tx, params, analysis). It raised "
             f"{type(error).__name__}: {said} It is called without arguments."

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from optax_bnmask.errors import StructureError
+from optax_bnmask.errors import StructureError, first_line
 
 
 def found(factory: str) -> Callable[[], Any]:
@@ -38,7 +38,7 @@ def found(factory: str) -> Callable[[], Any]:
             f"the command run where it lies?"
         ) from error
     except Exception as error:  # anything may come out of a user's module
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         raise StructureError(
             f"{module_name!r} must be a module that can be imported. It raised "
             f"{type(error).__name__}: {said}."

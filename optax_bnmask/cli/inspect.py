@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.cli.factories import found, is_of
-from optax_bnmask.errors import StructureError
+from optax_bnmask.errors import StructureError, first_line
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.program import analyze
@@ -45,7 +45,7 @@ def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> 
         raise
     except Exception as error:
         given = ", ".join([*inputs, *arguments]) or "no inputs at all"
-        said = str(error).strip().partition("\n")[0]
+        said = first_line(error)
         raise StructureError(
             f"{factory!r} must make a model that runs on what the command gives it. With {given} "
             f"it raised {type(error).__name__}: {said} Give an --input for each of its arguments, "

@@ -3,8 +3,8 @@
 import json
 from typing import Final
 
-from optax_bnmask.analysis import Role
 from optax_bnmask.audit.outcome import Audit
+from optax_bnmask.report.content import decision_cell, role_cell
 from optax_bnmask.report.document import Cell, Column, Document, Items, Table, Tone
 from optax_bnmask.report.html import html_of
 from optax_bnmask.report.text import text_of
@@ -65,19 +65,14 @@ def _table(audit: Audit) -> Table:
     named = {path for finding in audit.findings for path in finding.paths}
     rows = []
     for path, rate in audit.rates.items():
-        role = audit.analysis[path].role
         decays, wanted = rate > 0, advised[path]
         wrong = decays != wanted and path in named
         rows.append(
             (
                 Cell(path),
-                Cell(role.value, Tone.OPEN if role is Role.UNKNOWN else Tone.PLAIN),
+                role_cell(audit.analysis[path]),
                 Cell(f"{rate:.3g}"),
-                Cell("frozen", Tone.OPEN)
-                if path in audit.frozen
-                else Cell("yes", Tone.YES)
-                if decays
-                else Cell("no", Tone.NO),
+                Cell("frozen", Tone.OPEN) if path in audit.frozen else decision_cell(decays=decays),
                 Cell(("yes" if wanted else "no") + (" !" if wrong else "")),
             )
         )

@@ -89,19 +89,21 @@ def _cells(analysis: Analysis, row: Family, mask: Mask | None) -> Iterable[tuple
     yield "count", Cell(f"{count:,}")
     yield "size", size
     yield "total size", size
-    yield "role", _role(leaf)
+    yield "role", role_cell(leaf)
     yield "scale", Cell(scale_words(leaves), SCALE_TONES.get(leaf.scale, Tone.OPEN))
     yield "axes", Cell(", ".join(map(str, leaf.invariant_axes)))
     if mask is not None:
-        yield "decays", _decision(decays=mask[leaf.path])
+        yield "decays", decision_cell(decays=mask[leaf.path])
     yield "why", Cell(leaf.reason)
 
 
-def _role(leaf: Leaf) -> Cell:
+def role_cell(leaf: Leaf) -> Cell:
+    """How a leaf is used; what is not known stands out."""
     return Cell(leaf.role.value, Tone.OPEN if leaf.role is Role.UNKNOWN else Tone.PLAIN)
 
 
-def _decision(*, decays: bool) -> Cell:
+def decision_cell(*, decays: bool) -> Cell:
+    """Whether a leaf decays."""
     return Cell("yes", Tone.YES) if decays else Cell("no", Tone.NO)
 
 

@@ -1,6 +1,6 @@
 """Updates that turn a weight and leave its norm alone."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -91,7 +91,7 @@ def keep_norm(
         return KeepNormState(
             {
                 path: jnp.sqrt(sum_of_squares(leaves[path], _summed(path, leaves[path], axes)))
-                for path in _kept(mask, params)
+                for path in _kept(mask, params, leaves)
             }
         )
 
@@ -102,7 +102,7 @@ def keep_norm(
     ) -> tuple[optax.Updates, KeepNormState]:
         weights = layout(required(params, "keep_norm")).leaves
         tree = layout(updates, "updates").leaves
-        for path in _kept(mask, updates):
+        for path in _kept(mask, updates, tree):
             weight, kept_norm = weights[path], state.kept_norm[path]
             tree[path] = _turn(tree[path], weight, kept_norm, _summed(path, weight, axes))
         return jax.tree.unflatten(jax.tree.structure(updates), tree.values()), state
@@ -110,10 +110,10 @@ def keep_norm(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _kept(mask: Any, tree: Any) -> list[str]:  # noqa: ANN401 - any mask, any pytree
-    """The paths of the leaves that the mask chooses."""
+def _kept(mask: Any, tree: Any, paths: Iterable[str]) -> list[str]:  # noqa: ANN401 - as above
+    """The paths, of all that the tree has, of the leaves that the mask chooses."""
     flags = jax.tree.leaves(chosen(mask, tree))
-    return [path for path, flag in zip(layout(tree).leaves, flags, strict=True) if flag]
+    return [path for path, flag in zip(paths, flags, strict=True) if flag]
 
 
 def _summed(path: str, leaf: jax.Array, axes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
