@@ -36,7 +36,9 @@ def findings(
     leaves = [leaf for leaf in analysis.leaves if leaf.path not in frozen]
     decayed = [leaf for leaf in leaves if rates[leaf.path] > 0]
     if not leaves:
-        return (undetermined(tuple(frozen), "No gradient moves any leaf in any step tried."),)
+        return (
+            undetermined(_paths(analysis.leaves), "No gradient moves any leaf in any step tried."),
+        )
     if not decayed:
         return () if all(leaf.role in _MAY_BE_EXEMPT for leaf in leaves) else (_nothing(leaves),)
     norms = [leaf for leaf in decayed if leaf.role in _NORMS]
