@@ -20,7 +20,7 @@ _LARGEST = 1 << 22
 def constant(value: Any) -> Degree:  # noqa: ANN401 - a literal's or a constant's value
     """The degree of a constant: every degree for zeros and infinities, 0 for all others."""
     dtype = getattr(value, "dtype", None)
-    if dtype is not None and not _is_number(dtype):
+    if not _is_here(value) or (dtype is not None and not _is_number(dtype)):
         return ZERO
     if np.size(value) == 1:
         return _scalar(value, dtype)
@@ -31,6 +31,11 @@ def constant(value: Any) -> Degree:  # noqa: ANN401 - a literal's or a constant'
         return ZERO
     wide = array if np.iscomplexobj(array) else array.astype(np.float64)
     return ANY if bool(np.all((wide == 0) | ~np.isfinite(wide))) else ZERO
+
+
+def _is_here(value: Any) -> bool:  # noqa: ANN401 - as above
+    """Whether this process has all of an array, as every other then has."""
+    return getattr(value, "is_fully_replicated", True) or value.is_fully_addressable
 
 
 def _scalar(value: Any, dtype: Any) -> Degree:  # noqa: ANN401 - as above
@@ -105,13 +110,19 @@ _FOLD: dict[Any, Callable[..., float]] = {
         "copy_p": _same,
         "stop_gradient_p": _same,
         "convert_element_type_p": _same,
+        "pvary_p": _same,
+        "reshard_p": _same,
+        "sharding_constraint_p": _same,
+        "layout_constraint_p": _same,
+        "device_put_p": _same,
+        "optimization_barrier_p": _same,
     }.items()
 }
 
 
 def folded(eqn: Eqn, ins: Sequence[Degree]) -> Degree | None:
     """The result of an equation among known constants, if it is simple enough."""
-    if not ins or any(d.const is None for d in ins):
+    if not ins or len(eqn.outvars) > 1 or any(d.const is None for d in ins):
         return None
     function = _FOLD.get(eqn.primitive)
     if function is None:

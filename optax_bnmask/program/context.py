@@ -5,7 +5,7 @@ imposes equations; `optax_bnmask.program.roles.Local` imposes nothing and looks 
 data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from optax_bnmask import compat
@@ -35,6 +35,7 @@ class Context(Protocol):
     layouts: Layouts
     unknowns: Unknowns
     hidden: dict[int, int]
+    devices: dict[Hashable, int]
     literals: dict[int, Degree]
     calls: list[Eqn]
 
@@ -85,7 +86,9 @@ class Symmetry:
     Attributes:
       unknowns: The exponents, solved as far as the program read so far demands.
       layouts: The arithmetic of degrees over them.
-      hidden: The lengths of the loops' axes, by their negative names.
+      hidden: The lengths of the axes that values do not show, by their negative names: those of
+        loops, and those of meshes.
+      devices: Which of these an axis of the mesh is, by its own name.
       assumptions: ``(kind, constant, site, degree)`` of every approximation made.
       unhandled: How often each primitive without a rule was met with a degree.
     """
@@ -96,6 +99,7 @@ class Symmetry:
         self.literals: dict[int, Degree] = {}
         self.calls: list[Eqn] = []
         self.hidden: dict[int, int] = {}
+        self.devices: dict[Hashable, int] = {}
         self.assumptions: list[tuple[str, float, Site, Degree]] = []
         self.unhandled: dict[str, int] = {}
 

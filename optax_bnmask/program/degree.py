@@ -3,7 +3,7 @@
 The degree of a value is a number, a linear form in the unknown exponents, plus profiles: for some
 of its axes (or for some axes read together, row by row) how the degree varies along them. Most
 values have no profile. Axes are named by their position; a negative name stands for an axis that
-the value does not show, the iterations of the loop that it lives in.
+the value does not show: the iterations of the loop, or the devices, that it lives in.
 """
 
 from collections.abc import Callable, Mapping

@@ -6,7 +6,7 @@ chain ends.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.context import Eqn, Site
@@ -119,6 +119,7 @@ class _Follow:
         self.unknowns.scalar()
         self.layouts = Layouts(self.unknowns, self._level_of)
         self.hidden: dict[int, int] = {}
+        self.devices: dict[Hashable, int] = {}
         self.literals: dict[int, Degree] = {}
         self.calls: list[Eqn] = []
         self.steps: list[str] = []

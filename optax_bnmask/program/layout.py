@@ -4,7 +4,8 @@ Everything here is exact where the result is again a sum of profiles; where it w
 unknowns are restricted first (`Layouts.separated`, `Layouts.uniform`).
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import takewhile
 from math import prod
 
 from optax_bnmask.program.axes import (
@@ -65,6 +66,7 @@ class Layouts:
         level = plus(a.level, b.level, k)
         if not a.along and not b.along:
             return Degree(level)
+        a, b = self._onto_runs(a, b)
         along = dict(a.along)
         for key, profile in b.along.items():
             if key in along:
@@ -114,10 +116,7 @@ class Layouts:
         level, along = d.level or NOTHING, {k: p for k, p in d.along.items() if k not in keys}
         for key in keys:
             profile = self._by_axis(key, d.along[key])
-            if len(profile) > 1:
-                level = plus(level, self.level_of(profile))
-                continue
-            for single, part in self._narrowed(key, profile).items():
+            for single, part in self._row_by_row(key, profile).items():
                 if single:
                     along[single] = (
                         self.unknowns.combined(along[single], part) if single in along else part
@@ -125,6 +124,30 @@ class Layouts:
                 else:
                     level = plus(level, part[0][1] or NOTHING)
         return self.tidy(level, along)
+
+    def _row_by_row(self, key: Key, profile: Profile) -> dict[Key, Profile]:
+        """The profile, whose views are of one axis each, as a sum of profiles along one axis each.
+
+        One of several segments, such as those of heads that were put one after the other, is made
+        uniform within its rows, and may still differ from row to row of the first axis.
+        """
+        if len(profile) == 1:
+            return self._narrowed(key, profile)
+        (axis, _), *inside = key
+        stride = prod(n for _, n in inside)
+        if any(n % stride for n, _ in profile):
+            return {(): [(prod(n for _, n in key), self.level_of(profile))]}
+        rows: Profile = []
+        for length, form in profile:
+            n = length // stride
+            if form is None:
+                rows.append((n, None))
+                continue
+            first = ((axis, n),) if n > 1 else ()
+            d = Degree(NOTHING, {(*first, *inside): [(length, form)]})
+            d = self.uniform(d, [a for a, _ in inside])
+            rows += self.unknowns.combined(d.along.get(first, [(n, NOTHING)]), [(n, d.level)])
+        return {key[:1]: self.unknowns.merged(rows)}
 
     def _by_axis(self, key: Key, profile: Profile) -> Profile:
         """The profile with each of its views restricted to a sum of views along one axis each."""
@@ -201,19 +224,24 @@ class Layouts:
 
     def onto_common_keys(self, a: Degree, b: Degree) -> tuple[Degree, Degree]:
         """Two degrees of values of one shape, with the same or disjoint axes in all their keys."""
-        keys = {*a.along, *b.along}
-        if all(len(key) == 1 for key in keys):
-            return a, b
-        for joint in sorted((k for k in keys if len(k) > 1), key=len, reverse=True):
+        a, b = self._onto_runs(a, b)
+        for joint in (k for k in (*a.along, *b.along) if len(k) > 1):
+            keys = dict.fromkeys((*a.along, *b.along))
             overlapping = [k for k in keys if k != joint and set(k) & set(joint)]
-            if all(is_run(k, joint) for k in overlapping):
-                a, b = self._widened(a, joint), self._widened(b, joint)
-            else:
-                conflicting = [joint, *overlapping]
-                a = self.separated(a, [k for k in conflicting if k in a.along])
-                b = self.separated(b, [k for k in conflicting if k in b.along])
+            if overlapping:
+                a = self.separated(a, [k for k in (joint, *overlapping) if k in a.along])
+                b = self.separated(b, [k for k in (joint, *overlapping) if k in b.along])
                 return self.onto_common_keys(a, b)
+        return a, b
+
+    def _onto_runs(self, a: Degree, b: Degree) -> tuple[Degree, Degree]:
+        """The same, as far as nothing needs to be restricted for it."""
+        joint_keys = {k for k in (*a.along, *b.along) if len(k) > 1}
+        for joint in sorted(joint_keys, key=lambda k: (-len(k), k)):
             keys = {*a.along, *b.along}
+            overlapping = [k for k in keys if k != joint and set(k) & set(joint)]
+            if joint in keys and overlapping and all(is_run(k, joint) for k in overlapping):
+                a, b = self._widened(a, joint), self._widened(b, joint)
         return a, b
 
     def _widened(self, d: Degree, wide: Key) -> Degree:
@@ -233,26 +261,27 @@ class Layouts:
             return d.bare()
         if 0 in new:
             return ANY
-        shown = [key for key in d.along if key[0][0] >= 0]
-        level = d.level or NOTHING
-        along = {key: p for key, p in d.along.items() if key not in shown}
-        rest = Degree(level, {key: d.along[key] for key in shown})
         groups = list(regrouped(old, new))
-        groups_of = {a: g for g, (inside, _) in enumerate(groups) for a in inside}
-        rest = self.separated(rest, [k for k in shown if len({groups_of[a] for a, _ in k}) > 1])
-        level = rest.level or NOTHING
-        for inside, outside in groups:
-            wide = tuple((a, old[a]) for a in inside if old[a] > 1)
-            target = tuple((a, new[a]) for a in outside if new[a] > 1)
-            mine = Degree(NOTHING, {k: p for k, p in rest.along.items() if k[0] in wide})
+        group_of = {a: g for g, (inside, _) in enumerate(groups) for a in inside}
+        fronts = _fronts(d.along, group_of)
+        d = self.separated(d, [k for k in d.along if not _stays(k, group_of, fronts)])
+        level = d.level or NOTHING
+        along = {key: p for key, p in d.along.items() if key[-1][0] < 0}
+        for number, (inside, outside) in enumerate(groups):
+            front = fronts.get(number, ())
+            wide = (*front, *((a, old[a]) for a in inside if old[a] > 1))
+            target = (*front, *((a, new[a]) for a in outside if new[a] > 1))
+            mine = Degree(NOTHING, {k: p for k, p in d.along.items() if k[-1][0] in inside})
             if any(not is_run(k, wide) for k in mine.along):
                 mine = self.separated(mine, mine.along)
             level = plus(level, mine.level or NOTHING)
             for key, profile in self._regrouped_as(target, mine, wide).items():
-                if key:
-                    along[key] = profile
-                else:
+                if not key:
                     level = plus(level, profile[0][1] or NOTHING)
+                elif key in along:
+                    along[key] = self.unknowns.combined(along[key], profile)
+                else:
+                    along[key] = profile
         return self.tidy(level, along)
 
     def _regrouped_as(self, target: Key, d: Degree, wide: Key) -> dict[Key, Profile]:
@@ -385,3 +414,27 @@ class Layouts:
         d = d.moved(lambda a: a + 1 if a > axis else a)
         whole = (*shape[:axis], shape[axis] * block, *shape[axis + 1 :])
         return self.reshaped(d, split, whole)
+
+
+def _front(key: Key) -> Key:
+    """The hidden axes that a key starts with."""
+    return tuple(takewhile(lambda part: part[0] < 0, key))
+
+
+def _fronts(keys: Iterable[Key], group_of: Mapping[int, int]) -> dict[int, Key]:
+    """The hidden axes that each group of axes is read together with, before them."""
+    fronts: dict[int, Key] = {}
+    for key in keys:
+        front, (last, _) = _front(key), key[-1]
+        if front and last >= 0:
+            fronts.setdefault(group_of[last], front)
+    return fronts
+
+
+def _stays(key: Key, group_of: Mapping[int, int], fronts: Mapping[int, Key]) -> bool:
+    """Whether a key is of one group of axes, after the hidden axes of that group or none."""
+    front = _front(key)
+    shown = [a for a, _ in key[len(front) :]]
+    if not shown or min(shown) < 0 or len({group_of[a] for a in shown}) > 1:
+        return not shown
+    return not front or front == fronts[group_of[shown[0]]]

@@ -12,7 +12,7 @@ embedding, multiplied a gain, added a bias.
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 from optax_bnmask.analysis import Role
 from optax_bnmask.program.context import Eqn, Site
@@ -39,6 +39,7 @@ class Local:
         self.literals: dict[int, Degree] = {}
         self.calls: list[Eqn] = []
         self.hidden: dict[int, int] = {}
+        self.devices: dict[Hashable, int] = {}
         self.uses = [Uses() for _ in sizes]
         self.biases: list[set[int]] = [set() for _ in sizes]
         self._sizes = sizes

@@ -113,11 +113,19 @@ def _is_array(value: object) -> bool:
 
 
 def _abstract(value: Any) -> Any:  # noqa: ANN401 - any array
-    """The shape and dtype of an array, never the array: nothing may be computed with it."""
+    """The shape and dtype of an array, never the array: nothing may be computed with it.
+
+    How it lies on a mesh is a part of the types that the function is traced with where the axes of
+    the mesh are explicit, and only there.
+    """
     if isinstance(value, (int, float, complex)):
         return jax.ShapeDtypeStruct((), jnp.result_type(value))
-    sharding = getattr(value, "sharding", None) if isinstance(value, jax.ShapeDtypeStruct) else None
-    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=sharding)
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
+    typed = jax.typeof(value).sharding if isinstance(value, jax.Array) else None
+    if typed is None or not any(typed.spec):
+        return jax.ShapeDtypeStruct(value.shape, value.dtype)
+    return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=typed)
 
 
 def _is_float(value: Any) -> bool:  # noqa: ANN401 - any output

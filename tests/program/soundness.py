@@ -168,8 +168,10 @@ def _at_index(
     for bias in biases:
         shape = network.params[bias].shape
         for place, n in enumerate(shape):
-            if n == value.shape[axis]:
-                yield Setting(question, {**own, bias: factor(shape, place)})
+            if n % value.shape[axis] == 0:  # as many entries to an index as the bias has of it
+                split = (*shape[:place], value.shape[axis], n // value.shape[axis])
+                parts = factor((*split, *shape[place + 1 :]), place).reshape(shape)
+                yield Setting(question, {**own, bias: parts})
     if biases:
         yield Setting(question, {**own, **{b: np.full(network.params[b].shape, c) for b in biases}})
 

@@ -201,12 +201,12 @@ def _cross_replica(kind, module):
     elif kind == "pmap":
         spread = jax.pmap(module, axis_name="devices", in_axes=(None, 0))
     else:
-        mesh = Mesh(np.array(jax.devices()[:1]), ("devices",))
+        mesh = Mesh(np.array(jax.devices()[:2]), ("devices",))
         over = PartitionSpec("devices")
         inside = lambda p, x: module(p, x[0])[None]  # noqa: E731
         specs = {"in_specs": (PartitionSpec(), over), "out_specs": over}
         spread = jax.shard_map(inside, mesh=mesh, **specs)
-    return spread, IMAGES[None] if kind != "vmap" else IMAGES.reshape(2, 2, 8, 8, 6)
+    return spread, IMAGES.reshape(2, 2, 8, 8, 6)
 
 
 @pytest.mark.parametrize("kind", ["vmap", "shard_map", "pmap"])

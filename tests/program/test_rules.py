@@ -14,7 +14,7 @@ from jax._src.lax import linalg  # noqa: TID251 - some primitives are bound nowh
 from jax._src.lax.windowed_reductions import _select_and_scatter  # noqa: TID251 - as above
 from jax.ad_checkpoint import checkpoint_name
 from jax.extend.random import threefry_2x32  # noqa: TID251 - the subject
-from jax.sharding import PartitionSpec
+from jax.sharding import PartitionSpec as P
 
 from optax_bnmask import compat
 from optax_bnmask.program.rules import RULES, families
@@ -58,16 +58,22 @@ def bind(name, **params):
 
 
 def on_axis(f):
-    """A function of a per-device value, on a mesh of one device called ``i``."""
-    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = PartitionSpec("i")
+    """A function of a per-device value, on a mesh of two devices called ``i``."""
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = P("i")
     return jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def checked_on_axis(f):
     """The same where what varies from device to device is followed."""
-    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    return jax.shard_map(f, mesh=mesh, in_specs=PartitionSpec("i"), out_specs=PartitionSpec("i"))
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    return jax.shard_map(f, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+
+
+def on_two_axes(f, into, out=None):
+    """A function of a per-device value, on a mesh of two by two devices, ``i`` and ``j``."""
+    mesh = jax.make_mesh((2, 2), ("i", "j"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    return jax.shard_map(f, mesh=mesh, in_specs=into, out_specs=out or into, check_vma=False)
 
 
 @jax.custom_jvp
@@ -118,7 +124,7 @@ def through_a_loop(x, y):
 
 def constrained(x):
     mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
-    return lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, PartitionSpec("i")))
+    return lax.with_sharding_constraint(x, jax.sharding.NamedSharding(mesh, P("i")))
 
 
 class Example(NamedTuple):
@@ -554,30 +560,56 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
         ex(lambda x, w: lax.scan(lambda h, _: (h * w, 0), x, None, length=0), a(3), a(3), free=1),
     ],
-    "shard_map_p": [ex(on_axis(lambda x: 2 * x), a(3, 2), free=2)],
+    "shard_map_p": [
+        ex(on_axis(lambda x: 2 * x), a(4, 2), free=5),
+        ex(on_axis(lambda x: x.reshape(-1)), a(4, 3), free=6),
+        ex(on_axis(lambda x: x.T.reshape(2, 3).sum(0)), a(4, 3), free=2),
+        ex(on_axis(lambda x: jnp.concatenate([x, x[::-1]], 1)[:, 1:3]), a(4, 3), free=4),
+        ex(on_axis(lambda x: x / jnp.abs(x).sum(0, keepdims=True)), a(8, 3), free=4),
+        ex(on_axis(lambda x: lax.scan(lambda h, x: (h, 2 * x), 0.0, x)[1]), a(4, 3), free=5),
+        ex(on_two_axes(jnp.square, P(("i", "j"))), a(8, 3), free=10),
+        ex(on_two_axes(lambda x: lax.psum(x, "j"), P(("i", "j")), P("i")), a(8, 3), free=5),
+        ex(on_two_axes(lambda x: lax.psum(x, "i"), P(("i", "j")), P("j")), a(8, 3), free=5),
+        ex(on_two_axes(lambda x: x.sum(1), P("j", "i"), P(("j", "i"))), a(4, 6), free=4),
+    ],
     # Many devices.
-    "psum_p": [ex(on_axis(lambda x: lax.psum(x, "i")), a(3, 2), free=2)],
-    "pmax_p": [ex(on_axis(lambda x: lax.pmax(x, "i")), a(3, 2), free=2)],
-    "pmin_p": [ex(on_axis(lambda x: lax.pmin(x, "i")), a(3, 2), free=2)],
-    "ppermute_p": [ex(on_axis(lambda x: lax.ppermute(x, "i", [(0, 0)])), a(3, 2), free=2)],
+    "psum_p": [ex(on_axis(lambda x: lax.psum(x, "i")), a(4, 2), free=3)],
+    "pmax_p": [ex(on_axis(lambda x: lax.pmax(x, "i")), a(4, 2), free=3)],
+    "pmin_p": [ex(on_axis(lambda x: lax.pmin(x, "i")), a(4, 2), free=3)],
+    "ppermute_p": [ex(on_axis(lambda x: lax.ppermute(x, "i", [(0, 1), (1, 0)])), a(4, 2), free=3)],
     "all_gather_p": [
-        ex(on_axis(lambda x: lax.all_gather(x, "i", axis=1)[:, 0]), a(3, 2), free=2),
-        ex(on_axis(lambda x: lax.all_gather(x, "i", tiled=True)), a(3, 2), free=2),
+        ex(on_axis(lambda x: lax.all_gather(x, "i", axis=1)[:, 0]), a(4, 2), free=4),
+        ex(on_axis(lambda x: lax.all_gather(x, "i", tiled=True)), a(4, 2), free=5),
+        ex(on_axis(lambda x: lax.all_gather(x, "i", axis=1, tiled=True)), a(4, 3), free=5),
+        ex(on_two_axes(lambda x: lax.all_gather(x, "i", axis=1), P(("i", "j"))), a(8, 3), free=6),
+        ex(
+            on_two_axes(lambda x: lax.all_gather(x, ("i", "j"), tiled=True), P(("i", "j"))),
+            a(8, 3),
+            free=10,
+        ),
+        ex(
+            on_axis(
+                lambda x: lax.all_gather(x, "i", axis_index_groups=[[0], [1]], tiled=True),
+            ),
+            a(4, 2),
+            free=2,
+        ),
     ],
     "all_to_all_p": [
-        ex(on_axis(lambda x: lax.all_to_all(x, "i", 1, 0, tiled=True)), a(3, 2), free=1)
+        ex(on_axis(lambda x: lax.all_to_all(x, "i", 1, 0, tiled=True)), a(4, 2), free=1)
     ],
     "reduce_scatter_p": [
-        ex(on_axis(lambda x: lax.psum_scatter(x, "i", tiled=True)), a(3, 2), free=1)
+        ex(on_axis(lambda x: lax.psum_scatter(x, "i", tiled=True)), a(4, 2), free=1)
     ],
-    "axis_index_p": [ex(on_axis(lambda x: x * (1 + lax.axis_index("i"))), a(3, 2), free=2)],
-    "psum_invariant_p": [ex(checked_on_axis(lambda x: x + lax.psum(x, "i")), a(3, 2), free=2)],
+    "axis_index_p": [ex(on_axis(lambda x: x * (1 + lax.axis_index("i"))), a(4, 2), free=5)],
+    "psum_invariant_p": [ex(checked_on_axis(lambda x: x + lax.psum(x, "i")), a(4, 2), free=3)],
     "pvary_p": [
         ex(
             checked_on_axis(lambda x: x * lax.pcast(jnp.ones(2), ("i",), to="varying")),
-            a(3, 2),
-            free=2,
-        )
+            a(4, 2),
+            free=5,
+        ),
+        ex(checked_on_axis(lambda x: jnp.sqrt(jnp.square(x) + 1e-12)), a(4, 2), free=5),
     ],
     "optimization_barrier_p": [ex(lax.optimization_barrier, a(3), free=3)],
     "device_put_p": [ex(jax.device_put, a(3), free=3)],

@@ -1,4 +1,4 @@
-"""Programs within programs: calls, loops, branches, and many devices."""
+"""Programs within programs: calls, loops, branches."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from optax_bnmask.program.axes import touches
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import ANY, HUGE, PACKED, Degree
 from optax_bnmask.program.interpreter import walk
-from optax_bnmask.program.rules import rule, shape_of
+from optax_bnmask.program.rules import rule
 from optax_bnmask.program.rules.arithmetic import is_float
 
 _BODY = ("jaxpr", "call_jaxpr", "fun_jaxpr", "fwd_jaxpr", "callee", "call")
@@ -122,23 +122,6 @@ def _stack_of(ctx: Context, loop: int, d: Degree) -> Degree:
     return d.moved(lambda a: 0 if a == loop else a + 1 if a >= 0 else a).known(tag=d.tag)
 
 
-@rule("call", "shard_map_p")
-def shard_map(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
-    """Every device does the same to its part."""
-    ins = [
-        ctx.layouts.uniform(d, _split_axes(spec))
-        for d, spec in zip(operands, eqn.params["in_specs"], strict=True)
-    ]
-    outs = walk(ctx, eqn.params["jaxpr"], ins)
-    specs = eqn.params["out_specs"]
-    return [ctx.layouts.uniform(d, _split_axes(spec)) for d, spec in zip(outs, specs, strict=True)]
-
-
-def _split_axes(spec: Sequence[object]) -> list[int]:
-    """The axes that a `PartitionSpec` spreads over devices."""
-    return [axis for axis, names in enumerate(spec) if names]
-
-
 @rule("call", "linear_solve_p")
 def linear_solve(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
     """What the function given as its solver does."""
@@ -146,46 +129,6 @@ def linear_solve(ctx: Context, eqn: Eqn, *operands: Degree) -> Sequence[Degree]:
     before = lengths.matvec + lengths.vecmat
     consts = operands[before : before + lengths.solve]
     return walk(ctx, jaxprs.solve, (*consts, *operands[sum(lengths) :]))
-
-
-@rule(
-    "spread",
-    *("ppermute_p", "psum_invariant_p", "pbroadcast_p", "pvary_p"),
-    *("optimization_barrier_p", "device_put_p", "sharding_constraint_p", "reshard_p"),
-    *("layout_constraint_p", "preduced_p", "unreduced_psum_p", "vary_unreduced_cast_p"),
-    *("reduced_vary_cast_p", "xla_metadata_value_p"),
-)
-def spread(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
-    """``f(a*x) = a * f(x)`` across devices, all of which hold values of one degree."""
-    out = []
-    for place, (d, v) in enumerate(zip(operands, eqn.outvars, strict=False)):
-        same = shape_of(eqn, place) == v.aval.shape
-        out.append((d if same else ctx.layouts.uniform(d, range(len(shape_of(eqn, place))))).bare())
-    return out
-
-
-@rule("spread", "psum_p", "pmax_p", "pmin_p")
-def reduce_across(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
-    """``sum(a*x) = a * sum(x)`` across devices, and over the axes that `vmap` made of them."""
-    axes = [axis for axis in eqn.params["axes"] if isinstance(axis, int)]
-    reduced = [ctx.layouts.uniform(d, axes) for d in operands]
-    return [d.moved(lambda a: a - sum(0 <= g < a for g in axes)) for d in reduced]
-
-
-@rule("view", "all_gather_p", "all_gather_invariant_p", "all_gather_reduced_p")
-def all_gather(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """The devices' parts, joined: all of one degree."""
-    axis = eqn.params["all_gather_dimension"]
-    if eqn.params["tiled"]:
-        return ctx.layouts.uniform(x, (axis,)).bare()
-    return x.moved(lambda a: a + 1 if a >= axis else a)
-
-
-@rule("view", "all_to_all_p", "reduce_scatter_p", "ragged_all_to_all_p")
-def exchange(ctx: Context, eqn: Eqn, x: Degree, *rest: Degree) -> Degree:
-    """Parts change hands: all of one degree."""
-    out = ctx.layouts.uniform(x, range(len(shape_of(eqn))))
-    return ctx.agree(eqn, (out, rest[0])) if rest else out.bare()
 
 
 @rule("opaque", "pure_callback_p", "io_callback_p", "ffi_call_p", "custom_partitioning_p")
