@@ -1,17 +1,15 @@
-"""Degrees through the operations that move, cut, join, and regroup the axes of an array.
+"""Degrees through the operations that cut and join arrays, and the keys that they vary along.
 
 Everything here is exact where the result is again a sum of profiles; where it would not be, the
 unknowns are restricted first (`Layouts.separated`, `Layouts.uniform`).
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from itertools import takewhile
+from collections.abc import Callable, Collection, Iterable, Sequence
 from math import prod
 
 from optax_bnmask.program.axes import (
     is_part,
     is_run,
-    regrouped,
     scaled,
     strides,
     touches,
@@ -69,10 +67,7 @@ class Layouts:
         a, b = self._onto_runs(a, b)
         along = dict(a.along)
         for key, profile in b.along.items():
-            if key in along:
-                along[key] = self.unknowns.combined(along[key], profile, k)
-            else:
-                along[key] = scaled(profile, k)
+            self.add(along, key, profile, k)
         return self.tidy(level, along)
 
     def power(self, d: Degree, k: Number) -> Degree:
@@ -80,6 +75,13 @@ class Layouts:
         if d.level is None:
             return ANY
         return Degree(times(d.level, k), {key: scaled(p, k) for key, p in d.along.items()})
+
+    def add(self, along: dict[Key, Profile], key: Key, profile: Profile, k: Number = 1) -> None:
+        """Adds ``k * profile`` to what there is at `key`."""
+        if key in along:
+            along[key] = self.unknowns.combined(along[key], profile, k)
+        else:
+            along[key] = scaled(profile, k)
 
     def uniform(self, d: Degree, axes: Collection[int]) -> Degree:
         """The degree restricted not to vary along any of `axes`."""
@@ -118,9 +120,7 @@ class Layouts:
             profile = self._by_axis(key, d.along[key])
             for single, part in self._row_by_row(key, profile).items():
                 if single:
-                    along[single] = (
-                        self.unknowns.combined(along[single], part) if single in along else part
-                    )
+                    self.add(along, single, part)
                 else:
                     level = plus(level, part[0][1] or NOTHING)
         return self.tidy(level, along)
@@ -132,7 +132,7 @@ class Layouts:
         uniform within its rows, and may still differ from row to row of the first axis.
         """
         if len(profile) == 1:
-            return self._narrowed(key, profile)
+            return self.narrowed(key, profile)
         (axis, _), *inside = key
         stride = prod(n for _, n in inside)
         if any(n % stride for n, _ in profile):
@@ -188,7 +188,7 @@ class Layouts:
             ] = 1
         unknowns.restrict(view, parts)
 
-    def _narrowed(self, key: Key, profile: Profile) -> dict[Key, Profile]:
+    def narrowed(self, key: Key, profile: Profile) -> dict[Key, Profile]:
         """The profile as a sum of profiles along as few axes as it really varies along."""
         if len(key) == 1:
             return {key: profile}
@@ -252,47 +252,8 @@ class Layouts:
         along = dict(d.along)
         for key in inside:
             part = self.embedded(key, along.pop(key), wide)
-            along[wide] = self.unknowns.combined(along[wide], part) if wide in along else part
+            self.add(along, wide, part)
         return Degree(d.level, along)
-
-    def reshaped(self, d: Degree, old: Sequence[int], new: Sequence[int]) -> Degree:
-        """The degree of the value reshaped from `old` to `new`, row by row."""
-        if not d.along:
-            return d.bare()
-        if 0 in new:
-            return ANY
-        groups = list(regrouped(old, new))
-        group_of = {a: g for g, (inside, _) in enumerate(groups) for a in inside}
-        fronts = _fronts(d.along, group_of)
-        d = self.separated(d, [k for k in d.along if not _stays(k, group_of, fronts)])
-        level = d.level or NOTHING
-        along = {key: p for key, p in d.along.items() if key[-1][0] < 0}
-        for number, (inside, outside) in enumerate(groups):
-            front = fronts.get(number, ())
-            wide = (*front, *((a, old[a]) for a in inside if old[a] > 1))
-            target = (*front, *((a, new[a]) for a in outside if new[a] > 1))
-            mine = Degree(NOTHING, {k: p for k, p in d.along.items() if k[-1][0] in inside})
-            if any(not is_run(k, wide) for k in mine.along):
-                mine = self.separated(mine, mine.along)
-            level = plus(level, mine.level or NOTHING)
-            for key, profile in self._regrouped_as(target, mine, wide).items():
-                if not key:
-                    level = plus(level, profile[0][1] or NOTHING)
-                elif key in along:
-                    along[key] = self.unknowns.combined(along[key], profile)
-                else:
-                    along[key] = profile
-        return self.tidy(level, along)
-
-    def _regrouped_as(self, target: Key, d: Degree, wide: Key) -> dict[Key, Profile]:
-        """The profiles along parts of `wide`, once these axes are read as those of `target`."""
-        whole: Profile | None = None
-        for key, profile in d.along.items():
-            flat = self.embedded(key, self.unknowns.resolve_along(profile), wide)
-            whole = flat if whole is None else self.unknowns.combined(whole, flat)
-        if whole is None:
-            return {}
-        return self._narrowed(target, self.unknowns.resolve_along(whole))
 
     def sliced(self, d: Degree, axis: int, size: int, lo: int, hi: int) -> Degree:
         """The degree of the value on the indices ``lo:hi`` of one axis."""
@@ -306,9 +267,7 @@ class Layouts:
         level = d.level or NOTHING
         for key, profile in d.along.items():
             if key[0][0] != axis:
-                along[key] = (
-                    self.unknowns.combined(along[key], profile) if key in along else profile
-                )
+                self.add(along, key, profile)
                 continue
             stride = prod(n for _, n in key[1:])
             part = self.unknowns.slice(
@@ -316,7 +275,7 @@ class Layouts:
             )
             new = ((axis, hi - lo), *key[1:]) if hi - lo > 1 else key[1:]
             if new:
-                along[new] = self.unknowns.combined(along[new], part) if new in along else part
+                self.add(along, new, part)
             elif part[0][1] is None:
                 return ANY
             else:
@@ -396,45 +355,3 @@ class Layouts:
                 rows += self.unknowns.tiled(self.whole(d, key, length), n)
         total = sum(n for _, n in parts)
         return Degree(NOTHING, {((axis, total), *key) if total > 1 else key: rows})
-
-    def blocks(self, d: Degree, axis: int, shape: Sequence[int], groups: int) -> Degree:
-        """The degree restricted to be uniform within each of `groups` blocks of an axis.
-
-        Returns:
-          The degree of a value that has `groups` entries along that axis, one a block.
-        """
-        size = shape[axis]
-        split = (*shape[:axis], groups, size // groups, *shape[axis + 1 :])
-        d = self.uniform(self.reshaped(d, shape, split), (axis + 1,))
-        return d.moved(lambda a: a - 1 if a > axis else a)
-
-    def unblocked(self, d: Degree, axis: int, shape: Sequence[int], block: int) -> Degree:
-        """The degree of the value with each entry of `axis` repeated `block` times."""
-        split = (*shape[: axis + 1], block, *shape[axis + 1 :])
-        d = d.moved(lambda a: a + 1 if a > axis else a)
-        whole = (*shape[:axis], shape[axis] * block, *shape[axis + 1 :])
-        return self.reshaped(d, split, whole)
-
-
-def _front(key: Key) -> Key:
-    """The hidden axes that a key starts with."""
-    return tuple(takewhile(lambda part: part[0] < 0, key))
-
-
-def _fronts(keys: Iterable[Key], group_of: Mapping[int, int]) -> dict[int, Key]:
-    """The hidden axes that each group of axes is read together with, before them."""
-    fronts: dict[int, Key] = {}
-    for key in keys:
-        front, (last, _) = _front(key), key[-1]
-        if front and last >= 0:
-            fronts.setdefault(group_of[last], front)
-    return fronts
-
-
-def _stays(key: Key, group_of: Mapping[int, int], fronts: Mapping[int, Key]) -> bool:
-    """Whether a key is of one group of axes, after the hidden axes of that group or none."""
-    front = _front(key)
-    shown = [a for a, _ in key[len(front) :]]
-    if not shown or min(shown) < 0 or len({group_of[a] for a in shown}) > 1:
-        return not shown
-    return not front or front == fronts[group_of[shown[0]]]

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from entrywise import BASE, Assignment, check, read, settled
 from hypothesis import given, settings
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from optax_bnmask.program.unknowns import Unknowns
 
@@ -26,35 +28,28 @@ NUMBER = st.integers(0, 63)
 STEP = st.tuples(st.sampled_from(sorted(chains.OPERATIONS)), NUMBER, NUMBER, NUMBER)
 
 
-def trusted(steps, leaves) -> list[tuple[np.ndarray, np.ndarray]]:
+def trusted(values_of, leaves) -> list[tuple[np.ndarray, np.ndarray]]:
     """The values, and which entries are well-conditioned: no sums that cancel."""
-    narrow = chains.values_of(np, steps, leaves)
-    wide = chains.values_of(np, steps, [x.astype(np.longdouble) for x in leaves])
+    narrow = values_of(leaves)
+    wide = values_of([x.astype(np.longdouble) for x in leaves])
     return [
         (x, np.isfinite(x) & (np.abs(x - y) <= 1e-10 * np.abs(x)))
         for x, y in zip(narrow, wide, strict=True)
     ]
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
-@given(
-    shapes=st.lists(st.sampled_from(chains.SHAPES), min_size=1, max_size=3),
-    steps=st.lists(STEP, min_size=1, max_size=10),
-    pinned=st.integers(0, 3),
-)
-def test_every_entry_of_a_random_chain_scales_as_claimed(shapes, steps, pinned):
-    rng = np.random.default_rng(1)
-    leaves = [rng.normal(size=shape) for shape in shapes]
-    reading, ins, outs, _ = read(lambda *xs: chains.values_of(jnp, steps, xs), *leaves)
+def assert_entries_scale_as_claimed(fn, values_of, leaves, pinned):
+    """Every entry of every value, by two draws of what remains free once the last are pinned."""
+    reading, ins, outs, _ = read(fn, *leaves)
     reading.pin(None, outs[len(outs) - pinned :] if pinned < len(outs) else [])
     degrees = settled(reading, [*ins, *outs])
     with np.errstate(all="ignore"):
-        before = trusted(steps, leaves)
+        before = trusted(values_of, leaves)
         for draw in range(2):
             drawn = Assignment(reading.unknowns, np.random.default_rng(draw))
             powers = [drawn.degree(d, x.shape) for d, x in zip(degrees, leaves, strict=False)]
             moved = [x * BASE**p for x, p in zip(leaves, powers, strict=True)]
-            claims = zip(degrees[len(leaves) :], before, trusted(steps, moved), strict=True)
+            claims = zip(degrees[len(leaves) :], before, trusted(values_of, moved), strict=True)
             for d, (x, fine), (y, fine_too) in claims:
                 power = drawn.degree(d, x.shape)
                 every = np.isnan(power)
@@ -64,6 +59,82 @@ def test_every_entry_of_a_random_chain_scales_as_claimed(shapes, steps, pinned):
                 error = np.abs(x * BASE ** np.nan_to_num(power) - y)
                 ok = fine & fine_too & ~every
                 assert np.all(error[ok] <= 1e-7 * np.abs(y)[ok]), f"{d} claims {power}"
+
+
+LEAVES = st.lists(st.sampled_from(chains.SHAPES), min_size=1, max_size=3)
+CHAIN = st.lists(STEP, min_size=1, max_size=10)
+
+
+def drawn_leaves(shapes):
+    rng = np.random.default_rng(1)
+    return [rng.normal(size=shape) for shape in shapes]
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(shapes=LEAVES, steps=CHAIN, pinned=st.integers(0, 3))
+def test_every_entry_of_a_random_chain_scales_as_claimed(shapes, steps, pinned):
+    assert_entries_scale_as_claimed(
+        lambda *xs: chains.values_of(jnp, steps, xs),
+        lambda xs: chains.values_of(np, steps, xs),
+        drawn_leaves(shapes),
+        pinned,
+    )
+
+
+COLLECTIVES = {
+    "sum": (lambda x: jax.lax.psum(x, "i"), lambda a, b: (a + b, a + b)),
+    "maximum": (lambda x: jax.lax.pmax(x, "i"), lambda a, b: (np.maximum(a, b),) * 2),
+    "swap": (lambda x: jax.lax.ppermute(x, "i", [(0, 1), (1, 0)]), lambda a, b: (b, a)),
+    "gather": (
+        lambda x: jax.lax.all_gather(x, "i", axis=x.ndim - 1, tiled=True),
+        lambda a, b: (np.concatenate([a, b], a.ndim - 1),) * 2,
+    ),
+    "gather apart": (
+        lambda x: jax.lax.all_gather(x, "i", axis=min(1, x.ndim)),
+        lambda a, b: (np.stack([a, b], min(1, a.ndim)),) * 2,
+    ),
+}
+"""What two devices make of a value, and NumPy of both values."""
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    shapes=LEAVES,
+    places=st.lists(st.integers(0, 3), min_size=3, max_size=3),
+    alone=CHAIN,
+    together=st.sampled_from(sorted(COLLECTIVES)),
+    after=CHAIN,
+    pinned=st.integers(0, 3),
+)
+def test_every_entry_of_a_random_chain_on_two_devices_scales_as_claimed(
+    shapes, places, alone, together, after, pinned
+):
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
+    axes = [  # along which each leaf is split, if it is
+        place if place < len(shape) and shape[place] % 2 == 0 else None
+        for place, shape in zip(places, shapes, strict=False)
+    ]
+    in_jax, in_numpy = COLLECTIVES[together]
+
+    def on_one(*leaves):
+        pool = [*leaves, *chains.values_of(jnp, alone, leaves)]
+        pool.append(in_jax(pool[-1]))
+        return [x[None] for x in [*pool, *chains.values_of(jnp, after, pool)]]
+
+    def on_both(leaves):
+        parts = [
+            [x, x] if axis is None else np.split(x, 2, axis)
+            for x, axis in zip(leaves, axes, strict=True)
+        ]
+        pools = [[*own, *chains.values_of(np, alone, own)] for own in zip(*parts, strict=True)]
+        for pool, x in zip(pools, in_numpy(*(pool[-1] for pool in pools)), strict=True):
+            pool.append(x)
+        ends = [[*pool, *chains.values_of(np, after, pool)] for pool in pools]
+        return [np.stack(both) for both in zip(*ends, strict=True)]
+
+    specs = tuple(P() if axis is None else P(*[None] * axis, "i") for axis in axes)
+    spread = jax.shard_map(on_one, mesh=mesh, in_specs=specs, out_specs=P("i"), check_vma=False)
+    assert_entries_scale_as_claimed(spread, on_both, drawn_leaves(shapes), pinned)
 
 
 def joined(*xs):

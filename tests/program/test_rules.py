@@ -578,7 +578,7 @@ EXAMPLES: dict[str, list[Example]] = {
     "pmin_p": [ex(on_axis(lambda x: lax.pmin(x, "i")), a(4, 2), free=3)],
     "ppermute_p": [ex(on_axis(lambda x: lax.ppermute(x, "i", [(0, 1), (1, 0)])), a(4, 2), free=3)],
     "all_gather_p": [
-        ex(on_axis(lambda x: lax.all_gather(x, "i", axis=1)[:, 0]), a(4, 2), free=4),
+        ex(on_axis(lambda x: lax.all_gather(x, "i", axis=1)[:, 0]), a(4, 2), free=5),
         ex(on_axis(lambda x: lax.all_gather(x, "i", tiled=True)), a(4, 2), free=5),
         ex(on_axis(lambda x: lax.all_gather(x, "i", axis=1, tiled=True)), a(4, 3), free=5),
         ex(on_two_axes(lambda x: lax.all_gather(x, "i", axis=1), P(("i", "j"))), a(8, 3), free=6),

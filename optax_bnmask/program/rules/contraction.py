@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import ANY, PACKED, ZERO, Degree
 from optax_bnmask.program.forms import quotient
+from optax_bnmask.program.reshapes import blocks, unblocked
 from optax_bnmask.program.rules import rule, shape_of
 
 
@@ -57,10 +58,10 @@ def convolution(ctx: Context, eqn: Eqn, x: Degree, w: Degree) -> Degree:
     elif groups == 1:
         x = ctx.layouts.uniform(x, [feature])
     else:
-        x = ctx.layouts.blocks(x, feature, shape, groups)
+        x = blocks(ctx.layouts, x, feature, shape, groups)
         shape[feature] = groups
         per_group = shape_of(eqn, 1)[out_feature] // groups
-        x = ctx.layouts.unblocked(x, feature, shape, per_group)
+        x = unblocked(ctx.layouts, x, feature, shape, per_group)
     to_batch, to_feature = numbers.out_spec[:2]
     x = x.moved(lambda a: {batch: to_batch, feature: to_feature}.get(a, a))
     w = w.moved(lambda a: to_feature if a == out_feature else a)

@@ -12,6 +12,7 @@ from optax_bnmask.program.axes import touches_key
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import Degree
 from optax_bnmask.program.interpreter import walk
+from optax_bnmask.program.reshapes import reshaped
 from optax_bnmask.program.rules import rule, shape_of
 
 
@@ -56,7 +57,7 @@ def _part_of(
         shape[axis] //= prod(counts)
         apart = [*shape[:axis], *counts, *shape[axis:]]
         whole = [*shape[:axis], shape[axis] * prod(counts), *shape[axis + 1 :]]
-        part = ctx.layouts.reshaped(part, whole, apart)
+        part = reshaped(ctx.layouts, part, whole, apart)
         shown = range(axis, axis + len(hidden))
         behind = [
             key for key in part.along if touches_key(key[1:], shown) and key[0][0] not in shown
@@ -87,7 +88,7 @@ def _gathered(
     counts = [ctx.hidden[h] for h in hidden]
     apart = [*shape[:axis], *counts, *shape[axis:]]
     whole = [*shape[:axis], shape[axis] * prod(counts), *shape[axis + 1 :]]
-    return ctx.layouts.reshaped(d.moved(_showing(axis, hidden)), apart, whole)
+    return reshaped(ctx.layouts, d.moved(_showing(axis, hidden)), apart, whole)
 
 
 def _hiding(axis: int, hidden: Sequence[int]) -> Callable[[int], int]:

@@ -5,6 +5,7 @@ from math import prod
 from optax_bnmask.program.axes import touches
 from optax_bnmask.program.context import Context, Eqn
 from optax_bnmask.program.degree import ANY, CLIPPED, ZERO, Degree
+from optax_bnmask.program.reshapes import reshaped
 from optax_bnmask.program.rules import rule, shape_of
 from optax_bnmask.program.rules.arithmetic import set_apart
 
@@ -19,7 +20,7 @@ def reshape(ctx: Context, eqn: Eqn, x: Degree, *sizes: Degree) -> Degree:
     """The same entries in the same order: ``f(a*x) = a * f(x)``."""
     del sizes
     new = eqn.outvars[0].aval.shape
-    return _known_as(x, ctx.layouts.reshaped(x, shape_of(eqn), new))
+    return _known_as(x, reshaped(ctx.layouts, x, shape_of(eqn), new))
 
 
 @rule("view", "transpose_p")
