@@ -10,6 +10,7 @@ from optax_bnmask.mask import STANDARD, STRICT, Labels, Mask, decay_mask
 from optax_bnmask.program import analyze
 from optax_bnmask.structure import analyze_structure
 from optax_bnmask.transforms import (
+    CorrectedWeightDecayState,
     KeepNormState,
     MonitorScaleState,
     corrected_weight_decay,
@@ -26,6 +27,7 @@ __all__ = [
     "Audit",
     "CategoryError",
     "Change",
+    "CorrectedWeightDecayState",
     "Difference",
     "Evidence",
     "Finding",

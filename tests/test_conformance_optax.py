@@ -101,11 +101,7 @@ TRANSFORMS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def optax_promotion():
-    """Optax raises its moments to the power of an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def cast(tree, dtype):

@@ -31,13 +31,6 @@ def variables():
     return init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
 
 
-@pytest.fixture
-def optax_promotion():
-    """Optax's schedules take a float from an int32 step, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def test_digits_are_held_out_evenly_and_apart():
     data = digits()
     assert data.train_images.shape == (1347, 8, 8, 1)

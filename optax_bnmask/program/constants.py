@@ -20,7 +20,7 @@ _LARGEST = 1 << 22
 def constant(value: Any) -> Degree:  # noqa: ANN401 - a literal's or a constant's value
     """The degree of a constant: every degree for zeros and infinities, 0 for all others."""
     dtype = getattr(value, "dtype", None)
-    if not _is_here(value) or (dtype is not None and not _is_number(dtype)):
+    if not is_here(value) or (dtype is not None and not _is_number(dtype)):
         return ZERO
     if np.size(value) == 1:
         return _scalar(value, dtype)
@@ -33,8 +33,8 @@ def constant(value: Any) -> Degree:  # noqa: ANN401 - a literal's or a constant'
     return ANY if bool(np.all((wide == 0) | ~np.isfinite(wide))) else ZERO
 
 
-def _is_here(value: Any) -> bool:  # noqa: ANN401 - as above
-    """Whether this process has all of an array, as every other then has."""
+def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
+    """Whether this process can read all of an array, as then every other can."""
     return getattr(value, "is_fully_replicated", True) or value.is_fully_addressable
 
 

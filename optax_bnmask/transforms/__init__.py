@@ -1,10 +1,11 @@
 """Treatments: what to do with parameters whose scale a normaliser hides."""
 
-from optax_bnmask.transforms.correction import corrected_weight_decay
+from optax_bnmask.transforms.correction import CorrectedWeightDecayState, corrected_weight_decay
 from optax_bnmask.transforms.monitor import MonitorScaleState, monitor_scale
 from optax_bnmask.transforms.norms import KeepNormState, keep_norm
 
 __all__ = [
+    "CorrectedWeightDecayState",
     "KeepNormState",
     "MonitorScaleState",
     "corrected_weight_decay",

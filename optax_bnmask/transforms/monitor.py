@@ -10,11 +10,13 @@ import optax
 from optax_bnmask.analysis import Analysis, Role, Scale
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required
-from optax_bnmask.transforms.sphere import split, wide
+from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
 
 
 class MonitorScaleState(NamedTuple):
     """The state of `monitor_scale`. Of the values, each is a scalar by path, float32 or wider.
+
+    A dict of them is one non-param to `optax.tree_map_params`: map over its leaves there.
 
     Attributes:
       inner_state: The state of the watched transformation.
@@ -64,6 +66,10 @@ def monitor_scale(
     change. An analysis from structure alone watches the gains. Inside `optax.MultiSteps` it sees
     the steps that are taken; around it, also those that are not. An optimizer that calls the model
     itself, for a line search, cannot be watched.
+
+    On a mesh nothing is gathered: five numbers for each weight, and one for each gain, are summed
+    up from the devices' parts. Inside `jax.shard_map` a device's part is all that there is: the
+    values of a leaf that is divided are its part's.
 
     Args:
       inner: The whole optimizer: what an update leaves here must be what is added to the params.
@@ -169,10 +175,11 @@ class _Motion(NamedTuple):
 def _motion(weight: jax.Array, update: jax.Array, gradient: jax.Array) -> _Motion:
     """The norm after the step, the effective learning rate of it, and the angle turned."""
     axes = tuple(range(weight.ndim))
-    step, slope = split(update, weight, axes), split(gradient, weight, axes)
-    norm, turn = jnp.sqrt(step.squared_norm), jnp.sqrt(step.squared_turn)
+    squared_norm = sum_of_squares(weight, axes)
+    step, slope = (split(x, weight, squared_norm, axes) for x in (update, gradient))
+    norm, turn = jnp.sqrt(squared_norm), jnp.sqrt(step.squared_turn)
     along = norm * (1 + step.radial)
-    fall = jnp.sqrt(slope.squared_turn) * step.squared_norm
+    fall = jnp.sqrt(slope.squared_turn) * squared_norm
     rate = jnp.where(fall > 0, turn / jnp.where(fall > 0, fall, 1), 0)
     values = jnp.hypot(along, turn), rate, jnp.arctan2(turn, along)
     return _Motion(*(jnp.reshape(value, ()) for value in values))

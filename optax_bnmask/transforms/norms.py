@@ -19,7 +19,8 @@ class KeepNormState(NamedTuple):
 
     Attributes:
       kept_norm: The norm that each chosen leaf, or each of its slices, had at `init`, by path;
-        float32 or wider, of the leaf's shape with 1 in place of each axis that is summed over.
+        float32 or wider, of the leaf's shape with 1 in place of each axis that is summed over. The
+        dict is one non-param to `optax.tree_map_params`: map over its leaves there.
     """
 
     kept_norm: Any
@@ -44,6 +45,10 @@ def keep_norm(
     to one rounding of the leaf. Sums are taken in float32 or wider, whatever the leaf's dtype.
 
     A leaf, or slice, that is zero at `init` has no direction: its updates pass as they are.
+
+    On a mesh nothing is gathered: each norm is summed up from the devices' parts, four numbers for
+    each norm and step. Inside `jax.shard_map` a device's part is all that there is: there each part
+    of a leaf that is divided keeps a norm of its own, and the whole thereby keeps its norm as well.
 
     Args:
       mask: True on the leaves whose norm is kept: as a rule ``analysis.select("scale_invariant")``,
@@ -137,9 +142,10 @@ def _turn(
     leaves of the radial part. An update of zero stays zero, and where there is no sphere the update
     is what it was.
     """
-    parts = split(update, weight, axes)
+    squared_norm = sum_of_squares(weight, axes)
+    parts = split(update, weight, squared_norm, axes)
     moves = (parts.radial != 0) | (parts.squared_turn > 0)
-    moves &= (kept_norm > 0) & (parts.squared_norm > 0)
+    moves &= (kept_norm > 0) & (squared_norm > 0)
     length = jnp.sqrt(sum_of_squares(wide(weight) + parts.turn, axes))
     shrink = (kept_norm / jnp.where(moves, length, 1)).astype(parts.turn.dtype)
     turned = (shrink - 1) * wide(weight) + shrink * parts.turn

@@ -12,13 +12,11 @@ class Split(NamedTuple):
     Each but `turn` has the weight's shape, with 1 in place of each axis that was summed over.
 
     Attributes:
-      squared_norm: ``<w, w>``.
       radial: ``<u, w> / <w, w>``; 0 where `w` is zero.
       turn: ``u_t``, of the weight's shape.
       squared_turn: ``<u_t, u_t>``.
     """
 
-    squared_norm: jax.Array
     radial: jax.Array
     turn: jax.Array
     squared_turn: jax.Array
@@ -34,7 +32,9 @@ def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(jnp.square(jnp.abs(wide(x))), axes, keepdims=True)
 
 
-def split(update: jax.Array, weight: jax.Array, axes: tuple[int, ...]) -> Split:
+def split(
+    update: jax.Array, weight: jax.Array, squared_norm: jax.Array, axes: tuple[int, ...]
+) -> Split:
     """Takes an update apart, in two passes over both.
 
     One pass would do for ``<u_t, u_t> = <u, u> - <u, w>**2 / <w, w>``, but of an update that is
@@ -43,13 +43,14 @@ def split(update: jax.Array, weight: jax.Array, axes: tuple[int, ...]) -> Split:
     Args:
       update: `u`, of the weight's shape.
       weight: `w`, of any shape.
+      squared_norm: ``<w, w>``, which the caller needs too: on a mesh each sum is a collective, and
+        XLA does not merge two that are equal.
       axes: The axes to sum over.
 
     Returns:
       The `Split`.
     """
     along = jnp.sum(jnp.real(jnp.conj(wide(update)) * wide(weight)), axes, keepdims=True)
-    length = sum_of_squares(weight, axes)
-    radial = jnp.where(length > 0, along / jnp.where(length > 0, length, 1), 0)
+    radial = jnp.where(squared_norm > 0, along / jnp.where(squared_norm > 0, squared_norm, 1), 0)
     turn = wide(update) - radial.astype(wide(weight).dtype) * wide(weight)
-    return Split(length, radial, turn, sum_of_squares(turn, axes))
+    return Split(radial, turn, sum_of_squares(turn, axes))

@@ -33,8 +33,9 @@ def verify(
       analysis: What `optax_bnmask.analyze` found of `fn`.
       fn: The function, as it was analysed.
       params: Its parameters: any pytree of arrays or `jax.ShapeDtypeStruct`s. Drawn values keep the
-        magnitudes of arrays. Where any is known by shape only, nothing is said of weakness.
-      *args: The other arguments. Those known by shape only are drawn: floats normally, integers
+        magnitudes of arrays. Where any is known by shape only, or is divided between processes so
+        that none can read it, nothing is said of weakness.
+      *args: The other arguments. Those known so are drawn as well: floats normally, integers
         from {0, 1}. Normalisers over the batch need more than one example.
       key: A JAX key: same key, same answer.
       factor: How far to go where epsilons are negligible. A power of 2 is free of rounding.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask.analysis import Leaf, Role
+from optax_bnmask.program.constants import is_here
 
 Array = Any
 
@@ -15,9 +16,9 @@ _GAINS = (Role.GAIN, Role.NORM_SCALE)
 _BIASES = (Role.BIAS, Role.NORM_BIAS)
 
 
-def is_abstract(value: object) -> bool:
-    """Whether only the shape and dtype of an array are known."""
-    return isinstance(value, jax.ShapeDtypeStruct)
+def is_abstract(value: Any) -> bool:  # noqa: ANN401 - any value
+    """Whether only the shape and dtype of an array are known, or can be in this process."""
+    return isinstance(value, jax.ShapeDtypeStruct) or not is_here(value)
 
 
 def is_array(value: object) -> bool:

@@ -20,11 +20,7 @@ RATE = 1e-3
 NORMS = {"post/scale", "post/bias", "stack/scale", "stack/bias"}
 
 
-@pytest.fixture(autouse=True)
-def optax_promotion():
-    """Optax raises its moments to the power of an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def audited(tx, params=PARAMS, analysis=ANALYSIS):

@@ -21,9 +21,9 @@ MASK = ANALYSIS.decay_mask()
 
 
 @pytest.fixture(autouse=True)
-def optax_promotion():
-    """Optax raises its moments to the power of an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+def rank_promotion(optax_promotion):
+    """Standard in ranks too: so are the networks here."""
+    with jax.numpy_rank_promotion("allow"):
         yield
 
 

@@ -9,12 +9,7 @@ from optax_bnmask.paths import layout
 from tests.comparison import RULES
 from tests.fixtures import FIXTURES
 
-
-@pytest.fixture(autouse=True)
-def optax_promotion():
-    """Optax raises its moments to the power of an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -1,9 +1,6 @@
 """Every transformation through the same checks, however it is run and whatever holds the params."""
 
 import functools
-import os
-import subprocess
-import sys
 
 import chex
 import flax
@@ -84,9 +81,7 @@ def expected(name):
         return loop(made(name), PARAMS, GRADS)
 
 
-@pytest.fixture(autouse=True)
-def promotion(optax_promotion):
-    """Standard: Adam, `inject_hyperparams`, and the wrappers that count steps ask for it."""
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 @every_transform
@@ -275,52 +270,3 @@ def test_vmap_over_init_and_update_equals_one_after_another(name):
     got = jax.jit(jax.vmap(run, in_axes=(0, None)))(stacked, GRADS)
     for index, params in enumerate(ensemble):
         close(at(got, index), jax.jit(run)(params, GRADS))
-
-
-def sharded():
-    """What the subprocess runs, on eight devices of the host."""
-    from jax.sharding import Mesh, NamedSharding, PartitionSpec
-
-    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("data", "model"))
-    specs = {
-        "conv": {"kernel": PartitionSpec(None, "model", "data")},
-        "head": {"kernel": PartitionSpec("data", None)},
-        "norm": {"bias": PartitionSpec("data"), "scale": PartitionSpec("data")},
-    }
-    shardings = jax.tree.map(functools.partial(NamedSharding, mesh), specs)
-    params = jax.device_put(PARAMS, shardings)
-    for name in (name for name in TRANSFORMS if "adam" in name):
-        tx = made(name)
-        state, update = jax.jit(tx.init)(params), jax.jit(tx.update)
-        moved = params
-        for step in range(STEPS):
-            grads = jax.device_put(at(GRADS, step), shardings)
-            updates, state = update(grads, state, moved)
-            moved = optax.apply_updates(moved, updates)
-            for tree in (updates, moved):
-                same = jax.tree.map(
-                    lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), tree, shardings
-                )
-                assert all(jax.tree.leaves(same)), (name, step)
-        same = optax.tree_map_params(
-            tx, lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, shardings
-        )
-        assert not any(leaf is False for leaf in jax.tree.leaves(same)), name
-        close(jax.device_get((moved, state)), jax.device_get(expected(name)[:2]))
-
-
-def test_shards_on_eight_devices_keep_their_shardings_and_give_the_same_result():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    code = (
-        "import jax; jax.config.update('jax_numpy_rank_promotion', 'raise')\n"
-        "from tests.transforms import test_conformance as t\n"
-        "assert len(jax.devices()) == 8; t.sharded(); print('same')"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code],
-        env={**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.strip() == "same", done.stderr[-2000:]
