@@ -1,9 +1,7 @@
 """Read a traced program twice, and put together what was found."""
 
-import contextlib
-import gc
 import warnings
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from fractions import Fraction
 from math import prod
 from typing import Any
@@ -21,7 +19,7 @@ from optax_bnmask.program.parts import free_parts
 from optax_bnmask.program.roles import Local
 from optax_bnmask.program.rules import families
 from optax_bnmask.program.symmetries import Symmetries, leaf_degree, symmetries
-from optax_bnmask.program.trace import Program
+from optax_bnmask.program.trace import Program, without_collection
 from optax_bnmask.program.unknowns import Unknowns
 
 _FAMILIES = families.FAMILIES
@@ -30,23 +28,8 @@ _FAMILIES = families.FAMILIES
 
 def analysis_of(program: Program) -> Analysis:
     """What two readings of a traced program tell of its parameters."""
-    with _no_collection():
+    with without_collection():
         return _analysis_of(program)
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Keeps the garbage collector from walking all of JAX's objects in the midst of an analysis.
-
-    The analysis makes many small objects and no cycles; one full collection costs as much as it.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _analysis_of(program: Program) -> Analysis:

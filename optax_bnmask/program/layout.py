@@ -236,8 +236,10 @@ class Layouts:
 
     def _onto_runs(self, a: Degree, b: Degree) -> tuple[Degree, Degree]:
         """The same, as far as nothing needs to be restricted for it."""
-        joint_keys = {k for k in (*a.along, *b.along) if len(k) > 1}
-        for joint in sorted(joint_keys, key=lambda k: (-len(k), k)):
+        joint_keys = [k for d in (a, b) for k in d.along if len(k) > 1]
+        if not joint_keys:
+            return a, b
+        for joint in sorted(set(joint_keys), key=lambda k: (-len(k), k)):
             keys = {*a.along, *b.along}
             overlapping = [k for k in keys if k != joint and set(k) & set(joint)]
             if joint in keys and overlapping and all(is_run(k, joint) for k in overlapping):
