@@ -3,11 +3,13 @@
 Run with `python -m benchmarks.step_time`; it prints a table. AdamW in float32 reads params,
 gradients and two moments and writes all but the gradients: 28 bytes per parameter at least. The
 bandwidth is that of a copy, measured in the same run; all variants take turns in every round, and
-the table shows medians.
+the table shows medians. Compiled afresh each, in turns as well, they also show what they add to
+the compilation.
 """
 
 import argparse
 import time
+from itertools import zip_longest
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +17,18 @@ import numpy as np
 import optax
 
 import optax_bnmask as bnmask
+from benchmarks.adamp import adamp
+from benchmarks.record import Row, compared
+from benchmarks.timing import fastest, in_turns
 
 BYTES_PER_PARAMETER = 28
-RATE, DECAY = 1e-3, 0.1
+RATE, DECAY = 1e-9, 0.1  # params stay where AdamP finds what the gradient was taken to show
+PLAIN, MASKED, BY_HAND, FLOOR = (
+    "AdamW",
+    "with the mask",
+    "with a mask by hand",
+    "the floor: 28 bytes a parameter",
+)
 
 
 def network(params, x):
@@ -41,45 +52,56 @@ def initial(layers, width):
     }
 
 
+def gradients(params, width):
+    """A gradient of the network: one to which its invariant weights are orthogonal."""
+    x = jax.random.normal(jax.random.key(1), (64, width))
+    return jax.jit(jax.grad(lambda params: jnp.square(network(params, x) - 1).mean()))(params)
+
+
 def variants(params, width):
     """The optimizers that are compared, by name."""
     analysis = bnmask.analyze(network, params, jax.ShapeDtypeStruct((8, width), jnp.float32))
     mask = analysis.decay_mask()
+    by_hand = {"layers": [{"kernel": True, "scale": False} for _ in params["layers"]], "head": True}
     invariant = analysis.select("scale_invariant")
     masked = optax.adamw(RATE, weight_decay=DECAY, mask=mask)
     return {
-        "AdamW": optax.adamw(RATE, weight_decay=DECAY),
-        "with the mask": masked,
-        "with corrected_weight_decay": optax.chain(
+        PLAIN: optax.adamw(RATE, weight_decay=DECAY),
+        MASKED: masked,
+        BY_HAND: optax.adamw(RATE, weight_decay=DECAY, mask=by_hand),
+        "with `corrected_weight_decay`": optax.chain(
             optax.scale_by_adam(),
             bnmask.corrected_weight_decay(DECAY, RATE, RATE, mask=mask, corrected=invariant),
             optax.scale_by_learning_rate(RATE),
         ),
-        "with keep_norm": optax.chain(masked, bnmask.keep_norm(invariant)),
-        "with monitor_scale": bnmask.monitor_scale(masked, analysis),
+        "with `keep_norm`": optax.chain(masked, bnmask.keep_norm(invariant)),
+        "with `monitor_scale`": bnmask.monitor_scale(masked, analysis),
+        "AdamP, which detects at run time": adamp(RATE, DECAY),
     }
 
 
-def stepper(tx, params):
-    """A function that takes one step, timed to its end; the compiled step donates its state."""
+def compiler(tx, params, grads):
+    """A function that compiles one step, in which the old params and state are donated."""
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    compiled = jax.jit(step, donate_argnums=(0, 1))
-    grads = jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
+    state = jax.eval_shape(tx.init, params)
+    return lambda: jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads).compile()
+
+
+def stepper(compiled, tx, params, grads, repeats):
+    """A function that takes so many steps, to their end."""
     kept = jax.block_until_ready((jax.tree.map(jnp.copy, params), tx.init(params)))
 
-    def timed(repeats):
+    def steps():
         nonlocal kept
-        start = time.perf_counter()
         for _ in range(repeats):
             kept = compiled(*kept, grads)
         jax.block_until_ready(kept)
-        return (time.perf_counter() - start) / repeats
 
-    return timed
+    return steps
 
 
 def bandwidth(size):
@@ -97,33 +119,69 @@ def bandwidth(size):
     return 8 * size / np.median(times)
 
 
-def table(layers, width, rounds, repeats):
-    """The measured table, as Markdown."""
+def differences(on, ours, by_hand):
+    """What a compiled step with our mask has that one with a mask by hand has not: nothing."""
+    lines = zip_longest(*(compiled.as_text().splitlines() for compiled in (ours, by_hand)))
+    differing = float(sum(a != b for a, b in lines))
+    name = "mask against mask by hand:"
+    yield Row("step", on, f"{name} differing HLO", differing, "lines", limit=0)
+    costs = [compiled.cost_analysis() for compiled in (ours, by_hand)]
+    for of, unit in (("flops", "flops"), ("bytes accessed", "bytes")):
+        apart = float(abs(costs[0][of] - costs[1][of]))
+        yield Row("step", on, f"{name} differing {of}", apart, unit, limit=0)
+
+
+def measured(layers, width, rounds, repeats, compilations):
+    """Milliseconds for a step and seconds to compile it, for each variant, and the floor."""
     params = initial(layers, width)
+    grads = gradients(params, width)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     speed = bandwidth(size)
-    floor = BYTES_PER_PARAMETER * size / speed
-    steppers = {name: stepper(tx, params) for name, tx in variants(params, width).items()}
-    for timed in steppers.values():
-        timed(2)
-    times = {name: [] for name in steppers}
-    for _ in range(rounds):
-        for name, timed in steppers.items():
-            times[name].append(timed(repeats))
-    plain = np.median(times["AdamW"])
-    device = jax.devices()[0].device_kind
+    on = f"{size:,} parameters in {2 * layers + 1} leaves"
+    optimizers = variants(params, width)
+    compilers = {name: compiler(tx, params, grads) for name, tx in optimizers.items()}
+    compiled = {}
+    compile_step = {name: lambda n=name: compiled.update({n: compilers[n]()}) for name in compilers}
+    compiling = fastest(
+        in_turns(compile_step, compilations, before=jax.clear_caches, clock=time.perf_counter)
+    )
+    calls = {
+        name: stepper(compiled[name], tx, params, grads, repeats) for name, tx in optimizers.items()
+    }
+    taken = in_turns(calls, rounds, before=lambda: None, clock=time.perf_counter)
+    for name, seconds in taken.items():
+        milliseconds = 1e3 * float(np.median(seconds)) / repeats
+        yield Row("step", on, name, milliseconds, "ms", "" if name == PLAIN else PLAIN)
+    floor = 1e3 * BYTES_PER_PARAMETER * size / speed
+    note = f"a copy moves {speed / 1e9:,.0f} GB/s"
+    yield Row("step", on, FLOOR, float(floor), "ms", PLAIN, note=note)
+    for name, seconds in compiling.items():
+        yield Row("compilation", on, name, seconds, "s", "" if name == PLAIN else PLAIN)
+    yield from differences(on, compiled[MASKED], compiled[BY_HAND])
+
+
+def rows(*, quick):
+    """The rows at a size that suits two cores."""
+    layers, width, rounds = (4, 256, 10) if quick else (16, 512, 20)
+    yield from measured(layers, width, rounds, repeats=5, compilations=1 if quick else 5)
+
+
+def table(layers, width, rounds, repeats):
+    """The measured table, as Markdown."""
+    found = compared(measured(layers, width, rounds, repeats, compilations=1))
+    steps = {row.what: row for row in found if row.experiment == "step" and row.unit == "ms"}
+    floor = steps.pop(FLOOR)
     lines = [
-        f"{device}: {size:,} parameters in {2 * layers + 1} leaves; a copy moves "
-        f"{speed / 1e9:,.0f} GB/s, so the floor is {1e3 * floor:.3f} ms.",
+        f"{jax.devices()[0].device_kind}: {floor.on}; {floor.note}, so the floor is "
+        f"{floor.value:.3f} ms.",
         "",
         "| step | ms | of AdamW | of the floor |",
         "| --- | --: | --: | --: |",
     ]
-    for name, seconds in times.items():
-        median = np.median(seconds)
-        lines.append(
-            f"| {name} | {1e3 * median:.3f} | {median / plain:.2f} | {median / floor:.2f} |"
-        )
+    plain = steps[PLAIN].value
+    for name, row in steps.items():
+        of_plain, of_floor = row.value / plain, row.value / floor.value
+        lines.append(f"| {name} | {row.value:.3f} | {of_plain:.2f} | {of_floor:.2f} |")
     return "\n".join(lines)
 
 

@@ -1,0 +1,79 @@
+"""Measures what the package costs, prints a table of it, and holds it to its bars.
+
+Run with `python -m benchmarks`; `--help` lists the options. It takes some minutes on two cores
+and writes results.json, results.md and results.png beside this file; `--quick` shows within a
+minute that all of it works. `python -m benchmarks --show benchmarks/results.json` prints what is on
+record. The exit status is 1 if a bar is not met.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from benchmarks import analyses, decoder, growth, masks, step_time
+from benchmarks.plots import picture
+from benchmarks.record import Record, compared, environment
+from benchmarks.tables import markdown, page
+
+EXPERIMENTS = {
+    "mask": masks.rows,
+    "analysis": analyses.rows,
+    "step": step_time.rows,
+    "decoder": decoder.rows,
+    "growth": growth.growths,
+}
+RESULTS = Path(__file__).with_name("results.json")
+
+
+def parsed(arguments=None):
+    parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small sizes, few rounds")
+    parser.add_argument("--only", nargs="+", choices=EXPERIMENTS, help="in place of all")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        help="the record to write, with a page and a picture beside it; by default results.json "
+        "here after a whole run, nothing after --quick or --only",
+    )
+    parser.add_argument("--show", type=Path, help="measure nothing, print this record")
+    options = parser.parse_args(arguments)
+    if not (options.output or options.quick or options.only):
+        options.output = RESULTS
+    return options
+
+
+def measured(*, only, quick) -> Record:
+    """What the experiments yield, one after the other."""
+    rows, growths = [], []
+    for name in only or EXPERIMENTS:
+        start = time.perf_counter()
+        (growths if name == "growth" else rows).extend(EXPERIMENTS[name](quick=quick))
+        print(f"{name}: done in {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+    return Record(environment(quick=quick), compared(rows), tuple(growths))
+
+
+def judged(record) -> int:
+    """The exit status of a record; names every bar that is not met."""
+    failed = [bar for bar in record.bars() if bar.met is False]
+    for bar in failed:
+        print(f"Not met: {bar.name} is {bar.found:.3g}, not at most {bar.limit:g}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def main(arguments=None):
+    options = parsed(arguments)
+    if options.show:
+        record = Record.from_json(options.show.read_text(encoding="utf-8"))
+    else:
+        record = measured(only=options.only, quick=options.quick)
+        if options.output:
+            options.output.write_text(record.to_json(), encoding="utf-8")
+            options.output.with_suffix(".md").write_text(page(record), encoding="utf-8")
+            picture(record, options.output.with_suffix(".png"))
+    print(markdown(record))
+    return judged(record)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
