@@ -17,12 +17,14 @@ import jax
 import jax.extend.core.primitives as extend_primitives
 from jax import lax
 from jax._src import source_info_util
+from jax.core import Tracer
 from jax.extend.core import Literal, Primitive
 from jax.interpreters import partial_eval
 
 __all__ = [
     "Literal",
     "Primitive",
+    "Tracer",
     "carry_of_scan",
     "consts_of",
     "live_part",

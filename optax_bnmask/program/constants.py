@@ -34,7 +34,9 @@ def constant(value: Any) -> Degree:  # noqa: ANN401 - a literal's or a constant'
 
 
 def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
-    """Whether this process can read all of an array, as then every other can."""
+    """Whether an array has values, all of which this process can read, as then every other can."""
+    if isinstance(value, compat.Tracer):
+        return False
     return getattr(value, "is_fully_replicated", True) or value.is_fully_addressable
 
 

@@ -258,3 +258,23 @@ def test_place_in_a_notebook_is_a_cell_and_not_a_file_of_this_process(name):
     exec(compile(lines, name, "exec"), scope)
     analysis = bnmask.analyze(scope["net"], {"gain": jnp.ones(3)}, jnp.ones(3))
     assert "at cell:2 (net)" in analysis["gain"].reason
+
+
+def test_value_of_a_surrounding_trace_that_the_function_closes_over_is_some_constant():
+    found = []
+
+    @jax.jit
+    def step(temperature, params, x):
+        def network(params, x):
+            z = x @ params["w"]
+            z = z * jax.lax.rsqrt(jnp.square(z).sum(-1, keepdims=True))
+            return jnp.tanh(z * temperature[None] + params["b"][None])
+
+        found.append(bnmask.analyze(network, params, x))
+        return network(params, x)
+
+    step(jnp.ones(4), {"b": jnp.ones(4), "w": jnp.ones((3, 4))}, jnp.ones((2, 3)))
+    assert {leaf.path: str(leaf.scale) for leaf in found[0].leaves} == {
+        "b": "sensitive",
+        "w": "invariant",
+    }
