@@ -60,7 +60,7 @@ def _analysis_of(program: Program) -> Analysis:
 
 
 def _read_symmetries(program: Program) -> tuple[Symmetry, dict[int, Degree]]:
-    """The reading that imposes all equations, the outputs' among them."""
+    """The reading that imposes all equations, the outputs' among them, and what it leaves free."""
     reading = Symmetry(Unknowns())
     degrees = {
         i: leaf_degree(reading.unknowns, program.shapes[i])
@@ -70,7 +70,7 @@ def _read_symmetries(program: Program) -> tuple[Symmetry, dict[int, Degree]]:
     ins = [ZERO if i is None else degrees.get(i, ZERO) for i in program.inputs]
     outs = walk(reading, program.jaxpr, ins, program.consts)
     reading.pin(None, outs)
-    return reading, degrees
+    return reading, reading.layouts.settled(degrees)
 
 
 def _in_order_of_use(program: Program) -> list[int]:

@@ -4,7 +4,7 @@ Everything here is exact where the result is again a sum of profiles; where it w
 unknowns are restricted first (`Layouts.separated`, `Layouts.uniform`).
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import prod
 
 from optax_bnmask.program.axes import (
@@ -42,6 +42,14 @@ class Layouts:
             return d if level is d.level else Degree(level, const=d.const, mark=d.mark, tag=d.tag)
         along = {key: self.unknowns.resolve_along(p) for key, p in d.along.items()}
         return self.tidy(level, along).known(const=d.const, mark=d.mark, tag=d.tag)
+
+    def settled(self, degrees: Mapping[int, Degree]) -> dict[int, Degree]:
+        """The degrees resolved, until resolving one takes apart no unknown of another."""
+        while True:
+            before = len(self.unknowns.solved)
+            resolved = {i: self.resolved(d) for i, d in degrees.items()}
+            if len(self.unknowns.solved) == before:
+                return resolved
 
     def tidy(self, level: Form, along: dict[Key, Profile]) -> Degree:
         """The degree with the profiles that do not vary folded into the level."""

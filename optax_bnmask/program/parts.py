@@ -5,7 +5,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from optax_bnmask.program.cones import null_space
 from optax_bnmask.program.degree import Degree, Key
 from optax_bnmask.program.forms import NOTHING, Form
-from optax_bnmask.program.layout import Layouts
 from optax_bnmask.program.unknowns import Unknowns
 
 
@@ -16,7 +15,7 @@ def free_parts(
 
     Args:
       unknowns: The exponents, solved as far as the program demands.
-      degrees: The degrees of the live leaves, by number.
+      degrees: The settled degrees of the live leaves, by number.
       biases: For each leaf, the biases added to its own output.
 
     Returns:
@@ -24,10 +23,9 @@ def free_parts(
       single)`` that may be scaled without the rest; `single` if every index of the range may be
       scaled on its own.
     """
-    resolved = settled(unknowns, degrees)
-    parts = _Parts(unknowns, resolved)
+    parts = _Parts(unknowns, degrees)
     out: dict[int, dict[Key, list[tuple[int, int, bool]]]] = {}
-    for i, d in resolved.items():
+    for i, d in degrees.items():
         allowed = {i, *biases[i]}
         for axes, profile in d.along.items():
             start = 0
@@ -37,16 +35,6 @@ def free_parts(
                     ranges.append((start, start + length, found == "single"))
                 start += length
     return out
-
-
-def settled(unknowns: Unknowns, degrees: Mapping[int, Degree]) -> dict[int, Degree]:
-    """The degrees resolved; again as long as resolving one takes apart an unknown of another."""
-    layouts = Layouts(unknowns, unknowns.flattened)
-    while True:
-        before = len(unknowns.solved)
-        resolved = {i: layouts.resolved(d) for i, d in degrees.items()}
-        if len(unknowns.solved) == before:
-            return resolved
 
 
 Place = tuple[int, Key | None, int]

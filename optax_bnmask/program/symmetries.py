@@ -8,7 +8,6 @@ from optax_bnmask.program.cones import Vector, cone_of, null_space
 from optax_bnmask.program.degree import Degree
 from optax_bnmask.program.forms import Form, Number, plus, quotient, times
 from optax_bnmask.program.layout import Layouts
-from optax_bnmask.program.parts import settled
 from optax_bnmask.program.unknowns import Unknowns
 
 
@@ -55,7 +54,7 @@ def symmetries(
 
     Args:
       unknowns: The exponents, solved as far as the program demands.
-      degrees: The degrees of the live leaves, by number.
+      degrees: The settled degrees of the live leaves, by number.
       biases: For each leaf, the biases added to its own output.
       n_leaves: The number of all leaves.
 
@@ -97,7 +96,7 @@ def _whole_leaves(unknowns: Unknowns, degrees: Mapping[int, Degree]) -> dict[int
     """The exponent of each leaf, where no leaf is scaled but as a whole."""
     whole = unknowns.copy()
     layouts = Layouts(whole, whole.flattened)
-    levels = {i: layouts.level(d) for i, d in settled(whole, degrees).items()}
+    levels = {i: layouts.level(d) for i, d in degrees.items()}
     return {i: whole.resolve(level) for i, level in levels.items()}
 
 

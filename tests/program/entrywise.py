@@ -95,12 +95,8 @@ def read(
 
 
 def settled(reading: Symmetry, degrees: Sequence[Degree]) -> list[Degree]:
-    """The degrees in terms of what is still free, once resolving them splits nothing any more."""
-    known = -1
-    while known != len(reading.unknowns.solved):
-        known = len(reading.unknowns.solved)
-        degrees = [reading.layouts.resolved(d) for d in degrees]
-    return list(degrees)
+    """The degrees in terms of what is still free."""
+    return list(reading.layouts.settled(dict(enumerate(degrees))).values())
 
 
 def check(
