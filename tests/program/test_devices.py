@@ -189,3 +189,102 @@ def test_heads_of_two_kernels_side_by_side_are_invariant_each(stacked):
     analysis = bnmask.analyze(fn, params, DATA)
     assert {str(leaf.scale) for leaf in analysis.leaves} == {"invariant"}
     assert disagreements(analysis, lambda p: fn(p, DATA), params, axes=not stacked) == []
+
+
+WHOLE, ROWS = P(), P("data")
+
+
+def clipped_by_devices(collective, into=WHOLE, out=ROWS):
+    """A collective of something that is 0 here and there, and what looks like a guard."""
+
+    def fn(p, x):
+        def inner(p, x):
+            z = collective(x @ p["w"])
+            return normalised(jnp.where(z != 0, z, 1.0))
+
+        mesh = mesh_of(AxisType.Auto)
+        over = {"in_specs": ({"w": into}, ROWS), "out_specs": out}
+        return jax.shard_map(inner, mesh=mesh, check_vma=False, **over)(p, x)
+
+    return fn
+
+
+def relu(z):
+    return jnp.maximum(z, 0.0)
+
+
+CLIPPED = {
+    "gathered": clipped_by_devices(
+        lambda z: jax.lax.all_gather(relu(z), "model", axis=1, tiled=True), P(None, "model")
+    ),
+    "shifted": clipped_by_devices(lambda z: jax.lax.ppermute(relu(z), "data", [(0, 1), (1, 0)])),
+    "shifted, the last gets nothing": clipped_by_devices(
+        lambda z: jax.lax.ppermute(z, "data", [(0, 1)])
+    ),
+    "exchanged": clipped_by_devices(
+        lambda z: jax.lax.all_to_all(relu(z), "data", 1, 0, tiled=True), out=P(None, "data")
+    ),
+    "summed up": clipped_by_devices(lambda z: jax.lax.psum(relu(z), "data"), out=P()),
+    "largest": clipped_by_devices(lambda z: jax.lax.pmax(relu(z), "data"), out=P()),
+}
+for name, cut in {
+    "negative": lambda z: -relu(z),
+    "looked up": lambda z: relu(z)[:, np.array([0, 1, 3, 2])],
+    "cut out": lambda z: jax.lax.dynamic_slice_in_dim(relu(z), 1, 2, 0),
+    "largest of a column": lambda z: relu(z).max(0),
+    "sorted": lambda z: jnp.sort(relu(z), 0),
+    "cumulated": lambda z: jnp.cumsum(relu(z), 0),
+    "of a sum": lambda z: relu(z) + relu(-z[::-1]),
+    "of one branch": lambda z: jax.lax.cond(z[0, 0] > z[1, 1], relu, lambda z: z, z),
+    "of an iteration": lambda z: jax.lax.fori_loop(0, 2, lambda i, h: relu(h) - 2 * relu(h), z),
+    "of a stack": lambda z: jax.lax.scan(lambda c, row: (c, relu(row)), 0.0, z)[1],
+}.items():
+    CLIPPED[name] = clipped_by_devices(cut, out=P() if "column" in name else P("data"))
+
+
+@pytest.mark.parametrize("name", CLIPPED)
+def test_guard_of_what_is_zero_at_will_is_no_guard(name):
+    """There the 1 is chosen among values that scale, so the weight's scale matters."""
+    params = {"w": jax.ShapeDtypeStruct((4, 4), jnp.float64)}
+    analysis = bnmask.analyze(CLIPPED[name], params, DATA)
+    assert str(analysis["w"].scale) == "sensitive"
+
+
+def test_groups_of_devices_have_an_order_of_their_own():
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,))
+
+    def inner(w, x):
+        groups = [[1, 0]]
+        z = jax.lax.all_gather(x @ w, "model", axis=1, tiled=True, axis_index_groups=groups)
+        return jnp.concatenate([normalised(z[:, :4]), jnp.sin(z[:, 4:])], 1)
+
+    def fn(p):
+        w = jnp.concatenate([p["first"], p["second"]], 1)
+        over = {"in_specs": (P(None, "model"), P()), "out_specs": P()}
+        return jax.shard_map(inner, mesh=mesh, check_vma=False, **over)(w, DATA)
+
+    params = {name: jax.ShapeDtypeStruct((4, 4), jnp.float64) for name in ("first", "second")}
+    analysis = bnmask.analyze(fn, params)
+    assert str(analysis["first"].scale) == "sensitive"  # and the second could be called invariant
+
+
+@pytest.mark.parametrize("collective", ["scatter", "exchange"])
+def test_channels_that_stay_where_they_are_scale_one_by_one_through_an_exchange(collective):
+    def inner(p, x):
+        z = x @ p["w"]
+        if collective == "scatter":
+            z = jax.lax.psum_scatter(z, "model", scatter_dimension=0, tiled=True)
+        else:
+            z = jax.lax.all_to_all(z.reshape(-1, 2, 3), "model", 0, 1, tiled=True)
+        mean = jax.lax.pmean(z.mean((0, 1) if z.ndim == 3 else 0), ("data", "model"))
+        square = jax.lax.pmean(jnp.square(z).mean((0, 1) if z.ndim == 3 else 0), ("data", "model"))
+        return jnp.sin((z - mean) * jax.lax.rsqrt(square - jnp.square(mean) + 1e-6))
+
+    mesh = mesh_of(AxisType.Auto)
+    over = {"in_specs": ({"w": P()}, P("data")), "out_specs": P(("data", "model"))}
+    spread = jax.shard_map(inner, mesh=mesh, check_vma=False, **over)
+    params = {"w": jax.ShapeDtypeStruct((4, 6), jnp.float64)}
+    analysis = bnmask.analyze(spread, params, DATA)
+    expected = (1,) if collective == "scatter" else ()
+    assert found(analysis) == {"w": ("weight", "invariant", expected)}
+    assert disagreements(analysis, lambda p: spread(p, DATA), params) == []

@@ -599,7 +599,7 @@ EXAMPLES: dict[str, list[Example]] = {
         ex(on_axis(lambda x: lax.all_to_all(x, "i", 1, 0, tiled=True)), a(4, 2), free=1)
     ],
     "reduce_scatter_p": [
-        ex(on_axis(lambda x: lax.psum_scatter(x, "i", tiled=True)), a(4, 2), free=1)
+        ex(on_axis(lambda x: lax.psum_scatter(x, "i", tiled=True)), a(4, 2), free=2)
     ],
     "axis_index_p": [ex(on_axis(lambda x: x * (1 + lax.axis_index("i"))), a(4, 2), free=5)],
     "psum_invariant_p": [ex(checked_on_axis(lambda x: x + lax.psum(x, "i")), a(4, 2), free=3)],

@@ -90,7 +90,7 @@ def _fraction(value: float) -> Number:
 def keep(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     """``f(a*x) = a * f(x)``."""
     del ctx, eqn
-    return x.bare()
+    return x.known(mark=x.mark & CLIPPED)
 
 
 @rule("pointwise", "abs_p")
@@ -118,7 +118,7 @@ def second(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
 def total(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
     """``a*x + a*y = a * (x + y)``: the degrees must agree."""
     out = agreement(ctx, eqn, (x, y))
-    both = x.mark & y.mark & NONNEG if eqn.primitive.name != "sub" else 0
+    both = x.mark & y.mark & (CLIPPED if eqn.primitive.name == "sub" else CLIPPED | NONNEG)
     return out.known(mark=both) if both else out
 
 
@@ -141,7 +141,7 @@ def clamp(ctx: Context, eqn: Eqn, low: Degree, x: Degree, high: Degree) -> Degre
 @rule("pointwise", "rem_p", "complex_p")
 def remainder(ctx: Context, eqn: Eqn, x: Degree, y: Degree) -> Degree:
     """``f(a*x, a*y) = a * f(x, y)``: the degrees must agree."""
-    return ctx.agree(eqn, (x, y))
+    return ctx.agree(eqn, (x, y)).known(mark=(x.mark | y.mark) & CLIPPED)
 
 
 @rule("opaque", "eq_p", "ne_p", "lt_p", "le_p", "gt_p", "ge_p", "eq_to_p", "lt_to_p", "le_to_p")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from optax_bnmask import compat
 from optax_bnmask.program.axes import touches
 from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import ANY, HUGE, PACKED, Degree
+from optax_bnmask.program.degree import ANY, CLIPPED, HUGE, PACKED, Degree
 from optax_bnmask.program.interpreter import walk
 from optax_bnmask.program.rules import rule
 from optax_bnmask.program.rules.arithmetic import is_float
@@ -81,8 +81,9 @@ def scan(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
 
 def _either(ctx: Context, eqn: Eqn, degrees: Sequence[Degree]) -> Degree:
     """The degree of a value that is one of several."""
-    (out,) = ctx.note("join", eqn, degrees, [ctx.agree(eqn, degrees)])
-    return out
+    clipped = any(d.mark & CLIPPED for d in degrees)
+    out = ctx.agree(eqn, degrees).known(mark=CLIPPED if clipped else 0)
+    return ctx.note("join", eqn, degrees, [out])[0]
 
 
 def _carried(
@@ -98,12 +99,17 @@ def _carried(
             continue
         (start_degree,) = _unpacked(ctx, eqn, (d,))
         if not d.mark & HUGE:
-            carry.append(ctx.carried(eqn, start_degree, scales=is_float(variable)))
+            carry.append(_clipped(ctx.carried(eqn, start_degree, scales=is_float(variable))))
             continue
-        within = ctx.carried(eqn, ANY, scales=is_float(variable))
+        within = _clipped(ctx.carried(eqn, ANY, scales=is_float(variable)))
         ctx.assume("infinity", d.const or math.inf, eqn, within)
         carry.append(within)
     return carry
+
+
+def _clipped(d: Degree) -> Degree:
+    """The degree of a value that an iteration may have clipped."""
+    return d if d.is_zero or d.is_any else d.known(mark=CLIPPED, tag=d.tag)
 
 
 def _slice_of(ctx: Context, loop: int, d: Degree) -> Degree:
@@ -111,15 +117,17 @@ def _slice_of(ctx: Context, loop: int, d: Degree) -> Degree:
     if not d.along:
         return d
     joint = [key for key in d.along if len(key) > 1 and touches(Degree({}, {key: []}), (0,))]
-    tag = d.tag
+    mark, tag = d.mark & CLIPPED, d.tag
     d = ctx.layouts.separated(d, joint)
-    return d.moved(lambda a: loop if a == 0 else a - 1 if a > 0 else a).known(tag=tag)
+    return d.moved(lambda a: loop if a == 0 else a - 1 if a > 0 else a).known(mark=mark, tag=tag)
 
 
 def _stack_of(ctx: Context, loop: int, d: Degree) -> Degree:
     """The values that a loop puts out, one after the other."""
     del ctx
-    return d.moved(lambda a: 0 if a == loop else a + 1 if a >= 0 else a).known(tag=d.tag)
+    return d.moved(lambda a: 0 if a == loop else a + 1 if a >= 0 else a).known(
+        mark=d.mark & CLIPPED, tag=d.tag
+    )
 
 
 @rule("call", "linear_solve_p")

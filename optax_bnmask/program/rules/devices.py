@@ -10,7 +10,7 @@ from math import prod
 
 from optax_bnmask.program.axes import touches_key
 from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import Degree
+from optax_bnmask.program.degree import CLIPPED, Degree
 from optax_bnmask.program.interpreter import walk
 from optax_bnmask.program.reshapes import reshaped
 from optax_bnmask.program.rules import rule, shape_of
@@ -128,11 +128,14 @@ def same_value(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
 )
 def spread(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     """``f(a*x) = a * f(x)`` across devices, all of which hold values of one degree."""
+    # Who gets nothing has zeros.
+    clips = eqn.primitive.name == "ppermute" and len(eqn.params["perm"]) < _count(ctx, eqn)
     out = []
     for place, (d, v) in enumerate(zip(operands, eqn.outvars, strict=False)):
         shape = shape_of(eqn, place)
         axes = () if shape == v.aval.shape else range(len(shape))
-        out.append(ctx.layouts.uniform(d, [*_across(ctx, eqn), *axes]).bare())
+        mark = CLIPPED if clips else d.mark & CLIPPED
+        out.append(ctx.layouts.uniform(d, [*_across(ctx, eqn), *axes]).known(mark=mark))
     return out
 
 
@@ -141,28 +144,39 @@ def reduce_across(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     """``sum(a*x) = a * sum(x)`` across devices, and over the axes that `vmap` made of them."""
     axes = [axis for axis in eqn.params["axes"] if isinstance(axis, int)]
     reduced = [ctx.layouts.uniform(d, [*axes, *_across(ctx, eqn)]) for d in operands]
-    return [d.moved(lambda a: a - sum(0 <= g < a for g in axes)) for d in reduced]
+    return [
+        d.moved(lambda a: a - sum(0 <= g < a for g in axes)).known(mark=d.mark & CLIPPED)
+        for d in reduced
+    ]
 
 
 @rule("view", "all_gather_p", "all_gather_invariant_p", "all_gather_reduced_p")
 def all_gather(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     """The devices' parts, joined along an axis that is there, or is new."""
     axis, shape, tiled = eqn.params["all_gather_dimension"], shape_of(eqn), eqn.params["tiled"]
-    hidden = _across(ctx, eqn)
-    if prod(ctx.hidden[h] for h in hidden) != eqn.params["axis_size"]:  # in groups of devices
+    hidden, clipped = _across(ctx, eqn), x.mark & CLIPPED
+    if eqn.params.get("axis_index_groups") or _count(ctx, eqn) != eqn.params["axis_size"]:
         x = ctx.layouts.uniform(x, [*hidden, axis] if tiled else hidden)
-        hidden = hidden[:0]
+        hidden = hidden[:0]  # groups have an order of their own
     if not tiled:
         x = x.moved(lambda a: a + 1 if a >= axis else a)
         shape = (*shape[:axis], 1, *shape[axis:])
-    return _gathered(ctx, x, shape, axis, hidden).bare()
+    return _gathered(ctx, x, shape, axis, hidden).known(mark=clipped)
+
+
+def _count(ctx: Context, eqn: Eqn) -> int:
+    """How many devices an equation speaks of."""
+    return prod(ctx.hidden[h] for h in _across(ctx, eqn))
 
 
 @rule("view", "all_to_all_p", "reduce_scatter_p", "ragged_all_to_all_p")
 def exchange(ctx: Context, eqn: Eqn, x: Degree, *rest: Degree) -> Degree:
-    """Parts change hands: all of one degree."""
-    axes = [*range(len(shape_of(eqn))), *_across(ctx, eqn)]
-    out = ctx.layouts.uniform(x, axes)
-    if not rest:
-        return out.bare()
-    return ctx.agree(eqn, (out, ctx.layouts.uniform(rest[0], axes)))
+    """Parts change hands: along the axes that they are parts of, all are of one degree."""
+    p = eqn.params
+    named = (p.get("scatter_dimension"), p.get("split_axis"), p.get("concat_axis"))
+    axes = [a for a in named if a is not None] if p.get("tiled") else range(len(shape_of(eqn)))
+    every = [*axes, *_across(ctx, eqn)]
+    out, clipped = ctx.layouts.uniform(x, every), x.mark & CLIPPED
+    if rest:
+        out = ctx.agree(eqn, (out, ctx.layouts.uniform(rest[0], every)))
+    return out.known(mark=clipped)

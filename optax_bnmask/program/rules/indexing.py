@@ -27,7 +27,8 @@ def gather(ctx: Context, eqn: Eqn, table: Degree, places: Degree) -> Degree:
     filled = eqn.params["fill_value"] if "FILL" in str(eqn.params["mode"]) else None
     if filled is not None and filled != 0 and np.isfinite(filled):
         out = ctx.agree(eqn, (out, ZERO))
-    return ctx.looked_up(eqn, out) if is_lookup(eqn) else out.bare()
+    found = ctx.looked_up(eqn, out) if is_lookup(eqn) else out
+    return found.known(mark=CLIPPED if filled == 0 else table.mark & CLIPPED)
 
 
 def is_lookup(eqn: Eqn) -> bool:
@@ -38,8 +39,9 @@ def is_lookup(eqn: Eqn) -> bool:
 @rule("view", "dynamic_slice_p")
 def dynamic_slice(ctx: Context, eqn: Eqn, x: Degree, *places: Degree) -> Degree:
     """``(a*x)[i:i+n] = a * x[i:i+n]``; axes that are cut at unknown places must scale alike."""
+    clipped = x.mark & CLIPPED
     if not x.along:
-        return x.bare()
+        return x.known(mark=clipped)
     shape, sizes = shape_of(eqn), eqn.params["slice_sizes"]
     for axis in range(len(shape)):
         if sizes[axis] == shape[axis] or not touches(x, (axis,)):
@@ -50,7 +52,7 @@ def dynamic_slice(ctx: Context, eqn: Eqn, x: Degree, *places: Degree) -> Degree:
         else:
             lo = min(max(int(start), 0), shape[axis] - sizes[axis])
             x = ctx.layouts.sliced(x, axis, shape[axis], lo, lo + sizes[axis])
-    return x.bare()
+    return x.known(mark=clipped)
 
 
 @rule("join", "dynamic_update_slice_p")
@@ -85,4 +87,4 @@ def scatter_mul(ctx: Context, eqn: Eqn, x: Degree, places: Degree, update: Degre
     """Some entries are multiplied: the factors must not scale."""
     del places
     ctx.pin(eqn, (update,))
-    return x.bare()
+    return x.known(mark=x.mark & CLIPPED)

@@ -4,7 +4,7 @@ from math import prod
 
 from optax_bnmask.program.axes import touches
 from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import ANY, CLIPPED, ZERO, Degree
+from optax_bnmask.program.degree import ANY, CLIPPED, NONNEG, ZERO, Degree
 from optax_bnmask.program.reshapes import reshaped
 from optax_bnmask.program.rules import rule, shape_of
 from optax_bnmask.program.rules.arithmetic import set_apart
@@ -158,9 +158,9 @@ def pad(ctx: Context, eqn: Eqn, x: Degree, value: Degree) -> Degree:
 @rule("reduction", "reduce_sum_p", "reduce_max_p", "reduce_min_p")
 def reduce(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     """``sum(a*x) = a * sum(x)``, and so for max and min, where all summands scale alike."""
-    axes = eqn.params["axes"]
-    out = _without_axes(ctx, x, axes)
-    return out.known(mark=x.mark & 1) if x.mark & 1 else out
+    # A sum of clipped values is 0 only where all of them are; the largest of a few may well be.
+    kept = NONNEG if eqn.primitive.name == "reduce_sum" else NONNEG | CLIPPED
+    return _without_axes(ctx, x, eqn.params["axes"]).known(mark=x.mark & kept)
 
 
 @rule("reduction", "reduce_prod_p")
@@ -191,7 +191,7 @@ def _without_axes(ctx: Context, x: Degree, axes: tuple[int, ...]) -> Degree:
 @rule("reduction", "cumsum_p", "cummax_p", "cummin_p")
 def cumulate(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     """``f(a*x) = a * f(x)``, where all entries along the axis scale alike."""
-    return ctx.layouts.uniform(x, (eqn.params["axis"],)).bare()
+    return ctx.layouts.uniform(x, (eqn.params["axis"],)).known(mark=x.mark & CLIPPED)
 
 
 @rule(
@@ -206,22 +206,21 @@ def cumulate_products(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]
 @rule("reduction", "reduce_window_sum_p", "reduce_window_max_p", "reduce_window_min_p")
 def pool(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
     """``f(a*x) = a * f(x)``, where all entries of a window scale alike."""
-    out = ctx.layouts.uniform(x, _windowed(eqn))
-    return out.known(mark=x.mark & 1) if x.mark & 1 else out.bare()
+    return ctx.layouts.uniform(x, _windowed(eqn)).known(mark=x.mark & (NONNEG | CLIPPED))
 
 
 @rule("reduction", "select_and_scatter_add_p")
 def unpool(ctx: Context, eqn: Eqn, source: Degree, operand: Degree) -> Degree:
     """Linear in the source, put where the operand is largest: ``f(a*s, b*x) = a * f(s, x)``."""
     ctx.layouts.uniform(operand, _windowed(eqn))
-    return ctx.layouts.uniform(source, _windowed(eqn)).bare()
+    return ctx.layouts.uniform(source, _windowed(eqn)).known(mark=CLIPPED)
 
 
 @rule("reduction", "select_and_gather_add_p")
 def pool_other(ctx: Context, eqn: Eqn, tangents: Degree, operand: Degree) -> Degree:
     """Linear in the first operand, taken where the second is largest."""
     ctx.layouts.uniform(operand, _windowed(eqn))
-    return ctx.layouts.uniform(tangents, _windowed(eqn)).bare()
+    return ctx.layouts.uniform(tangents, _windowed(eqn)).known(mark=tangents.mark & CLIPPED)
 
 
 def _windowed(eqn: Eqn) -> list[int]:
@@ -241,7 +240,7 @@ def _windowed(eqn: Eqn) -> list[int]:
 def sort(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
     """Sorting moves entries by keys whose order no common positive factor changes."""
     axis = eqn.params["dimension"]
-    return [ctx.layouts.uniform(d, (axis,)).bare() for d in operands]
+    return [ctx.layouts.uniform(d, (axis,)).known(mark=d.mark & CLIPPED) for d in operands]
 
 
 @rule("reduction", "top_k_p", "approx_top_k_p")
@@ -249,4 +248,5 @@ def largest(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
     """The largest entries scale like all entries; where they stand does not."""
     shape = shape_of(eqn)
     axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", len(shape) - 1))
-    return [ctx.layouts.uniform(x, (axis % len(shape),)).bare(), ZERO]
+    found = ctx.layouts.uniform(x, (axis % len(shape),))
+    return [found.known(mark=x.mark & CLIPPED), ZERO]
