@@ -12,24 +12,16 @@ from jax.sharding import PartitionSpec as P
 
 import optax_bnmask as bnmask
 from tests.sharding.collectives import collectives
-from tests.sharding.test_sharded_training import (
-    assert_only_norms_are_reduced,
-    close,
-    on_one_device,
-    trained,
-    without_us,
-)
+from tests.sharding.test_sharded_training import close, on_one_device, trained
 from tests.sharding.training import (
     ANALYSIS,
     OPTIMIZERS,
     adamw,
     batch,
     initial,
-    laid_out,
     loss,
     network,
     normalised,
-    stepper,
 )
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -114,23 +106,3 @@ def test_part_of_a_leaf_inside_shard_map_keeps_its_own_norm():
     np.testing.assert_allclose(parts, np.ravel(norms), rtol=1e-6)
     with pytest.raises(ValueError, match="out_specs"):  # JAX refuses to call it one norm
         jax.shard_map(step, mesh=mesh, in_specs=(over, over), out_specs=(over, P()))(kernel, update)
-
-
-def gathered(params, images):
-    """Fully sharded, in types: each param is put together where it is used."""
-    return network(jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params), images)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_explicit_axes_keep_every_sharding_and_only_norms_are_reduced(name):
-    layout, kind = "fsdp and tensor", AxisType.Explicit
-    mesh, tx = jax.make_mesh((4, 2), ("data", "model"), axis_types=(kind, kind)), OPTIMIZERS[name]()
-    with jax.set_mesh(mesh):
-        params, data = laid_out(mesh, layout)
-        assert bnmask.analyze(gathered, params, data[0]).decay_mask() == ANALYSIS.decay_mask()
-        step = jax.jit(stepper(tx, gathered)).lower(params, tx.init(params), *data).compile()
-        found = collectives(step.as_text())
-        assert_only_norms_are_reduced(found, without_us(layout, kind, gathered), name)
-        moved, _, _ = step(params, tx.init(params), *data)
-        assert jax.tree.map(jax.typeof, moved) == jax.tree.map(jax.typeof, params)
-        close(trained(step, params, name, *data), on_one_device(name))

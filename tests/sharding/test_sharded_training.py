@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
+import optax_bnmask as bnmask
 from tests.sharding.collectives import collectives, entries
 from tests.sharding.training import (
     ANALYSIS,
@@ -83,8 +85,7 @@ def assert_only_norms_are_reduced(found, without, name):
     axes = ANALYSIS.invariant_axes if name == "keep_norm by channel" else {}
     numbers = sum(
         int(np.prod([ANALYSIS[path].shape[axis] for axis in axes.get(path, ())]))
-        for path, chosen in INVARIANT._by_path.items()
-        if chosen
+        for path in INVARIANT.decayed
     )
     assert {kind for kind, _ in added} <= {"all-reduce"}
     assert all(len(shape) <= 1 for _, shape in added)
@@ -110,3 +111,23 @@ def test_layouts_of_params_and_state_stay_and_only_norms_are_reduced(name, layou
     )
     assert [leaf for leaf in jax.tree.leaves(lies) if isinstance(leaf, bool)] == [True] * 16
     close(trained(step, params, name, images, targets), on_one_device(name))
+
+
+def gathered(params, images):
+    """Fully sharded, in types: each param is put together where it is used."""
+    return network(jax.tree.map(lambda w: jax.sharding.reshard(w, P()), params), images)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_explicit_axes_keep_every_sharding_and_only_norms_are_reduced(name):
+    layout, kind = "fsdp and tensor", AxisType.Explicit
+    mesh, tx = mesh_of(kind), OPTIMIZERS[name]()
+    with jax.set_mesh(mesh):
+        params, data = laid_out(mesh, layout)
+        assert bnmask.analyze(gathered, params, data[0]).decay_mask() == ANALYSIS.decay_mask()
+        step = jax.jit(stepper(tx, gathered)).lower(params, tx.init(params), *data).compile()
+        found = collectives(step.as_text())
+        assert_only_norms_are_reduced(found, without_us(layout, kind, gathered), name)
+        moved, _, _ = step(params, tx.init(params), *data)
+        assert jax.tree.map(jax.typeof, moved) == jax.tree.map(jax.typeof, params)
+        close(trained(step, params, name, *data), on_one_device(name))

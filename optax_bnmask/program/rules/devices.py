@@ -53,10 +53,8 @@ def _part_of(
     for axis, hidden in reversed(list(enumerate(split))):
         if not part.along or not hidden:
             continue
-        counts = [ctx.hidden[h] for h in hidden]
-        shape[axis] //= prod(counts)
-        apart = [*shape[:axis], *counts, *shape[axis:]]
-        whole = [*shape[:axis], shape[axis] * prod(counts), *shape[axis + 1 :]]
+        shape[axis] //= prod(ctx.hidden[h] for h in hidden)
+        apart, whole = _apart_and_whole(ctx, shape, axis, hidden)
         part = reshaped(ctx.layouts, part, whole, apart)
         shown = range(axis, axis + len(hidden))
         behind = [
@@ -85,10 +83,17 @@ def _gathered(
     """The degree of the parts that some hidden axes stand for, one after the other."""
     if not d.along or not hidden:
         return d
-    counts = [ctx.hidden[h] for h in hidden]
-    apart = [*shape[:axis], *counts, *shape[axis:]]
-    whole = [*shape[:axis], shape[axis] * prod(counts), *shape[axis + 1 :]]
+    apart, whole = _apart_and_whole(ctx, shape, axis, hidden)
     return reshaped(ctx.layouts, d.moved(_showing(axis, hidden)), apart, whole)
+
+
+def _apart_and_whole(
+    ctx: Context, shape: Sequence[int], axis: int, hidden: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """The shape of all parts of that shape, with the hidden axes before `axis`, and within it."""
+    counts = [ctx.hidden[h] for h in hidden]
+    before, n, after = shape[:axis], shape[axis], shape[axis + 1 :]
+    return [*before, *counts, n, *after], [*before, n * prod(counts), *after]
 
 
 def _hiding(axis: int, hidden: Sequence[int]) -> Callable[[int], int]:
