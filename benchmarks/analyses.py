@@ -14,9 +14,8 @@ import optax_bnmask as bnmask
 from benchmarks.networks import NETWORKS, SMALL_NETWORKS, equations, of_linen
 from benchmarks.record import Row
 from benchmarks.timing import fastest, in_turns
-from optax_bnmask import compat
-from optax_bnmask.program.assemble import analysis_of
-from optax_bnmask.program.trace import traced, without_collection
+from optax_bnmask.program.passes import analysis_of
+from optax_bnmask.program.trace import traced
 
 OF_TRACING, OF_REGISTRATION = 0.25, 1.0
 TRACING, ANALYSIS = "`jax.make_jaxpr`", "analysis beyond tracing"
@@ -52,17 +51,10 @@ def afresh():
 def rows_of(name, module, x, rounds):
     """The rows of one network."""
     fn, params, args = of_linen(module, x)
-    program, closed = traced(fn, params, args, {}), jax.make_jaxpr(fn)(params, *args)
-    everything = [True] * len(compat.open_jaxpr(closed).outvars)
-
-    def beyond_tracing():
-        with without_collection():
-            compat.live_part(closed, everything)  # as `traced` does
-        return analysis_of(program)
-
+    program = traced(fn, params, args, {})
     calls = {
         TRACING: lambda: jax.make_jaxpr(fn)(params, *args),
-        ANALYSIS: beyond_tracing,
+        ANALYSIS: lambda: analysis_of(program),
         WHOLE: lambda: bnmask.analyze(fn, params, *args),
     }
     register, note = registration(fn, params, args)

@@ -7,7 +7,7 @@ from benchmarks.masks import trees
 from benchmarks.networks import chain, equations
 from benchmarks.record import Growth
 from benchmarks.timing import fastest, in_turns
-from optax_bnmask.program.assemble import analysis_of
+from optax_bnmask.program.passes import analysis_of
 from optax_bnmask.program.trace import traced
 
 LEAVES = (100, 316, 1_000, 3_160, 10_000, 31_600, 100_000)

@@ -64,11 +64,37 @@ class Transformer(nn.Module):
         return nn.Dense(32_000)(nn.LayerNorm()(x))
 
 
+class DenseNet(nn.Module):
+    """A convolutional network whose layers read all that came before, side by side."""
+
+    blocks: tuple
+    growth: int = 32
+
+    @nn.compact
+    def __call__(self, x):
+        def normed(y):
+            return nn.relu(nn.BatchNorm(use_running_average=False)(y))
+
+        def conv(y, features, size):
+            return nn.Conv(features, (size, size), use_bias=False)(y)
+
+        x = normed(nn.Conv(64, (7, 7), (2, 2), use_bias=False)(x))
+        x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        for place, layers in enumerate(self.blocks):
+            for _ in range(layers):
+                y = conv(normed(conv(normed(x), 4 * self.growth, 1)), self.growth, 3)
+                x = jnp.concatenate([x, y], -1)
+            if place < len(self.blocks) - 1:
+                x = nn.avg_pool(conv(normed(x), x.shape[-1] // 2, 1), (2, 2), (2, 2))
+        return nn.Dense(1000)(normed(x).mean((1, 2)))
+
+
 IMAGES = jax.ShapeDtypeStruct((8, 224, 224, 3), jnp.float32)
 TOKENS = jax.ShapeDtypeStruct((8, 128), jnp.int32)
 NETWORKS = {
     "ResNet-50": (ResNet((3, 4, 6, 3)), IMAGES),
     "ResNet-152": (ResNet((3, 8, 36, 3)), IMAGES),
+    "DenseNet-201": (DenseNet((6, 12, 48, 32)), IMAGES),
     "transformer, 64 layers": (Transformer(64), TOKENS),
 }
 SMALL_NETWORKS = {

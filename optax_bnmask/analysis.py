@@ -97,7 +97,8 @@ class Assumption:
 
     Attributes:
       kind: ``"epsilon"`` (a small constant taken as 0), ``"infinity"`` (a dtype's largest finite
-        value taken as infinite) or ``"guard"`` (a constant chosen only where a value is 0).
+        value taken as infinite), ``"guard"`` (a constant chosen only where a value is 0) or
+        ``"zeros"`` (an array that the function closes over, all 0 now and taken to stay so).
       value: The constant.
       primitive: The name of the operation that takes the constant.
       where: ``file:line (function)`` in the user's code, as far as the trace knows it.
@@ -114,6 +115,7 @@ class Assumption:
             "epsilon": "taken as 0",
             "infinity": "taken as infinite",
             "guard": "chosen only where the guarded value is 0",
+            "zeros": "in all of an array that the function closes over, taken to stay so",
         }[self.kind]
         return f"{self.value:g} in `{self.primitive}` {taken}, at {self.where}"
 

@@ -9,17 +9,18 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import jax
 import jax.extend.core.primitives as extend_primitives
+import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax._src import source_info_util
 from jax.core import Tracer
 from jax.extend.core import Literal, Primitive
-from jax.interpreters import partial_eval
 
 __all__ = [
     "Literal",
@@ -27,10 +28,12 @@ __all__ = [
     "Tracer",
     "carry_of_scan",
     "consts_of",
-    "live_part",
+    "is_inexact",
     "location",
     "open_jaxpr",
     "primitive",
+    "primitive_of",
+    "ragged_numbers",
 ]
 
 
@@ -108,6 +111,23 @@ def primitive(name: str) -> Primitive | None:
     )
 
 
+@functools.lru_cache
+def is_inexact(dtype: Any) -> bool:  # noqa: ANN401 - a dtype, extended ones included
+    """Whether arrays of that dtype hold real or complex numbers."""
+    return bool(jnp.issubdtype(dtype, np.inexact))
+
+
+def primitive_of(module: str, name: str) -> Primitive | None:
+    """A primitive of another library, if the user has imported that and it has one so called.
+
+    Args:
+      module: The module that holds it, such as ``"equinox._unvmap"``.
+      name: Its attribute name.
+    """
+    found = getattr(sys.modules.get(module), name, None)
+    return found if isinstance(found, Primitive) else None
+
+
 def open_jaxpr(jaxpr: Any) -> Any:  # noqa: ANN401 - closed before 0.12, merged since
     """The jaxpr proper, whichever of the two kinds is given."""
     return jaxpr.jaxpr if hasattr(jaxpr, "jaxpr") else jaxpr
@@ -118,21 +138,7 @@ def consts_of(jaxpr: Any) -> Sequence[Any]:  # noqa: ANN401 - closed before 0.12
     return getattr(jaxpr, "consts", ())
 
 
-def live_part(jaxpr: Any, used: Sequence[bool]) -> tuple[Any, list[bool]]:  # noqa: ANN401 - as above
-    """The jaxpr without what its used outputs do not need.
-
-    Args:
-      jaxpr: As `jax.make_jaxpr` returns it.
-      used: Which outputs are of interest.
-
-    Returns:
-      The open jaxpr with the same constants and with only the used inputs, and which of its inputs
-      those are.
-    """
-    return partial_eval.dce_jaxpr(open_jaxpr(jaxpr), list(used))
-
-
-def carry_of_scan(params: dict[str, Any]) -> tuple[int, int]:
+def carry_of_scan(params: Mapping[str, Any]) -> tuple[int, int]:
     """The number of constants and of carried values of a `scan`."""
     if "num_carry" in params:
         return params["num_consts"], params["num_carry"]
@@ -205,3 +211,13 @@ def _short(file_name: str) -> str:
         return inside
     here = f"{os.getcwd()}{os.sep}"  # noqa: PTH109 - `Path.cwd` takes ten times as long
     return file_name.removeprefix(here)
+
+
+def ragged_numbers(params: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:
+    """The dimension numbers of a `ragged_dot_general`, and the axes of its right operands' groups.
+
+    There are none where the rows that are ragged are summed over, or a batch.
+    """
+    numbers = params["ragged_dot_dimension_numbers"]
+    dot = numbers.dot_dimension_numbers
+    return dot, tuple(numbers.rhs_group_dimensions)

@@ -30,7 +30,7 @@ def confirmed(
       The analysis on both kinds of evidence. A leaf that statistics of its own show to be a
       BatchNorm's keeps that role where the trace does not confirm it, and a note says so.
     """
-    from optax_bnmask.program.assemble import (  # noqa: PLC0415 - what `import` need not wait for
+    from optax_bnmask.program.passes import (  # noqa: PLC0415 - what `import` need not wait for
         analysis_of,
         warn_of_running_statistics,
     )

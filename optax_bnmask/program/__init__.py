@@ -1,11 +1,21 @@
 """Evidence from the program: how the traced function uses each parameter.
 
-`trace` makes a program of a function. The algebra, which knows nothing of JAX, is `forms` and the
-`unknowns` exponents in them, the `degree` of a value, and what `layout` does to degrees along
-`axes`. `interpreter` walks the program by the `rules`, for one `context` at a time: once to solve
-for the exponents, of which `symmetries`, `cones` and `parts` make findings, and once to see how
-leaves meet data (`roles`, `tags`). `assemble` puts both together, and `explain` follows one
-symmetry through.
+In this order, each step a file:
+
+- `trace`: the function, from shapes alone, to a jaxpr;
+- `tape`: the jaxpr to one flat list of equations; `control` opens calls, loops and branches,
+  `devices` meshes, and `lowering` writes primitives that are others in disguise as those;
+- `facts`: what is known of values themselves, as `flags`; `constants`: which number one is;
+  `epsilons`: which small constants may stand for 0;
+- `demands`: the first pass, over `indices`: which axes are the same, cut or split;
+- `solve`: the second pass, over `exponents`: how every value scales, entry by entry; `renaming`:
+  what reshapes and slices make of that; `equations`: what must agree, solved;
+- `symmetries` and `freedom`: what the null space says of each leaf; `cones`: if none may shrink;
+- `uses`: how each leaf meets the data, what is remembered of values on the way in `views`, and the
+  local scale in `gauges`;
+- `explain`: one symmetry followed through the tape; `passes`: all of this in order.
+
+`registry` holds the rule of each primitive, which all of them read; `rules` has the rules.
 """
 
 from collections.abc import Callable
@@ -14,28 +24,37 @@ from typing import Any
 from optax_bnmask.analysis import Analysis
 
 
-def analyze(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: ANN401 - any pytrees
+def analyze(
+    fn: Callable[..., Any],
+    params: Any,  # noqa: ANN401 - any pytree
+    *args: Any,  # noqa: ANN401 - any pytrees
+    has_aux: bool = False,
+    **kwargs: Any,  # noqa: ANN401 - any pytrees
+) -> Analysis:
     """How a function uses each parameter, and whether its scale matters: proved, not guessed.
 
     The function is traced once, from shapes alone. Every value gets a *degree*, the exponent ``k``
-    in ``v(c*p) = c**k v(p)``, as a linear form in one unknown exponent for each leaf; sums demand
-    that degrees agree, nonlinear functions and the outputs that they are 0. What these equations
-    leave free are the scale symmetries. Where no rule is known the answer is "sensitive".
+    in ``v(c*p) = c**k v(p)``, as a linear form in unknown exponents of the leaves; sums demand that
+    degrees agree, nonlinear functions and the outputs that they are 0. What these equations leave
+    free are the scale symmetries. Where no rule is known the answer is "sensitive".
 
     Args:
       fn: ``fn(params, *args, **kwargs)`` returning one array or a pytree of arrays of any shapes.
-        Trace it as it is trained: normalisers on the statistics of the batch.
+        Trace it as it is trained: normalisers on the statistics of the batch. All arrays that it
+        returns count, those of integers and truth values too.
       params: Any pytree of arrays or `jax.ShapeDtypeStruct`s, any shapes.
       *args: The other arguments: arrays and `jax.ShapeDtypeStruct`s are traced, anything else is
         passed as it is.
-      **kwargs: The same by name.
+      has_aux: Whether `fn` returns a pair ``(output, aux)`` of which only the first counts, as in
+        `jax.grad`: new state and metrics belong into `aux`.
+      **kwargs: More arguments, by name.
 
     Returns:
-      The `Analysis`.
+      The `Analysis`. Where an output other than the first makes a leaf matter, a note names it.
 
     Raises:
-      StructureError: A leaf is no array, no output is of floating dtype, or none depends on
-        `params`.
+      StructureError: A leaf is no array, no output is of floating dtype, none depends on `params`,
+        or `fn` returns no pair although `has_aux` says so.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -54,12 +73,12 @@ def analyze(fn: Callable[..., Any], params: Any, *args: Any, **kwargs: Any) -> A
     References:
       Kennedy, Types for Units-of-Measure, 2010, for degrees as dimensions.
     """
-    from optax_bnmask.program.assemble import (  # noqa: PLC0415 - what `import` need not wait for
+    from optax_bnmask.program.passes import (  # noqa: PLC0415 - what `import` need not wait for
         analysis_of,
         warn_of_running_statistics,
     )
     from optax_bnmask.program.trace import traced  # noqa: PLC0415
 
-    analysis = analysis_of(traced(fn, params, args, kwargs))
+    analysis = analysis_of(traced(fn, params, args, kwargs, has_aux=has_aux))
     warn_of_running_statistics(analysis)
     return analysis

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
-from optax_bnmask.program.forms import NOTHING, Form, Number, plus, quotient, times
+from optax_bnmask.program.equations import NOTHING, Form, Number, plus, quotient, times
 
 Vector = dict[int, Number]
 """Exponents by leaf number, without the zeros."""

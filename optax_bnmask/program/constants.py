@@ -1,36 +1,56 @@
-"""Constants: which of them have every degree at once, and simple arithmetic among them."""
+"""Constants: the number that one is, and arithmetic among numbers, as far as epsilons need it."""
 
 import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.context import Eqn
-from optax_bnmask.program.degree import ANY, HUGE, ZERO, Degree
+from optax_bnmask.program.flags import EVERY, HUGE, NONNEG, SOLID
+from optax_bnmask.program.tape import MOVE, RESHAPE, SLICE, Equation
 
-_LARGEST = 1 << 22
+_LARGEST: Final = 1 << 22
 """Constant arrays with more entries than this are not looked into."""
 
 
-def constant(value: Any) -> Degree:  # noqa: ANN401 - a literal's or a constant's value
-    """The degree of a constant: every degree for zeros and infinities, 0 for all others."""
+def known_of(value: Any) -> tuple[float | None, int]:  # noqa: ANN401 - a literal's or a constant's value
+    """The number that all entries of a constant are, if it is one, and its flags."""
     dtype = getattr(value, "dtype", None)
     if not is_here(value) or (dtype is not None and not _is_number(dtype)):
-        return ZERO
+        return None, 0
     if np.size(value) == 1:
-        return _scalar(value, dtype)
+        entry = np.asarray(value).reshape(())
+        if np.iscomplexobj(entry):  # an infinity of which no product is one
+            return None, EVERY if entry == 0 else 0
+        return number_of(float(entry), dtype) if _is_number(entry.dtype) else (None, 0)
+    array = _looked_into(value)
+    if array is None:
+        return None, 0
+    if np.iscomplexobj(array):
+        return None, EVERY if bool(np.all(array == 0)) else 0
+    trivial = bool(np.all((array == 0) | ~np.isfinite(array)))
+    return None, (EVERY if trivial else 0) | (NONNEG if bool(np.all(array >= 0)) else 0)
+
+
+def solid(value: Any) -> int:  # noqa: ANN401 - as above
+    """`SOLID` for an array that is known to hold no 0."""
+    array = _looked_into(value) if is_here(value) else None
+    return SOLID if array is not None and bool(np.all(array != 0)) else 0
+
+
+def _looked_into(value: Any) -> Any:  # noqa: ANN401 - as above
+    """The entries of a constant in NumPy, if it has any that can and may be looked at."""
     if np.size(value) > _LARGEST or not isinstance(getattr(value, "shape", ()), tuple):
-        return ZERO
+        return None
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None and not _is_number(dtype):
+        return None
     array = np.asarray(value)
-    if not _is_number(array.dtype):
-        return ZERO
-    wide = array if np.iscomplexobj(array) else array.astype(np.float64)
-    return ANY if bool(np.all((wide == 0) | ~np.isfinite(wide))) else ZERO
+    return array if np.iscomplexobj(array) else array.astype(np.float64)
 
 
 def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
@@ -40,30 +60,20 @@ def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
     return getattr(value, "is_fully_replicated", True) or value.is_fully_addressable
 
 
-def _scalar(value: Any, dtype: Any) -> Degree:  # noqa: ANN401 - as above
-    """The degree of one known number; of a complex one no more is known than that it is 0."""
-    entry = np.asarray(value).reshape(())
-    if not _is_number(entry.dtype):
-        return ZERO
-    if not np.iscomplexobj(entry):
-        return number_of(float(entry), dtype)
-    return ANY if entry == 0 or not np.isfinite(entry) else ZERO
-
-
-def number_of(number: float, dtype: Any) -> Degree:  # noqa: ANN401 - a dtype
-    """The degree of a constant all of whose entries are `number`.
-
-    One that is nearly as large as its dtype allows has degree 0 and is marked: where it meets a
-    value that scales, it stands for infinity, but a product with it is a product.
-    """
-    floating = dtype is None or jnp.issubdtype(dtype, np.inexact)
-    if not floating:
-        return Degree({}, const=number)
+def number_of(number: float, dtype: Any) -> tuple[float, int]:  # noqa: ANN401 - a dtype
+    """A constant all of whose entries are `number`, and its flags."""
+    flags = NONNEG if number >= 0 else 0
     if number == 0 or not math.isfinite(number):
-        return Degree(None, const=number)
-    if dtype is not None and abs(number) >= 0.1 * float(jnp.finfo(dtype).max):
-        return Degree({}, const=number, mark=HUGE)
-    return Degree({}, const=number)
+        return number, flags | (EVERY if dtype is None or compat.is_inexact(dtype) else 0)
+    if dtype is not None and compat.is_inexact(dtype) and abs(number) >= _large(dtype):
+        flags |= HUGE
+    return number, flags
+
+
+@functools.lru_cache
+def _large(dtype: Any) -> float:  # noqa: ANN401 - a dtype
+    """A tenth of the largest number of a dtype: what masks are filled with is at least that."""
+    return 0.1 * float(jnp.finfo(dtype).max)
 
 
 @functools.lru_cache
@@ -71,84 +81,84 @@ def _is_number(dtype: Any) -> bool:  # noqa: ANN401 - a dtype, extended ones inc
     return bool(jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_))
 
 
-def _same(x: float, *_: float) -> float:
-    return x
+@functools.lru_cache
+def _is_real(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
+    return _is_number(dtype) and not bool(jnp.issubdtype(dtype, np.complexfloating))
 
 
-def _inverse_root(x: float) -> float:
-    return 1 / math.sqrt(x)
+def folded(e: Equation, numbers: Sequence[float | None]) -> tuple[float, int] | None:
+    """The number that an equation among known numbers gives, and its flags, if that is simple."""
+    function = _FOLD.get(e.op)
+    if function is None or not e.ins:
+        return None
+    dtype = e.source.outvars[e.place].aval.dtype
+    if not _is_real(dtype):
+        return None
+    try:
+        number = function(*[numbers[x] for x in e.ins])
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
+        return None
+    if isinstance(number, complex):
+        return None
+    rounded = _rounded(float(number), dtype)
+    return None if rounded is None else number_of(rounded, dtype)
 
 
 def _square(x: float) -> float:
     return x * x
 
 
-def _power(x: float, y: float) -> float:
-    return float(x**y)
+def _inverse_root(x: float) -> float:
+    return 1 / math.sqrt(x)
 
 
-_FOLD: dict[Any, Callable[..., float]] = {
-    compat.primitive(name): function
-    for name, function in {
-        "add_p": operator.add,
-        "sub_p": operator.sub,
-        "mul_p": operator.mul,
-        "div_p": operator.truediv,
-        "max_p": max,
-        "min_p": min,
-        "neg_p": operator.neg,
-        "abs_p": abs,
-        "square_p": _square,
-        "sqrt_p": math.sqrt,
-        "rsqrt_p": _inverse_root,
-        "exp_p": math.exp,
-        "log_p": math.log,
-        "pow_p": _power,
-        "broadcast_in_dim_p": _same,
-        "reshape_p": _same,
-        "squeeze_p": _same,
-        "transpose_p": _same,
-        "slice_p": _same,
-        "copy_p": _same,
-        "stop_gradient_p": _same,
-        "convert_element_type_p": _same,
-        "pvary_p": _same,
-        "reshard_p": _same,
-        "sharding_constraint_p": _same,
-        "layout_constraint_p": _same,
-        "device_put_p": _same,
-        "optimization_barrier_p": _same,
-    }.items()
+def _same(x: float, *_: float) -> float:
+    return x
+
+
+_FOLD: dict[Any, Callable[..., Any]] = {
+    MOVE: _same,
+    RESHAPE: _same,
+    SLICE: _same,
+    **{
+        compat.primitive(name): function
+        for name, function in {
+            "add_p": operator.add,
+            "sub_p": operator.sub,
+            "mul_p": operator.mul,
+            "div_p": operator.truediv,
+            "max_p": max,
+            "min_p": min,
+            "neg_p": operator.neg,
+            "abs_p": abs,
+            "square_p": _square,
+            "sqrt_p": math.sqrt,
+            "rsqrt_p": _inverse_root,
+            "exp_p": math.exp,
+            "log_p": math.log,
+            "pow_p": pow,
+            "gt_p": operator.gt,
+            "ge_p": operator.ge,
+            "lt_p": operator.lt,
+            "le_p": operator.le,
+            "eq_p": operator.eq,
+            "ne_p": operator.ne,
+            "copy_p": _same,
+            "stop_gradient_p": _same,
+            "convert_element_type_p": _same,
+        }.items()
+    },
 }
-
-
-def folded(eqn: Eqn, ins: Sequence[Degree]) -> Degree | None:
-    """The result of an equation among known constants, if it is simple enough."""
-    if not ins or len(eqn.outvars) > 1 or any(d.const is None for d in ins):
-        return None
-    function = _FOLD.get(eqn.primitive)
-    if function is None:
-        return None
-    out = eqn.outvars[0].aval
-    if not _is_number(out.dtype) or jnp.issubdtype(out.dtype, np.complexfloating):
-        return None
-    try:
-        number = function(*[d.const for d in ins])
-    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
-        return None
-    if isinstance(number, complex):
-        return None
-    rounded = _rounded(float(number), out.dtype)
-    return None if rounded is None else number_of(rounded, out.dtype)
+"""Arithmetic among numbers, as far as epsilons and bounds are computed in programs."""
 
 
 def _rounded(number: float, dtype: Any) -> float | None:  # noqa: ANN401 - a dtype
     """The number as an array of that dtype would hold it, if that is beyond doubt."""
     if dtype == np.bool_:
         return float(number != 0)
-    if jnp.issubdtype(dtype, np.inexact):
+    if compat.is_inexact(dtype):
         with np.errstate(over="ignore", under="ignore"):
             return float(np.asarray(number).astype(dtype))
-    limits = jnp.iinfo(dtype)
+    limits = np.iinfo(dtype)
     exact = math.isfinite(number) and abs(number) < 2**53
     return float(int(number)) if exact and limits.min <= number <= limits.max else None

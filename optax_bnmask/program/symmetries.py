@@ -5,10 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from optax_bnmask.analysis import Scale
 from optax_bnmask.program.cones import Vector, cone_of, null_space
-from optax_bnmask.program.degree import Degree
-from optax_bnmask.program.forms import Form, Number, plus, quotient, times
-from optax_bnmask.program.layout import Layouts
-from optax_bnmask.program.unknowns import Unknowns
+from optax_bnmask.program.equations import Form, Number, System, plus, quotient, times
+from optax_bnmask.program.freedom import LeafExponents
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,36 +30,24 @@ class Symmetries:
     cone: Vector
 
 
-def leaf_degree(unknowns: Unknowns, shape: Sequence[int]) -> Degree:
-    """The degree of a leaf: an unknown for the whole, and one for each index of each axis."""
-    return Degree(
-        {unknowns.scalar(): 1},
-        {
-            ((axis, n),): [(n, {unknowns.vector(n, gauge=True): 1})]
-            for axis, n in enumerate(shape)
-            if n > 1
-        },
-    )
-
-
 def symmetries(
-    unknowns: Unknowns,
-    degrees: Mapping[int, Degree],
+    system: System,
+    leaves: Mapping[int, LeafExponents],
     biases: Sequence[Iterable[int]],
     n_leaves: int,
 ) -> Symmetries:
     """The symmetries that scale each leaf as a whole.
 
     Args:
-      unknowns: The exponents, solved as far as the program demands.
-      degrees: The settled degrees of the live leaves, by number.
+      system: The unknowns, solved as far as the program demands.
+      leaves: The exponents of the live leaves, by number.
       biases: For each leaf, the biases added to its own output.
       n_leaves: The number of all leaves.
 
     Returns:
       The `Symmetries`.
     """
-    forms = _whole_leaves(unknowns, degrees)
+    forms = _whole_leaves(system, leaves)
     spaces = [_Space({i: forms[i] for i in component}) for component in _components(forms)]
     witness = {
         i: found
@@ -92,12 +78,13 @@ def symmetries(
     )
 
 
-def _whole_leaves(unknowns: Unknowns, degrees: Mapping[int, Degree]) -> dict[int, Form]:
+def _whole_leaves(system: System, leaves: Mapping[int, LeafExponents]) -> dict[int, Form]:
     """The exponent of each leaf, where no leaf is scaled but as a whole."""
-    whole = unknowns.copy()
-    layouts = Layouts(whole, whole.flattened)
-    levels = {i: layouts.level(d) for i, d in degrees.items()}
-    return {i: whole.resolve(level) for i, level in levels.items()}
+    whole = system.copy()
+    for leaf in leaves.values():
+        for form in leaf.varying():
+            whole.zero(form)
+    return {i: whole.resolve(leaf.level) for i, leaf in leaves.items()}
 
 
 def _components(forms: Mapping[int, Form]) -> list[list[int]]:

@@ -17,17 +17,17 @@ from optax_bnmask.paths import layout
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Program:
-    """A traced function without its dead code.
+    """A traced function.
 
     Attributes:
-      jaxpr: The open jaxpr; its inputs are the live leaves and then the other live inputs.
+      jaxpr: The jaxpr; its inputs are the leaves and then the other arrays.
       consts: The values of its constant inputs.
       paths: The canonical names of all leaves of the params.
       shapes: Their shapes.
       dtypes: Their dtypes.
-      live: Which leaves some output depends on.
       inputs: For each input of the jaxpr, the index of its leaf, or `None` for other arguments.
       argument_paths: For each input that is no leaf, its name among the arguments.
+      output_paths: For each output, its name.
     """
 
     jaxpr: Any
@@ -35,9 +35,9 @@ class Program:
     paths: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[Any, ...]
-    live: tuple[bool, ...]
     inputs: tuple[int | None, ...]
     argument_paths: tuple[str, ...]
+    output_paths: tuple[str, ...]
 
 
 def traced(
@@ -45,14 +45,17 @@ def traced(
     params: Any,  # noqa: ANN401 - any pytree
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
+    *,
+    has_aux: bool = False,
 ) -> Program:
-    """Traces ``fn(params, *args, **kwargs)`` from shapes alone and drops what no output needs.
+    """Traces ``fn(params, *args, **kwargs)`` from shapes alone.
 
     Args:
       fn: The function.
       params: Its parameters: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       args: Its other arguments; arrays and `jax.ShapeDtypeStruct`s are traced, all else is static.
       kwargs: The same by name.
+      has_aux: Whether `fn` returns a pair, the second of which is no output.
 
     Returns:
       The `Program`.
@@ -75,40 +78,48 @@ def traced(
         ]
         in_args, in_kwargs = jax.tree.unflatten(rest_def, filled)
         out = fn(jax.tree.unflatten(params_def, param_leaves), *in_args, **in_kwargs)
-        return [x for x in jax.tree.leaves(out) if _is_float(x)]
+        if has_aux:
+            out, _ = _pair(out)
+        found = [
+            (keys, x) for keys, x in jax.tree_util.tree_flatten_with_path(out)[0] if _is_number(x)
+        ]
+        names[:] = [_name(keys) for keys, _ in found]
+        return [x for _, x in found]
 
+    names: list[str] = []
     closed = jax.make_jaxpr(flat)(
         [_abstract(x) for x in flat_params], [_abstract(x) for _, x in dynamic]
     )
-    n_outputs = len(compat.open_jaxpr(closed).outvars)
-    if not n_outputs:
+    if not any(compat.is_inexact(v.aval.dtype) for v in compat.open_jaxpr(closed).outvars):
         raise StructureError(
             "`fn` must return at least one array of floating dtype. It returned none. Return the "
             "logits or the loss whose invariance is in question."
         )
-    with without_collection():
-        jaxpr, used = compat.live_part(closed, [True] * n_outputs)
-    live = tuple(used[: len(flat_params)])
-    if not any(live):
-        raise StructureError(
-            f"The outputs of `fn` must depend on `params`. They depend on none of its "
-            f"{len(live)} leaves. Does `fn` use its first argument?"
-        )
-    numbers = [*range(len(flat_params)), *([None] * len(dynamic))]
-    names = [
-        jax.tree_util.keystr(keys[1:] if len(keys) > 1 else keys, simple=True, separator="/")
-        for keys, _ in dynamic
-    ]
     return Program(
-        jaxpr,
+        closed,
         compat.consts_of(closed),
         tuple(leaves),
         tuple(np.shape(x) for x in flat_params),
         tuple(getattr(x, "dtype", None) or jnp.result_type(x) for x in flat_params),
-        live,
-        tuple(number for number, is_used in zip(numbers, used, strict=True) if is_used),
-        tuple(n for n, is_used in zip(names, used[len(flat_params) :], strict=True) if is_used),
+        (*range(len(flat_params)), *([None] * len(dynamic))),
+        tuple(_name(keys[1:] if len(keys) > 1 else keys) for keys, _ in dynamic),
+        tuple(names),
     )
+
+
+def _name(keys: Any) -> str:  # noqa: ANN401 - the key path of a pytree
+    return jax.tree_util.keystr(keys, simple=True, separator="/")
+
+
+def _pair(out: Any) -> tuple[Any, Any]:  # noqa: ANN401 - whatever `fn` returned
+    """The output and what is beside it."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise StructureError(
+            f"With `has_aux=True`, `fn` must return a pair `(output, aux)`. It returned "
+            f"{'a tuple of ' + str(len(out)) if isinstance(out, tuple) else type(out).__name__}. "
+            f"Return the two as a tuple, or leave `has_aux` out."
+        )
+    return out
 
 
 @contextlib.contextmanager
@@ -146,9 +157,14 @@ def _abstract(value: Any) -> Any:  # noqa: ANN401 - any array
     return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=typed)
 
 
-def _is_float(value: Any) -> bool:  # noqa: ANN401 - any output
+def _is_number(value: Any) -> bool:  # noqa: ANN401 - any output
+    """Whether an output is an array of numbers or truth values; keys and strings are none."""
+    if isinstance(value, (bool, int, float, complex)):
+        return True
     dtype = getattr(value, "dtype", None)
-    return bool(jnp.issubdtype(jnp.result_type(value) if dtype is None else dtype, np.inexact))
+    return dtype is not None and bool(
+        jnp.issubdtype(dtype, np.number) or jnp.issubdtype(dtype, np.bool_)
+    )
 
 
 def _require_arrays(leaves: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ SCHEMA: Final = "optax_bnmask/analysis/1"
 """Goes up when a field changes its meaning or goes away, not when one is added."""
 
 _PRNGS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
-_ASSUMPTIONS: Final = ("epsilon", "infinity", "guard")
+_ASSUMPTIONS: Final = ("epsilon", "infinity", "guard", "zeros")
 
 
 def to_json(analysis: Analysis) -> str:

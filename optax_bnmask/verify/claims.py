@@ -8,7 +8,7 @@ import numpy as np
 
 from optax_bnmask.analysis import Scale
 from optax_bnmask.errors import VerificationError
-from optax_bnmask.program.forms import Number
+from optax_bnmask.program.equations import Number
 from optax_bnmask.verify.measuring import Outputs, change
 from optax_bnmask.verify.trial import Trial, Vector
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.errors import StructureError, VerificationError
+from optax_bnmask.program.equations import Number
 from optax_bnmask.program.explain import Explainer
-from optax_bnmask.program.forms import Number
 from optax_bnmask.verify.drawing import drawn_input, drawn_leaf, is_abstract, is_float
 from optax_bnmask.verify.measuring import Measured, Outputs
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -284,6 +285,91 @@ def normalise_groups(xp, pool, x, i, j):
 @operation
 def centre(xp, pool, x, i, j):
     return x - x.mean(axis_of(x, i), keepdims=True)
+
+
+@operation
+def cumulate_maximum(xp, pool, x, i, j):
+    axis = axis_of(x, i)
+    return jax.lax.cummax(x, axis) if xp is jnp else np.maximum.accumulate(x, axis)
+
+
+@operation
+def top(xp, pool, x, i, j):
+    k = 1 + i % x.shape[-1]
+    return jax.lax.top_k(x, k)[0] if xp is jnp else np.flip(np.sort(x, -1), -1)[..., :k]
+
+
+@operation
+def take_along(xp, pool, x, i, j):
+    axis = axis_of(x, i)
+    order = xp.argsort(xp.abs(like(pool, x, j)), axis)
+    if j % 3 == 0:
+        order = np.random.default_rng(j).integers(0, x.shape[axis], x.shape)
+    return xp.take_along_axis(x, order, axis)
+
+
+@operation
+def sorted_by(xp, pool, x, i, j):
+    y, axis = like(pool, x, i), axis_of(x, j)
+    if xp is jnp:
+        return jax.lax.sort((y, x), dimension=axis, num_keys=1)[1]
+    return np.take_along_axis(x, np.argsort(y, axis, kind="stable"), axis)
+
+
+@operation
+def clipped(xp, pool, x, i, j):
+    low, high = xp.abs(like(pool, x, i)), -xp.abs(like(pool, x, j))
+    low, high = (low, high) if i % 4 == 0 else (high, low)
+    return jax.lax.clamp(low, x, high) if xp is jnp else np.minimum(np.maximum(x, low), high)
+
+
+@operation
+def guarded(xp, pool, x, i, j):
+    axes = (axis_of(x, i),)
+    n = xp.sqrt((x * x).sum(axes, keepdims=True))
+    if j % 4 == 0:
+        n = (x * x).sum(axes, keepdims=True)
+    safe = xp.where(n != 0 if j % 2 else n > 0, n, 1.0) if i % 2 else xp.where(n == 0, 1.0, n)
+    return x / safe
+
+
+@operation
+def gated(xp, pool, x, i, j):
+    gate = (like(pool, x, i) > 0).astype(float)
+    return (x * gate, x * gate.sum(), x - x * gate, gate)[j % 4]
+
+
+@operation
+def one_beside(xp, pool, x, i, j):
+    y = like(pool, x, i)
+    tests = (
+        *(xp.maximum(y, 0.0), xp.sign(xp.maximum(y, 0.0)), xp.tanh(xp.maximum(y, 0.0))),
+        *(xp.round(y), (y > 0).astype(float), (y > x).astype(int), xp.argmax(y, 0)),
+        *(y, xp.cumprod(xp.maximum(y, 0.0), 0), xp.abs(y) - xp.abs(x)),
+    )
+    test = tests[j % len(tests)]
+    return xp.where(test != 0, x, 1.0) if i % 2 else xp.where(test == 0, 1.0, x)
+
+
+@operation
+def guard_above(xp, pool, x, i, j):
+    bounded = x if j % 2 else x + xp.abs(like(pool, x, i))
+    return xp.where(bounded > 0, x, 1.0)
+
+
+@operation
+def one_hot(xp, pool, x, i, j):
+    axis = axis_of(x, i)
+    best = xp.expand_dims(xp.argmax(xp.abs(x), axis), axis)
+    places = np.arange(x.shape[axis]).reshape([-1 if a == axis else 1 for a in range(x.ndim)])
+    return xp.where(places == best, like(pool, x, j), 0.0)
+
+
+@operation
+def select_by_places(xp, pool, x, i, j):
+    y, axis = like(pool, x, i), axis_of(x, j)
+    best = xp.argmax(x, axis) == xp.argmax(y, axis)
+    return xp.where(xp.expand_dims(best, axis), x, y)
 
 
 @operation

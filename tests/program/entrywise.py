@@ -12,91 +12,123 @@ import jax
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.context import Symmetry
-from optax_bnmask.program.degree import ZERO, Degree
-from optax_bnmask.program.forms import Form, Profile
-from optax_bnmask.program.interpreter import walk
-from optax_bnmask.program.rules import families
-from optax_bnmask.program.symmetries import leaf_degree
-from optax_bnmask.program.unknowns import Unknowns
+from optax_bnmask.program.demands import Axes
+from optax_bnmask.program.equations import Form, System
+from optax_bnmask.program.exponents import Degree
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import EVERY
+from optax_bnmask.program.indices import Segments, starts_of
+from optax_bnmask.program.rules import load
+from optax_bnmask.program.solve import Solution
+from optax_bnmask.program.tape import Tape
+from optax_bnmask.program.trace import Program
 
-FAMILIES = families.FAMILIES
 BASE = 2.0
 
 
 class Assignment:
     """A value for each unknown that is still free, drawn when it is first asked for."""
 
-    def __init__(self, unknowns: Unknowns, rng: np.random.Generator) -> None:
-        self.unknowns = unknowns
+    def __init__(self, system: System, rng: np.random.Generator) -> None:
+        self.system = system
         self.rng = rng
         self.values: dict[int, np.ndarray] = {}
 
-    def of(self, key: int, length: int) -> np.ndarray:
-        """The entries of a free unknown, seen along a segment."""
-        source, size = self.unknowns.source(key), self.unknowns.size[key]
-        if source not in self.values:
-            self.values[source] = self.rng.integers(-4, 5, size) / 4
-        inner = 1 if size == 1 else self.unknowns.inner(key)
-        if size == 1:
-            return np.full(length, self.values[source][0])
-        period = size * inner
-        assert length % period == 0, f"a view of period {period} on {length} entries"
-        return np.tile(np.repeat(self.values[source], inner), length // period)
-
-    def form(self, form: Form, length: int = 1) -> np.ndarray:
-        """The entries of a form along a segment."""
-        out = np.zeros(length)
-        for key, c in form.items():
-            assert key not in self.unknowns.solved, "a form that was not resolved"
-            out += float(c) * self.of(key, length)
+    def form(self, form: Form, shape: Sequence[int]) -> np.ndarray:
+        """The value of a form for each choice of an entry of some atoms."""
+        out = np.zeros(shape)
+        for unknown, c in form.items():
+            assert unknown not in self.system.solved, "a form that was not resolved"
+            if unknown not in self.values:
+                self.values[unknown] = self.rng.integers(-4, 5, shape) / 4
+            assert self.values[unknown].shape == tuple(shape), "one unknown for two components"
+            out += float(c) * self.values[unknown]
         return out
 
-    def profile(self, profile: Profile) -> np.ndarray:
-        """The entries of a profile; NaN where the values have every degree at once."""
-        parts = [
-            np.full(n, np.nan) if form is None else self.form(form, n)
-            for n, form in self.unknowns.resolve_along(profile)
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0)
-
-    def degree(self, d: Degree, shape: Sequence[int]) -> np.ndarray:
+    def degree(
+        self, d: Degree | None, axes: Sequence[Segments], shape: Sequence[int]
+    ) -> np.ndarray:
         """The exponent of every entry of a value; NaN for every degree at once."""
-        if d.level is None:
+        if d is None:
             return np.full(shape, np.nan)
-        out = np.full(shape, self.form(self.unknowns.resolve(d.level))[0])
-        for key, profile in d.along.items():
-            axes = [axis for axis, _ in key]
-            for axis, n in key:
-                assert axis >= 0, f"an axis of a loop is left in {d}"
-                assert shape[axis] == n, f"{key} on a value of shape {shape}"
-            grid = self.profile(profile).reshape([n for _, n in key])
-            order = sorted(range(len(axes)), key=axes.__getitem__)
-            grid = grid.transpose(order)
-            out = out + grid.reshape([n if a in axes else 1 for a, n in enumerate(shape)])
+        out = np.full(shape, np.inf)
+        for cell, components in d.items():
+            where = []
+            for t, segments in zip(cell, axes, strict=True):
+                ends = starts_of([*segments, ()])
+                where.append(slice(ends[t], ends[t + 1]))
+            sizes = [s.stop - s.start for s in where]
+            part = np.zeros(sizes)
+            for component, form in (components or {}).items():
+                atoms = [axes[p][cell[p]][k].size for p, k in component]
+                part = part + self._laid_out(component, self.form(form, atoms), cell, axes, sizes)
+            out[tuple(where)] = np.nan if components is None else part
+        assert not np.any(np.isinf(out)), "a cell is missing"
         return out
 
-
-def read(
-    fn: Callable[..., Any], *operands: Any, scaled: Sequence[bool] | None = None
-) -> tuple[Symmetry, list[Degree], list[Degree], Any]:
-    """The degrees of the operands and of the results of a function, and its jaxpr."""
-    closed = jax.make_jaxpr(fn)(*operands)
-    jaxpr = compat.open_jaxpr(closed)
-    reading = Symmetry(Unknowns())
-    leaves = [
-        leaf_degree(reading.unknowns, v.aval.shape)
-        if np.issubdtype(v.aval.dtype, np.inexact) and (scaled is None or scaled[i])
-        else ZERO
-        for i, v in enumerate(jaxpr.invars)
-    ]
-    outs = walk(reading, jaxpr, leaves, compat.consts_of(closed))
-    return reading, leaves, outs, jaxpr
+    @staticmethod
+    def _laid_out(component, values, cell, axes, sizes) -> np.ndarray:
+        """The values of a component, entry by entry of a cell."""
+        places = {place: n for n, place in enumerate(component)}
+        fine, order = [], []
+        for p, t in enumerate(cell):
+            for k, atom in enumerate(axes[p][t]):
+                fine.append(atom.size if (p, k) in places else 1)
+                if (p, k) in places:
+                    order.append(places[p, k])
+        every = [atom.size for p, t in enumerate(cell) for atom in axes[p][t]]
+        grid = np.broadcast_to(values.transpose(order).reshape(fine), every)
+        return grid.reshape(sizes)
 
 
-def settled(reading: Symmetry, degrees: Sequence[Degree]) -> list[Degree]:
-    """The degrees in terms of what is still free."""
-    return list(reading.layouts.settled(dict(enumerate(degrees))).values())
+class Reading:
+    """The two passes over a function, and the degrees of what goes in and comes out.
+
+    Attributes:
+      solution: The second pass.
+      jaxpr: The program.
+      outs: The values of its outputs.
+    """
+
+    def __init__(self, fn, *operands, scaled=None) -> None:
+        load()
+        closed = jax.make_jaxpr(fn)(*operands)
+        self.jaxpr = compat.open_jaxpr(closed)
+        n = len(self.jaxpr.invars)
+        program = Program(closed, compat.consts_of(closed), (), (), (), (None,) * n, (), ())
+        tape = Tape(program)
+        leaves = [
+            x for i, x in enumerate(tape.ins) if tape.floats[x] and (scaled is None or scaled[i])
+        ]
+        self.facts = Facts(tape, leaves)
+        self.axes = Axes(self.facts, leaves)
+        self.solution = Solution(self.axes, leaves)
+        self.solution.read(tape.outs)
+        self.ins, self.outs = tape.ins, tape.outs
+        self.solution.finish()
+
+    def settled(self, x: int) -> tuple[Degree | None, list[Segments]]:
+        """The degree of a value, cell by cell, in terms of what is still free."""
+        if x not in self.axes.of:
+            axes = [((),) * n for n in self.facts.tape.shapes[x]]
+            return None if self.facts.flags[x] & EVERY else {}, axes
+        solution, axes = self.solution, self.axes.segments(x)
+        full = solution.arithmetic.full(solution.degrees[x], axes)
+        resolve = solution.system.resolve
+        return {
+            c: None if d is None else {k: resolve(f) for k, f in d.items()} for c, d in full.items()
+        }, axes
+
+
+def powers_of(reading: Reading, given: Assignment, x: int, shape: Sequence[int]) -> np.ndarray:
+    """The exponent of every entry of a value; NaN for every degree at once, 0 for constants."""
+    d, axes = reading.settled(x)
+    return np.zeros(shape) if d == {} else given.degree(d, axes, shape)
+
+
+def read(fn: Callable[..., Any], *operands: Any, scaled: Sequence[bool] | None = None) -> Reading:
+    """The two passes over a function."""
+    return Reading(fn, *operands, scaled=scaled)
 
 
 def check(
@@ -122,29 +154,29 @@ def check(
     Returns:
       The number of exponents that are free among the operands' entries.
     """
-    reading, leaves, outs, jaxpr = read(fn, *operands, scaled=scaled)
-    degrees = settled(reading, [*leaves, *outs])
-    leaves, outs = degrees[: len(leaves)], degrees[len(leaves) :]
+    reading = read(fn, *operands, scaled=scaled)
     flat, tree = jax.tree.flatten(operands)
     flat = [np.asarray(x) for x in flat]
     compute = run or jax.jit(fn)
     plain = [np.asarray(x) for x in jax.tree.leaves(compute(*operands))]
     for draw in range(draws):
-        given = Assignment(reading.unknowns, np.random.default_rng(draw))
+        given = Assignment(reading.solution.system, np.random.default_rng(draw))
         moved = [
-            (x * BASE ** given.degree(d, x.shape)).astype(x.dtype) if d is not ZERO else x
-            for x, d in zip(flat, leaves, strict=True)
+            (x * BASE ** np.nan_to_num(powers_of(reading, given, v, x.shape))).astype(x.dtype)
+            if is_float(x)
+            else x
+            for x, v in zip(flat, reading.ins, strict=True)
         ]
         found = compute(*jax.tree.unflatten(tree, moved))
-        powers = [given.degree(d, v.aval.shape) for d, v in zip(outs, jaxpr.outvars, strict=True)]
-        for place, (power, before, after) in enumerate(
-            zip(powers, plain, jax.tree.leaves(found), strict=True)
+        for place, (v, before, after) in enumerate(
+            zip(reading.outs, plain, jax.tree.leaves(found), strict=True)
         ):
+            power = powers_of(reading, given, v, before.shape)
             promised = before * BASE ** np.nan_to_num(power) if is_float(before) else before
             trivial = (before == 0) | ~np.isfinite(before)
             assert np.all(trivial[np.isnan(power)]), f"result {place} has not every degree"
-            _compare(show(place, promised), show(place, np.asarray(after)), rtol, outs[place])
-    return _free_entries(reading, leaves, flat)
+            _compare(show(place, promised), show(place, np.asarray(after)), rtol, place)
+    return _free_entries(reading, flat)
 
 
 def is_float(x: np.ndarray) -> bool:
@@ -152,20 +184,23 @@ def is_float(x: np.ndarray) -> bool:
     return bool(np.issubdtype(x.dtype, np.inexact))
 
 
-def _compare(promised: np.ndarray, found: np.ndarray, rtol: float, d: Degree) -> None:
+def _compare(promised: np.ndarray, found: np.ndarray, rtol: float, place: int) -> None:
     finite = np.isfinite(promised)
     error = np.abs(np.subtract(found, promised, dtype=np.result_type(promised, 1.0)))[finite]
     size = np.abs(promised[finite])
     assert np.all(error <= rtol * (size + 1e-3 * size.max(initial=0.0))), (
-        f"a result of degree {d} does not scale so: {found} where {promised} was promised"
+        f"result {place} does not scale as claimed: {found} where {promised} was promised"
     )
 
 
-def _free_entries(reading: Symmetry, leaves: Sequence[Degree], flat: Sequence[np.ndarray]) -> int:
+def _free_entries(reading: Reading, flat: Sequence[np.ndarray]) -> int:
     """The dimension of the space of exponents of all entries."""
     rows = []
     for draw in range(min(sum(x.size for x in flat) + 1, 60)):
-        given = Assignment(reading.unknowns, np.random.default_rng((1, draw)))
-        parts = [given.degree(d, x.shape).ravel() for d, x in zip(leaves, flat, strict=True)]
+        given = Assignment(reading.solution.system, np.random.default_rng((1, draw)))
+        parts = [
+            np.nan_to_num(powers_of(reading, given, v, x.shape)).ravel()
+            for v, x in zip(reading.ins, flat, strict=True)
+        ]
         rows.append(np.concatenate(parts))
     return int(np.linalg.matrix_rank(np.array(rows)))

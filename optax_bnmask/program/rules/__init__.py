@@ -1,64 +1,20 @@
-"""One rule for each primitive of JAX: what it does to the degrees of its operands.
+"""The rules, in families. `load` fills the table of `optax_bnmask.program.registry`."""
 
-Rules come in families: one idea, the primitives that it holds for, and the identity that it rests
-on. A primitive without a rule is taken to depend on the scale of everything that it reads.
-"""
-
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
-
-from optax_bnmask import compat
-from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import Degree
-
-RuleFunction = Callable[..., Degree | Sequence[Degree]]
+import sys
 
 
-class Rule(NamedTuple):
-    """What to do at an equation.
+def load() -> None:
+    """Imports all families, and those of libraries that the user has imported."""
+    from optax_bnmask.program import control, devices, lowering  # noqa: F401, PLC0415 - see above
+    from optax_bnmask.program.rules import (  # noqa: F401, PLC0415
+        arithmetic,
+        contraction,
+        indexing,
+        linalg,
+        shaping,
+    )
 
-    Attributes:
-      apply: ``(ctx, eqn, *degrees)`` to the degree of the output, or of each output.
-      kind: What the operands do there: ``"product"``, ``"quotient"``, ``"sum"``, ``"pointwise"``,
-        ``"view"``, ``"reduction"``, ``"contraction"``, ``"lookup"``, ``"join"``, ``"call"``,
-        ``"opaque"``.
-    """
+    if "equinox" in sys.modules:
+        from optax_bnmask.program.rules import equinox  # noqa: PLC0415 - only for those who have it
 
-    apply: RuleFunction
-    kind: str
-
-
-RULES: dict[Any, Rule] = {}
-"""The rule of each primitive; filled when the families are imported, and never after."""
-
-
-def rule(kind: str, *names: str) -> Callable[[RuleFunction], RuleFunction]:
-    """Registers a rule for the primitives of those names.
-
-    Args:
-      kind: See `Rule`.
-      *names: Attribute names, such as ``"add_p"``; a name that this JAX does not have yet, or no
-        longer has, is listed in `optax_bnmask.compat`.
-
-    Returns:
-      The decorator.
-    """
-
-    def register(function: RuleFunction) -> RuleFunction:
-        for name in names:
-            key = compat.primitive(name)
-            if key is not None:
-                if key in RULES:
-                    raise ValueError(f"Each primitive has one rule. `{name}` would have two.")
-                RULES[key] = Rule(function, kind)
-        return function
-
-    return register
-
-
-def shape_of(eqn: Eqn, place: int = 0) -> tuple[int, ...]:
-    """The shape of an operand."""
-    return eqn.invars[place].aval.shape
-
-
-__all__ = ["RULES", "Context", "Rule", "rule", "shape_of"]
+        equinox.load()

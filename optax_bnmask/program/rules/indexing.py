@@ -2,89 +2,109 @@
 
 import numpy as np
 
-from optax_bnmask import compat
-from optax_bnmask.program.axes import touches
-from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import CLIPPED, ZERO, Degree
-from optax_bnmask.program.rules import rule, shape_of
-from optax_bnmask.program.rules.arithmetic import set_apart
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import CLIPPED, EVERY, MASKED, NONNEG
+from optax_bnmask.program.registry import AGREE, PIN, Kind, Law, rule
+from optax_bnmask.program.rules.shaping import unchanged
+from optax_bnmask.program.tape import Equation
 
 
-@rule("lookup", "gather_p")
-def gather(ctx: Context, eqn: Eqn, table: Degree, places: Degree) -> Degree:
-    """``(a*x)[i] = a * x[i]``; axes that are looked up along must scale alike."""
-    del places
-    out = table
-    if table.along:
-        numbers, sizes = eqn.params["dimension_numbers"], eqn.params["slice_sizes"]
-        shape = shape_of(eqn)
-        batching = numbers.operand_batching_dims
-        kept = [a for a in range(len(shape)) if a not in (*numbers.collapsed_slice_dims, *batching)]
-        whole = [a for a in kept if sizes[a] == shape[a]]
-        out = ctx.layouts.uniform(table, [a for a in range(len(shape)) if a not in whole])
-        to = dict(zip(kept, numbers.offset_dims, strict=True))
-        out = out.moved(lambda a: to[a] if a >= 0 else a)
-    filled = eqn.params["fill_value"] if "FILL" in str(eqn.params["mode"]) else None
-    if filled is not None and filled != 0 and np.isfinite(filled):
-        out = ctx.agree(eqn, (out, ZERO))
-    found = ctx.looked_up(eqn, out) if is_lookup(eqn) else out
-    return found.known(mark=CLIPPED if filled == 0 else table.mark & CLIPPED)
+def _filling(e: Equation) -> float | None:
+    """What stands where a place is out of bounds, if anything does."""
+    return e.params["fill_value"] if "FILL" in str(e.params["mode"]) else None
 
 
-def is_lookup(eqn: Eqn) -> bool:
+def _of_lookup(reading: Facts, e: Equation, flags: int) -> int:
+    """A filling of 0 is one more zero."""
+    del reading
+    filling = _filling(e)
+    if filling == 0:
+        return flags | MASKED | CLIPPED
+    return flags if filling is None or not np.isfinite(filling) else flags & ~EVERY
+
+
+@rule(Kind.LOOKUP, "gather_p", facts=_of_lookup)
+def gather(e: Equation, reading: Facts) -> Law | None:
+    """``(a*x)[i] = a * x[i]``; axes that are looked up along must scale alike.
+
+    Rows of a (100, 8) table at (3, 5) places are (3, 5, 8): axis 1 of the table is axis 2 of the
+    result, and the table must not vary along axis 0.
+    """
+    filling = _filling(e)
+    if filling is not None and filling != 0 and np.isfinite(filling):
+        return PIN
+    numbers, sizes = e.params["dimension_numbers"], e.params["slice_sizes"]
+    shape = reading.tape.shapes[e.ins[0]]
+    left_out = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
+    kept = (a for a in range(len(shape)) if a not in left_out)
+    pairs = zip(kept, numbers.offset_dims, strict=True)
+    return Law(({a: q for a, q in pairs if sizes[a] == shape[a]}, None), (1, 0))
+
+
+def reads_several(e: Equation, reading: Facts) -> bool:
     """Whether a gather reads more than one place."""
-    return int(np.prod(eqn.invars[1].aval.shape[:-1], dtype=np.int64)) > 1
+    shape = reading.tape.full_shape(e.ins[1])
+    rank = len(reading.tape.shapes[e.ins[1]])
+    places = [n for a, n in enumerate(shape) if a != rank - 1]
+    return int(np.prod(places[: rank - 1], dtype=np.int64)) > 1
 
 
-@rule("view", "dynamic_slice_p")
-def dynamic_slice(ctx: Context, eqn: Eqn, x: Degree, *places: Degree) -> Degree:
+@rule(Kind.VIEW, "dynamic_slice_p")
+def dynamic_slice(e: Equation, reading: Facts) -> Law:
     """``(a*x)[i:i+n] = a * x[i:i+n]``; axes that are cut at unknown places must scale alike."""
-    clipped = x.mark & CLIPPED
-    if not x.along:
-        return x.known(mark=clipped)
-    shape, sizes = shape_of(eqn), eqn.params["slice_sizes"]
-    for axis in range(len(shape)):
-        if sizes[axis] == shape[axis] or not touches(x, (axis,)):
-            continue
-        start = places[axis].const
-        if start is None or isinstance(eqn.invars[0], compat.Literal):
-            x = ctx.layouts.uniform(x, (axis,))
-        else:
-            lo = min(max(int(start), 0), shape[axis] - sizes[axis])
-            x = ctx.layouts.sliced(x, axis, shape[axis], lo, lo + sizes[axis])
-    return x.known(mark=clipped)
+    shape, sizes = reading.tape.shapes[e.ins[0]], e.params["slice_sizes"]
+    to = {a: a for a, (n, m) in enumerate(zip(shape, sizes, strict=True)) if n == m}
+    return Law((to, *[None] * (len(e.ins) - 1)), (1, *[0] * (len(e.ins) - 1)))
 
 
-@rule("join", "dynamic_update_slice_p")
-def dynamic_update_slice(
-    ctx: Context, eqn: Eqn, x: Degree, update: Degree, *places: Degree
-) -> Degree:
+@rule(Kind.JOIN, "dynamic_update_slice_p")
+def dynamic_update_slice(e: Equation, reading: Facts) -> Law:
     """Entries of both remain: the degrees agree."""
-    del places
-    partial = [a for a, n in enumerate(shape_of(eqn)) if shape_of(eqn, 1)[a] != n]
-    x, update = set_apart(ctx, eqn, (x, update))
-    x, update = ctx.layouts.uniform(x, partial), ctx.layouts.uniform(update, partial)
-    return ctx.agree(eqn, (x, update)).known(mark=CLIPPED)
+    shape, part = (reading.tape.shapes[x] for x in e.ins[:2])
+    partial = [a for a, n in enumerate(shape) if part[a] != n]
+    to = unchanged(len(shape), partial)
+    return Law((to, to, *[None] * (len(e.ins) - 2)), AGREE)
 
 
-@rule("join", "scatter_p", "scatter_add_p", "scatter_sub_p", "scatter_max_p", "scatter_min_p")
-def scatter(ctx: Context, eqn: Eqn, x: Degree, places: Degree, update: Degree) -> Degree:
+def _of_scattered(reading: Facts, e: Equation, flags: int) -> int:
+    """Zeros may be put anywhere, and sums may cancel."""
+    if e.op.name == "scatter" and e.params.get("update_jaxpr") is not None:
+        return MASKED | CLIPPED
+    every = EVERY if reading.flags[e.ins[0]] & reading.flags[e.ins[2]] & EVERY else 0
+    sign = NONNEG if e.op.name == "scatter-sub" else 0
+    return flags & ~(EVERY | sign) | every | MASKED | CLIPPED
+
+
+@rule(
+    Kind.JOIN,
+    *("scatter_p", "scatter_add_p", "scatter_sub_p", "scatter_max_p", "scatter_min_p"),
+    facts=_of_scattered,
+)
+def scatter(e: Equation, reading: Facts) -> Law | None:
     """Entries of both remain, or their sums: the degrees agree.
 
-    `scatter` may also put each entry through a function, about which nothing is known.
+    `scatter` may also put each entry through a function, about which nothing is known. Axes along
+    which whole rows are put keep their indices: a row (8,) put into (5, 8) is its axis 1.
     """
-    del places
-    if eqn.primitive.name == "scatter" and eqn.params.get("update_jaxpr") is not None:
-        return ctx.pin(eqn, (x, update))
-    x, update = set_apart(ctx, eqn, (x, update))
-    x = ctx.layouts.uniform(x, range(len(shape_of(eqn))))
-    update = ctx.layouts.uniform(update, range(len(shape_of(eqn, 2))))
-    return ctx.agree(eqn, (x, update)).known(mark=CLIPPED)
+    if e.op.name == "scatter" and e.params.get("update_jaxpr") is not None:
+        return PIN
+    numbers = e.params["dimension_numbers"]
+    shape, update = reading.tape.shapes[e.ins[0]], reading.tape.shapes[e.ins[2]]
+    left_out = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
+    kept = (a for a in range(len(shape)) if a not in left_out)
+    pairs = zip(kept, numbers.update_window_dims, strict=True)
+    whole = {a: q for a, q in pairs if shape[a] == update[q]}
+    return Law(({a: a for a in whole}, None, {q: a for a, q in whole.items()}), AGREE)
 
 
-@rule("join", "scatter_mul_p")
-def scatter_mul(ctx: Context, eqn: Eqn, x: Degree, places: Degree, update: Degree) -> Degree:
+def _of_multiplied(reading: Facts, e: Equation, flags: int) -> int:
+    """What is known of the operand, and zeros of the factors."""
+    del flags
+    return reading.flags[e.ins[0]] & EVERY | MASKED | CLIPPED
+
+
+@rule(Kind.JOIN, "scatter_mul_p", facts=_of_multiplied)
+def scatter_mul(e: Equation, reading: Facts) -> Law:
     """Some entries are multiplied: the factors must not scale."""
-    del places
-    ctx.pin(eqn, (update,))
-    return x.known(mark=x.mark & CLIPPED)
+    del e, reading
+    return Law(("same", None, None), (1, 0, 0), pinned=(2,))

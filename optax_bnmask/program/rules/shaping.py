@@ -1,234 +1,119 @@
 """Moving, cutting, joining and reducing axes."""
 
+from collections.abc import Sequence
 from math import prod
 
-from optax_bnmask.program.axes import touches
-from optax_bnmask.program.context import Context, Eqn
-from optax_bnmask.program.degree import ANY, CLIPPED, NONNEG, ZERO, Degree
-from optax_bnmask.program.reshapes import reshaped
-from optax_bnmask.program.rules import rule, shape_of
-from optax_bnmask.program.rules.arithmetic import set_apart
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import CLIPPED, EVERY, MASKED, MEAN, NONNEG
+from optax_bnmask.program.registry import AGREE, PIN, Kind, Law, rule
+from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
 
 
-def _known_as(x: Degree, out: Degree) -> Degree:
-    """The degree `out` with what is known of every entry of `x`."""
-    return out.known(const=x.const, mark=x.mark) if x.const is not None or x.mark else out
+def unchanged(rank: int, but: Sequence[int] = ()) -> Map:
+    """Every axis is itself, but for some that must not vary."""
+    return {a: a for a in range(rank) if a not in but}
 
 
-@rule("view", "reshape_p")
-def reshape(ctx: Context, eqn: Eqn, x: Degree, *sizes: Degree) -> Degree:
-    """The same entries in the same order: ``f(a*x) = a * f(x)``."""
-    del sizes
-    new = eqn.outvars[0].aval.shape
-    return _known_as(x, reshaped(ctx.layouts, x, shape_of(eqn), new))
-
-
-@rule("view", "transpose_p")
-def transpose(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
+@rule(Kind.VIEW, MOVE)
+def move(e: Equation, reading: Facts) -> Law:
     """The same entries: ``f(a*x) = a * f(x)``."""
-    del ctx
-    order = eqn.params["permutation"]
-    return _known_as(x, x.moved(lambda a: order.index(a) if a >= 0 else a))
+    del reading
+    return Law((e.params["to"],))
 
 
-@rule("view", "broadcast_in_dim_p")
-def broadcast(ctx: Context, eqn: Eqn, x: Degree, *sizes: Degree) -> Degree:
-    """The same entries repeated: ``f(a*x) = a * f(x)``."""
-    del ctx, sizes
-    where = eqn.params["broadcast_dimensions"]
-    return _known_as(x, x.moved(lambda a: where[a] if a >= 0 else a))
+# The same entries in the same order, and some of them. Which entries these are, the passes know.
+rule(Kind.VIEW, RESHAPE, SLICE)(Law())
 
 
-@rule("view", "squeeze_p")
-def squeeze(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """The same entries: ``f(a*x) = a * f(x)``."""
-    del ctx
-    gone = {d % len(shape_of(eqn)) for d in eqn.params["dimensions"]}
-    return _known_as(x, x.moved(lambda a: a - sum(g < a for g in gone) if a >= 0 else a))
+def _of_collected(reading: Facts, e: Equation, flags: int) -> int:
+    """Devices that get nothing have zeros."""
+    del reading
+    return flags | MASKED | CLIPPED if e.params["clips"] else flags
 
 
-@rule("view", "rev_p")
-def reverse(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """The same entries: ``f(a*x) = a * f(x)``."""
-    return _known_as(x, ctx.layouts.uniform(x, eqn.params["dimensions"]))
+@rule(Kind.VIEW, COLLECT, facts=_of_collected)
+def collect(e: Equation, reading: Facts) -> Law:
+    """``f(a*x) = a * f(x)``, where all that is mixed scales alike."""
+    del reading
+    return Law((e.params["to"],))
 
 
-@rule("view", "tile_p")
-def tile(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """The same entries repeated: ``f(a*x) = a * f(x)``."""
-    repeated = [a for a, n in enumerate(eqn.params["reps"]) if n > 1]
-    return _known_as(x, ctx.layouts.uniform(x, repeated))
+@rule(Kind.VIEW, "rev_p")
+def reverse(e: Equation, reading: Facts) -> Law:
+    """The same entries: ``f(a*x) = a * f(x)``, where those that change places scale alike."""
+    return Law((unchanged(len(reading.tape.shapes[e.out]), e.params["dimensions"]),))
 
 
-@rule("view", "slice_p")
-def cut(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """Some of the entries: ``f(a*x) = a * f(x)``."""
-    shape = shape_of(eqn)
-    strides = eqn.params["strides"] or (1,) * len(shape)
-    out = x
-    if x.along:
-        out = ctx.layouts.uniform(x, [a for a, n in enumerate(strides) if n > 1])
-        bounds = zip(eqn.params["start_indices"], eqn.params["limit_indices"], strict=True)
-        for axis, (lo, hi) in enumerate(bounds):
-            if strides[axis] == 1:
-                out = ctx.layouts.sliced(out, axis, shape[axis], lo, hi)
-    return _known_as(x, out.bare())
+# Joined entries keep each its own degree, segment by segment:
+# (2, 3) of degree s beside (4, 3) of degree t along axis 0 has the cells [2] of s and [4] of t.
+rule(Kind.JOIN, "concatenate_p")(Law())
+
+# As a concatenation with a constant, of which a zero has every degree.
+rule(Kind.JOIN, "pad_p")(Law())
 
 
-@rule("view", "split_p")
-def split(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
-    """Some of the entries each: ``f(a*x) = a * f(x)``."""
-    axis, size = eqn.params["axis"], shape_of(eqn)[eqn.params["axis"]]
-    out: list[Degree] = []
-    start = 0
-    for n in eqn.params["sizes"]:
-        out.append(_known_as(x, ctx.layouts.sliced(x, axis, size, start, start + n)))
-        start += n
-    return out
+def _of_sum(reading: Facts, e: Equation, flags: int) -> int:
+    """A sum of several values that are 0 here and there is 0 by accident only."""
+    shape = reading.tape.shapes[e.ins[0]]
+    return flags & ~CLIPPED | MEAN if prod(shape[a] for a in e.params["axes"]) > 1 else flags
 
 
-@rule("view", "unstack_p")
-def unstack(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
-    """Some of the entries each: ``f(a*x) = a * f(x)``."""
-    axis, size = eqn.params["axis"], shape_of(eqn)[eqn.params["axis"]]
-    out = []
-    for i in range(size):
-        part = ctx.layouts.sliced(x, axis, size, i, i + 1)
-        out.append(_known_as(x, part.moved(lambda a: a - 1 if a > axis else a)))
-    return out
+def reduced(e: Equation, reading: Facts) -> Map:
+    """The axes that are left, where the others must not vary."""
+    rank, gone = len(reading.tape.shapes[e.ins[0]]), e.params["axes"]
+    return {a: q for q, a in enumerate(a for a in range(rank) if a not in gone)}
 
 
-def _common_mark(parts: tuple[Degree, ...]) -> int:
-    """The flags that all parts have, and those that any part spoils."""
-    mark, clipped = ~0, 0
-    for d in parts:
-        mark &= d.mark
-        clipped |= d.mark & CLIPPED
-    return (mark | clipped) & ~16
+@rule(Kind.REDUCTION, "reduce_sum_p", facts=_of_sum)
+def total(e: Equation, reading: Facts) -> Law:
+    """``sum(a*x) = a * sum(x)``, where all summands scale alike."""
+    return Law((reduced(e, reading),))
 
 
-@rule("join", "concatenate_p")
-def concatenate(ctx: Context, eqn: Eqn, *parts: Degree) -> Degree:
-    """Joined entries keep each its own degree, segment by segment."""
-    axis = eqn.params["dimension"]
-    sizes = [v.aval.shape[axis] for v in eqn.invars]
-    parts = tuple(set_apart(ctx, eqn, parts))
-    return _joined(ctx, list(zip(parts, sizes, strict=True)), axis, _common_mark(parts))
+@rule(Kind.REDUCTION, "reduce_max_p", "reduce_min_p")
+def extreme(e: Equation, reading: Facts) -> Law:
+    """``max(a*x) = a * max(x)`` for ``a > 0``, where all candidates scale alike."""
+    return Law((reduced(e, reading),))
 
 
-@rule("join", "stack_p")
-def stack(ctx: Context, eqn: Eqn, *parts: Degree) -> Degree:
-    """Joined entries keep each its own degree, segment by segment."""
-    axis = eqn.params["axis"]
-    parts = tuple(set_apart(ctx, eqn, parts))
-    moved = [d.moved(lambda a: a + 1 if a >= axis else a) for d in parts]
-    return _joined(ctx, [(d, 1) for d in moved], axis, _common_mark(parts))
+def _count(e: Equation, reading: Facts) -> int:
+    return prod(reading.tape.shapes[e.ins[0]][a] for a in e.params["axes"])
 
 
-def _joined(ctx: Context, parts: list[tuple[Degree, int]], axis: int, mark: int) -> Degree:
-    parts = [(d, n) for d, n in parts if n]
-    if all(not d.along and d.level is not None and d.level == parts[0][0].level for d, _ in parts):
-        out = parts[0][0].bare() if parts else ZERO
-    else:
-        resolved = [(ctx.layouts.resolved(d), n) for d, n in parts]
-        out = ctx.layouts.joined(resolved, axis, ctx.shift)
-    return out.known(mark=mark) if mark else out
+def _of_product(reading: Facts, e: Equation, flags: int) -> int:
+    """A product of no factors is 1."""
+    return flags if _count(e, reading) else 0
 
 
-@rule("join", "pad_p")
-def pad(ctx: Context, eqn: Eqn, x: Degree, value: Degree) -> Degree:
-    """Entries beside a constant: the degrees agree, and a zero agrees with any."""
-    padded = [a for a, config in enumerate(eqn.params["padding_config"]) if any(config)]
-    _, value = set_apart(ctx, eqn, (x, value))
-    if value.level is not None:
-        return ctx.agree(eqn, (ctx.layouts.uniform(x, padded), value))
-    if not touches(x, padded) or x.level is None:
-        return x.known(mark=CLIPPED | x.mark)
-    shape = shape_of(eqn)
-    for axis in padded:
-        low, high, interior = eqn.params["padding_config"][axis]
-        if interior or low < 0 or high < 0:
-            x = ctx.layouts.uniform(x, (axis,))
-        elif touches(x, (axis,)):
-            parts = [(d, n) for d, n in ((ANY, low), (x, shape[axis]), (ANY, high)) if n]
-            x = ctx.layouts.joined(parts, axis, ctx.shift)
-    return x.known(mark=CLIPPED | x.mark)
-
-
-@rule("reduction", "reduce_sum_p", "reduce_max_p", "reduce_min_p")
-def reduce(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """``sum(a*x) = a * sum(x)``, and so for max and min, where all summands scale alike."""
-    # A sum of clipped values is 0 only where all of them are; the largest of a few may well be.
-    kept = NONNEG if eqn.primitive.name == "reduce_sum" else NONNEG | CLIPPED
-    return _without_axes(ctx, x, eqn.params["axes"]).known(mark=x.mark & kept)
-
-
-@rule("reduction", "reduce_prod_p")
-def reduce_product(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
+@rule(Kind.REDUCTION, "reduce_prod_p", facts=_of_product)
+def product(e: Equation, reading: Facts) -> Law:
     """``prod(a*x) = a**n * prod(x)`` for n factors that scale alike."""
-    axes = eqn.params["axes"]
-    n = prod(shape_of(eqn)[a] for a in axes)
-    if n == 0:
-        return ZERO
-    return ctx.layouts.power(_without_axes(ctx, x, axes), n)
+    n = _count(e, reading)
+    return Law((reduced(e, reading),), (n,), scales=n != 0)
 
 
-@rule("opaque", "argmax_p", "argmin_p")
-def place_of_extremum(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
+@rule(Kind.OPAQUE, "argmax_p", "argmin_p")
+def place_of_extreme(e: Equation, reading: Facts) -> Law:
     """``argmax(a*x) = argmax(x)``, where all candidates scale alike."""
-    ctx.layouts.uniform(x, eqn.params["axes"])
-    return ZERO
+    return Law((reduced(e, reading),), (0,), scales=False)
 
 
-def _without_axes(ctx: Context, x: Degree, axes: tuple[int, ...]) -> Degree:
-    """The degree with these axes taken out, along which it must not vary."""
-    if x.level is None or not x.along:
-        return x.bare()
-    x = ctx.layouts.uniform(x, axes)
-    return x.moved(lambda a: a - sum(g < a for g in axes) if a >= 0 else a)
-
-
-@rule("reduction", "cumsum_p", "cummax_p", "cummin_p")
-def cumulate(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
+@rule(Kind.REDUCTION, "cumsum_p", "cummax_p", "cummin_p")
+def cumulate(e: Equation, reading: Facts) -> Law:
     """``f(a*x) = a * f(x)``, where all entries along the axis scale alike."""
-    return ctx.layouts.uniform(x, (eqn.params["axis"],)).known(mark=x.mark & CLIPPED)
+    return Law((unchanged(len(reading.tape.shapes[e.out]), (e.params["axis"],)),))
 
 
-@rule(
-    "opaque", "cumprod_p", "cumlogsumexp_p", "reduce_p", "reduce_window_p", "select_and_scatter_p"
-)
-def cumulate_products(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
-    """Each entry would scale by its own power, or by an unknown function: none may scale."""
-    out = ctx.pin(eqn, operands)
-    return [out for _ in eqn.outvars]
+# Each entry would scale by its own power, or by an unknown function: none may scale.
+rule(Kind.OPAQUE, "cumprod_p", "cumlogsumexp_p", "reduce_p", "reduce_window_p")(PIN)
+rule(Kind.OPAQUE, "select_and_scatter_p")(PIN)
 
 
-@rule("reduction", "reduce_window_sum_p", "reduce_window_max_p", "reduce_window_min_p")
-def pool(ctx: Context, eqn: Eqn, x: Degree) -> Degree:
-    """``f(a*x) = a * f(x)``, where all entries of a window scale alike."""
-    return ctx.layouts.uniform(x, _windowed(eqn)).known(mark=x.mark & (NONNEG | CLIPPED))
-
-
-@rule("reduction", "select_and_scatter_add_p")
-def unpool(ctx: Context, eqn: Eqn, source: Degree, operand: Degree) -> Degree:
-    """Linear in the source, put where the operand is largest: ``f(a*s, b*x) = a * f(s, x)``."""
-    ctx.layouts.uniform(operand, _windowed(eqn))
-    return ctx.layouts.uniform(source, _windowed(eqn)).known(mark=CLIPPED)
-
-
-@rule("reduction", "select_and_gather_add_p")
-def pool_other(ctx: Context, eqn: Eqn, tangents: Degree, operand: Degree) -> Degree:
-    """Linear in the first operand, taken where the second is largest."""
-    ctx.layouts.uniform(operand, _windowed(eqn))
-    return ctx.layouts.uniform(tangents, _windowed(eqn)).known(mark=tangents.mark & CLIPPED)
-
-
-def _windowed(eqn: Eqn) -> list[int]:
+def _windowed(e: Equation) -> list[int]:
     """The axes that a window moves over."""
-    p = eqn.params
+    p = e.params
     rank = range(len(p["window_dimensions"]))
-    strides = p["window_strides"]
-    holes = p.get("base_dilation") or (1,) * len(rank)
+    strides, holes = p["window_strides"], p.get("base_dilation") or (1,) * len(rank)
     return [
         a
         for a in rank
@@ -236,17 +121,62 @@ def _windowed(eqn: Eqn) -> list[int]:
     ]
 
 
-@rule("reduction", "sort_p")
-def sort(ctx: Context, eqn: Eqn, *operands: Degree) -> list[Degree]:
+@rule(Kind.REDUCTION, "reduce_window_sum_p", "reduce_window_max_p", "reduce_window_min_p")
+def pool(e: Equation, reading: Facts) -> Law:
+    """``f(a*x) = a * f(x)``, where all entries of a window scale alike."""
+    del reading
+    return Law((unchanged(len(e.params["window_dimensions"]), _windowed(e)),))
+
+
+def _of_unpooled(reading: Facts, e: Equation, flags: int) -> int:
+    """Most entries are 0."""
+    del reading, e
+    return flags & EVERY | MASKED | CLIPPED
+
+
+@rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=_of_unpooled)
+def unpool(e: Equation, reading: Facts) -> Law:
+    """Linear in the source, put where the operand is largest: ``f(a*s, b*x) = a * f(s, x)``."""
+    del reading
+    to = unchanged(len(e.params["window_dimensions"]), _windowed(e))
+    return Law((to, to), (1, 0))
+
+
+def _of_pooled(reading: Facts, e: Equation, flags: int) -> int:
+    """The sign of the first operand is not that of what is taken of it."""
+    del reading, e
+    return flags & ~NONNEG
+
+
+@rule(Kind.REDUCTION, "select_and_gather_add_p", facts=_of_pooled)
+def pool_other(e: Equation, reading: Facts) -> Law:
+    """Linear in the first operand, taken where the second is largest."""
+    del reading
+    to = unchanged(len(e.params["window_dimensions"]), _windowed(e))
+    return Law((to, to), (1, 0))
+
+
+def _of_sorted(reading: Facts, e: Equation, flags: int) -> int:
+    """What is known of the operand that is the result once it is sorted."""
+    del flags
+    return reading.flags[e.ins[e.place]] & (NONNEG | CLIPPED | MASKED | EVERY)
+
+
+@rule(Kind.REDUCTION, "sort_p", facts=_of_sorted)
+def sort(e: Equation, reading: Facts) -> Law:
     """Sorting moves entries by keys whose order no common positive factor changes."""
-    axis = eqn.params["dimension"]
-    return [ctx.layouts.uniform(d, (axis,)).known(mark=d.mark & CLIPPED) for d in operands]
+    to = unchanged(len(reading.tape.shapes[e.out]), (e.params["dimension"],))
+    powers = tuple(int(place == e.place) for place in range(len(e.ins)))
+    return Law((to,) * len(e.ins), powers)
 
 
-@rule("reduction", "top_k_p", "approx_top_k_p")
-def largest(ctx: Context, eqn: Eqn, x: Degree) -> list[Degree]:
+@rule(Kind.REDUCTION, "top_k_p", "approx_top_k_p")
+def largest(e: Equation, reading: Facts) -> Law:
     """The largest entries scale like all entries; where they stand does not."""
-    shape = shape_of(eqn)
-    axis = eqn.params.get("axis", eqn.params.get("reduction_dimension", len(shape) - 1))
-    found = ctx.layouts.uniform(x, (axis % len(shape),))
-    return [found.known(mark=x.mark & CLIPPED), ZERO]
+    rank = len(reading.tape.shapes[e.out])
+    axis = e.params.get("axis", e.params.get("reduction_dimension", rank - 1))
+    to = unchanged(rank, (axis % rank,))
+    return Law((to,), (1,)) if e.place == 0 else Law((to,), (0,), scales=False)
+
+
+__all__ = ["AGREE", "unchanged"]

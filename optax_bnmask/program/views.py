@@ -1,16 +1,16 @@
-"""What the local reading remembers of values and of leaves."""
+"""What is remembered of a value on the way from the leaves to the data, and what of a leaf."""
 
 import dataclasses
 
 from optax_bnmask.analysis import Role
-from optax_bnmask.program.context import Site
+from optax_bnmask.program.tape import Equation
 
 NONE: frozenset[int] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Tag:
-    """What the local reading remembers of a value.
+class View:
+    """What is remembered of a value.
 
     Attributes:
       leaves: The leaves that the value is, seen from elsewhere; none once it has met the data.
@@ -36,19 +36,19 @@ class Tag:
     fixed: int = 0
 
 
-DATA = Tag()
+DATA = View()
 
 
 @dataclasses.dataclass(slots=True)
-class Uses:
+class Seen:
     """What was seen of one leaf.
 
     Attributes:
-      roles: Every role that it was seen in, and the place of the first time.
+      roles: Every role that it was seen in, and the equation of the first time.
       shifted: Whether it was multiplied as ``constant + leaf``.
     """
 
-    roles: dict[Role, Site] = dataclasses.field(default_factory=dict)
+    roles: dict[Role, Equation] = dataclasses.field(default_factory=dict)
     shifted: bool = False
 
 

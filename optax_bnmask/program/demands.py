@@ -1,0 +1,331 @@
+"""The first pass: which axes are the same, cut or split, as each equation demands. No exponents.
+
+What depends on no leaf has no axes here, and neither has what cannot scale whatever the indices
+are, such as the result of ``exp``: they are *rigid*, and make no demands.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from optax_bnmask import compat
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import EVERY, HUGE, NOW, PACKED
+from optax_bnmask.program.indices import Atom, Indices, Mismatch, Segments, joined
+from optax_bnmask.program.registry import PIN, RULES, SAME, Kind, Law, full_map
+from optax_bnmask.program.tape import CARRY, COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
+
+
+class Plan(NamedTuple):
+    """What the second pass needs to know of an equation.
+
+    Attributes:
+      law: How its result scales.
+      maps: For each operand, which of its axes is which of the result; `None` if it does not count.
+      axes: Those of the result, also where it does not scale and has none to show.
+    """
+
+    law: Law
+    maps: Sequence[Any]
+    axes: list[Atom]
+
+
+class Regrouped(NamedTuple):
+    """For a reshape: the groups of axes that are groups of axes of the result; all have entries."""
+
+    groups: list[tuple[list[int], list[int]]]
+
+
+class Cut(NamedTuple):
+    """For a slice: the bounds along each axis, `None` where it must not vary."""
+
+    bounds: list[tuple[int, int] | None]
+
+
+class Joined(NamedTuple):
+    """For a concatenation: the axis, its pieces, and the axes along which nothing may vary."""
+
+    axis: int
+    pieces: list[Atom]
+    flat: set[int]
+
+
+class Padded(NamedTuple):
+    """For a pad: the pieces of each axis, and whether the first of them is padding."""
+
+    pieces: list[tuple[list[Atom], int]]
+
+
+PINNED: Final = "pinned"
+"""In the place of a plan: no operand may scale."""
+ZEROS: Final = "zeros"
+"""In the place of a plan: the result is 0 only because an array that is closed over is so now."""
+
+
+class Axes:
+    """The axes of all values of a tape that may scale.
+
+    Attributes:
+      facts: What is known of the values.
+      indices: The index sets of the axes.
+      of: The axes of each value that has any, the hidden ones last.
+      plans: For each equation what the second pass needs of it; `None` where all is rigid.
+    """
+
+    def __init__(self, facts: Facts, leaves: Sequence[int]) -> None:
+        self.facts, self.tape = facts, facts.tape
+        self.indices = Indices()
+        self.of: dict[int, list[Atom]] = {}
+        try:
+            self.plans = self._all_plans(leaves)
+        except Mismatch:  # a border accepted within few rows, and these found within many later
+            self.indices = Indices(most=1)
+            self.plans = self._all_plans(leaves)
+
+    def _all_plans(self, leaves: Sequence[int]) -> list[Any]:
+        """Demands what each equation demands, and reads all axes once it has been."""
+        ins = (x for x in leaves if 0 not in self.tape.shapes[x])
+        self.of = {x: [Atom(n) for n in self.tape.shapes[x]] for x in ins}
+        plans = [self._plan(e) for e in self.tape.equations]
+        self.indices.settle(a for axes in self.of.values() for a in axes)
+        return plans
+
+    def segments(self, x: int) -> list[Segments]:
+        """The segments of the axes of a value."""
+        return [self.indices.segments(a) for a in self.of[x]]
+
+    def _plan(self, e: Equation) -> Any:  # noqa: ANN401 - one of the plans above
+        for x in e.ins:
+            if x in self.of:
+                break
+        else:
+            if e.op is not CARRY or not self._starts_from_nothing(e):
+                return None
+        flags = self.facts.flags[e.out]
+        if flags & EVERY:
+            return ZEROS if flags & NOW else None
+        rule = RULES.get(e.op)
+        if rule is None or rule.law is PIN or self._takes_factors_for_a_matrix(e, rule.kind):
+            return PINNED
+        special = _SPECIAL.get(e.op)
+        if special is not None:
+            return special(self, e)
+        law = rule.law if isinstance(rule.law, Law) else rule.law(e, self.facts)
+        return PINNED if law is PIN else self._mapped(e, law)
+
+    def _takes_factors_for_a_matrix(self, e: Equation, kind: Kind) -> bool:
+        """Whether a packed factorisation meets anything but a solver, or is taken into a loop."""
+        if kind is Kind.SOLUTION or not self.facts.any(e, PACKED):
+            return False
+        return e.op is not MOVE or any(a != q for a, q in e.params["to"].items())
+
+    def _starts_from_nothing(self, e: Equation) -> bool:
+        """Whether a carry that may come to scale starts from a constant of every degree."""
+        starts = self.facts.flags[e.ins[0]] & (EVERY | HUGE)
+        return bool(starts and self.facts.depends[e.out] and self.tape.floats[e.out])
+
+    def _full_maps(self, e: Equation, law: Law) -> list[Any]:
+        """The maps of all operands, hidden axes included."""
+        tape, out = self.tape, e.out
+        shown = len(tape.shapes[out])
+        full = shown + len(tape.hidden[out])
+        maps: list[Any] = []
+        for k, x in enumerate(e.ins):
+            m = SAME if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
+            if x not in self.of or m is None:
+                maps.append(None)
+                continue
+            inside, behind = len(tape.shapes[x]), len(tape.hidden[x])
+            if m != SAME:
+                given = e.op in (MOVE, COLLECT)
+                maps.append(m if given else full_map(m, behind, inside, shown))
+            elif tape.shapes[x] == tape.shapes[out] and inside + behind == full:
+                maps.append(SAME)
+            elif inside == shown:  # in and out of a loop, or length 1 beside a longer axis
+                old, new = tape.full_shape(x), tape.full_shape(out)
+                same = range(min(inside + behind, full))
+                maps.append({a: a for a in same if old[a] == new[a]})
+            else:  # a number beside an array
+                maps.append(full_map({}, behind, inside, shown))
+        return maps
+
+    def _mapped(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a plan
+        """The plan of an equation by its law: operands share the axes of the result."""
+        maps, sizes = self._full_maps(e, law), self.tape.full_shape(e.out)
+        axes: list[Any] = [None] * len(sizes)
+        refused: set[int] = set()
+        for x, m in zip(e.ins, maps, strict=True):
+            if m is not None:
+                own = self.of[x]
+                pairs = enumerate(range(len(own))) if m == SAME else m.items()
+                refused.update(r for q, r in pairs if not self._is_met(axes, r, own[q]))
+        if refused:
+            maps = [m and _without(m, refused, len(sizes)) for m in maps]
+        axes = [
+            Atom(n) if a is None or r in refused else a
+            for r, (a, n) in enumerate(zip(axes, sizes, strict=True))
+        ]
+        if law.scales:
+            self.of[e.out] = axes
+        return Plan(law, maps, axes)
+
+    def _is_met(self, axes: list[Any], place: int, axis: Atom) -> bool:
+        """Demands that an axis is the one at some place of the result, the first to come there."""
+        if axes[place] is None:
+            axes[place] = axis
+        elif axes[place] is not axis:
+            try:
+                self.indices.unify(axes[place], axis)
+            except Mismatch:
+                return False
+        return True
+
+    def _reshaped(self, e: Equation) -> Regrouped:
+        """A reshape merges axes and splits them anew, group by group."""
+        x = e.ins[0]
+        own, old, new = self.of[x], self.tape.shapes[x], self.tape.shapes[e.out]
+        axes: list[Atom | None] = [None] * len(new)
+        groups: list[tuple[list[int], list[int]]] = []
+        for inside, outside in regrouped(old, new):
+            before = [q for q in inside if old[q] > 1]
+            after = [q for q in outside if new[q] > 1]
+            if not before:
+                continue
+            try:
+                rest, made = self.indices.merged([own[q] for q in before]), list[Atom]()
+                for q in reversed(after[1:]):
+                    rest, row = self.indices.split(rest, new[q])
+                    made.append(row)
+            except Mismatch:
+                continue
+            for q, axis in zip(after, [rest, *reversed(made)], strict=True):
+                axes[q] = axis
+            groups.append((before, after))
+        hidden = range(len(self.tape.hidden[x]))
+        groups += [([len(old) + j], [len(new) + j]) for j in hidden]
+        shown = [Atom(n) if a is None else a for a, n in zip(axes, new, strict=True)]
+        self.of[e.out] = [*shown, *own[len(old) :]]
+        return Regrouped(groups)
+
+    def _cut(self, e: Equation) -> Cut:
+        bounds = [
+            b if s == 1 else None
+            for b, s in zip(e.params["bounds"], e.params["strides"], strict=True)
+        ]
+        return self._cut_along(e, bounds)
+
+    def _cut_dynamically(self, e: Equation) -> Cut:
+        """A slice at computed places, as far as these are known numbers."""
+        shape, sizes = self.tape.shapes[e.ins[0]], e.params["slice_sizes"]
+        bounds: list[tuple[int, int] | None] = []
+        for n, size, place in zip(shape, sizes, e.ins[1:], strict=True):
+            start = 0 if size == n else self.facts.numbers[place]
+            if start is None:
+                bounds.append(None)
+            else:
+                low = min(max(int(start), 0), n - size)
+                bounds.append((low, low + size))
+        return self._cut_along(e, bounds)
+
+    def _cut_along(self, e: Equation, bounds: list[tuple[int, int] | None]) -> Cut:
+        own, axes = self.of[e.ins[0]], list[Atom]()
+        kept: list[tuple[int, int] | None] = []
+        for axis, bound, n in zip(own, bounds, self.tape.shapes[e.out], strict=False):
+            try:
+                if bound is None:
+                    raise Mismatch
+                for border in bound:
+                    self.indices.cut(axis, border)
+                axes.append(self.indices.part(axis, *bound))
+                kept.append(bound)
+            except Mismatch:
+                axes.append(Atom(n))
+                kept.append(None)
+        self.of[e.out] = [*axes, *own[len(axes) :]]
+        return Cut(kept)
+
+    def _joined(self, e: Equation) -> Joined:
+        axis, flat = e.params["dimension"], set[int]()
+        axes: list[Atom] = []
+        for x in e.ins:
+            if x not in self.of:
+                continue
+            if not axes:
+                axes = list(self.of[x])
+            flat.update(
+                q
+                for q, own in enumerate(self.of[x])
+                if q != axis and not self._is_met(axes, q, own)
+            )
+        pieces = [
+            self.of[x][axis] if x in self.of else Atom(self.tape.shapes[x][axis]) for x in e.ins
+        ]
+        self.of[e.out] = [
+            joined(pieces) if q == axis else Atom(a.size) if q in flat else a
+            for q, a in enumerate(axes)
+        ]
+        return Joined(axis, pieces, flat)
+
+    def _padded(self, e: Equation) -> Any:  # noqa: ANN401 - a plan
+        """Padding is a piece of its own, but between entries, or where entries are taken away."""
+        x, value = e.ins
+        config = e.params["padding_config"]
+        rank = len(config)
+        if value in self.of or not self.facts.flags[value] & (EVERY | HUGE):
+            whole = {q: q for q in range(rank) if not any(config[q])}
+            return self._mapped(e, Law((whole, {}), None))
+        if any(low < 0 or high < 0 or inside for low, high, inside in config):
+            whole = {q: q for q in range(rank) if not any(config[q])}
+            return self._mapped(e, Law((whole, None), (1, 0)))
+        pieces = []
+        for a, (low, high, _) in zip(self.of[x], config, strict=False):
+            before, after = ([Atom(n)] if n else [] for n in (low, high))
+            pieces.append(([*before, a, *after], len(before)))
+        self.of[e.out] = [*(joined(p) for p, _ in pieces), *self.of[x][rank:]]
+        return Padded(pieces)
+
+    def _carried_in(self, e: Equation) -> Any:  # noqa: ANN401 - a plan
+        """A carry has the axes of its start, or of its own where that is a constant."""
+        if e.ins[0] in self.of:
+            return self._mapped(e, Law())
+        self.of[e.out] = [Atom(n) for n in self.tape.full_shape(e.out)]
+        return Plan(Law(), [None], self.of[e.out])
+
+
+_SPECIAL: Mapping[Any, Any] = {
+    RESHAPE: Axes._reshaped,
+    SLICE: Axes._cut,
+    CARRY: Axes._carried_in,
+    compat.primitive("dynamic_slice_p"): Axes._cut_dynamically,
+    compat.primitive("concatenate_p"): Axes._joined,
+    compat.primitive("pad_p"): Axes._padded,
+}
+
+
+def _without(m: Any, refused: set[int], rank: int) -> Map:  # noqa: ANN401 - a map, or `SAME`
+    pairs = {q: q for q in range(rank)} if m == SAME else m
+    return {q: r for q, r in pairs.items() if r not in refused}
+
+
+def regrouped(
+    old: Sequence[int], new: Sequence[int]
+) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The smallest groups of axes that a reshape turns into each other."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        inside: list[int] = []
+        outside: list[int] = []
+        left = right = 1
+        while True:
+            if left <= right and i < len(old) and (left < right or not inside):
+                left *= old[i]
+                inside.append(i)
+                i += 1
+            elif j < len(new) and (right < left or not outside):
+                right *= new[j]
+                outside.append(j)
+                j += 1
+            else:
+                break
+            if left == right and inside and outside:
+                break
+        yield tuple(inside), tuple(outside)

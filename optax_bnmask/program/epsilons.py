@@ -1,0 +1,249 @@
+"""Which small constants are epsilons: taken as 0, since they only keep a divisor from 0.
+
+A small constant beside a value that scales, ``v + c`` or ``max(v, c)``, is taken as 0 if
+
+- it is positive and bounds `v` from below. ``clamp``'s ceiling, ``min``, and ``v - c`` decide what
+  comes out however small `c` is;
+- something divides by the sum, or takes a root of it where `v` is never 0: that is what epsilons
+  are for. Beside a value that is thresholded, squashed or put out, `c` is one constant of many;
+- the divisor is *shared*, one for several entries of what it divides. ``x / sqrt(mean(x**2) + c)``
+  compares the entries of `x` with each other, and goes on doing so however far they are scaled. A
+  divisor of an entry's own, ``k*s / (k*s + c)``, compares the entry with `c` and nothing else: at
+  ``c = 0`` it is 1, whatever `k` and `s` are, so that `c` is all that the quotient is about (a
+  saturation constant). Own divisors that are of another kind than what they divide will do: the
+  norms of two vectors under their dot product, that of a kernel alone under its output;
+- where `v` may be exactly 0, so may what is divided, since both come of the same values: ``1 / (d +
+  c)`` with distances `d` that may be 0 is about `c`;
+- the sum is not carried to the next iteration: there it accumulates, as in a clock ``t += 1e-3``.
+
+Whether `c` really is negligible at somebody's parameters is for `verify` to measure; each one is
+recorded.
+"""
+
+from collections.abc import Iterable, Iterator
+from math import prod
+from typing import NamedTuple
+
+from optax_bnmask import compat
+from optax_bnmask.program.equations import Number
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import CLIPPED, EPSILON, MASKED, NONNEG
+from optax_bnmask.program.registry import RULES, Kind, Law
+from optax_bnmask.program.tape import CARRIED, Equation
+
+_ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
+
+_PASSING = {Kind.VIEW, Kind.CAST, Kind.SUM, Kind.SELECT, Kind.JOIN, Kind.EXTREMUM, Kind.POWER}
+"""Kinds whose results still hold the sum as a summand or an entry, or a power of it."""
+
+_FACTORS = {Kind.PRODUCT, Kind.QUOTIENT}
+
+_FUNCTIONS = {*_PASSING, *_FACTORS, Kind.REDUCTION, Kind.LOOP}
+"""Kinds whose results are nothing but functions of their operands' entries."""
+
+_MOST = 256
+"""How many steps to go at most, to or fro; what lies farther is not seen, and is no epsilon."""
+
+
+class Use(NamedTuple):
+    """What a sum has become a part of.
+
+    Attributes:
+      at: A value: a power of the sum times others.
+      power: That power.
+      others: The other factors.
+      shared: Whether several entries of these meet one entry of the sum.
+      rooted: Whether a root was taken on the way.
+    """
+
+    at: int
+    power: Number
+    others: tuple[int, ...]
+    shared: bool = False
+    rooted: bool = False
+
+
+class Epsilons:
+    """Tells epsilons from other small constants, by where what they are added to is used."""
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts, self.tape = facts, facts.tape
+        self._readers: dict[int, list[Equation]] = {}
+        self._writers: dict[int, Equation] = {}
+        self._known: dict[int, bool] = {}
+
+    def is_epsilon(self, e: Equation, place: int) -> bool:
+        """Whether the constant that is the operand at `place` may be taken as 0."""
+        number = self.facts.numbers[e.ins[place]]
+        if number is None or not _bounds_from_below(e, place, number):
+            return False
+        if e.out not in self._known:
+            self._index()
+            self._known[e.out] = self._keeps_from_0(e, number) and not self._accumulates(e.out)
+        return self._known[e.out]
+
+    def _index(self) -> None:
+        """Finds who reads and who writes each value, at the first question."""
+        if not self._writers:
+            for e in self.tape.equations:
+                self._writers[e.out] = e
+                for x in set(e.ins):
+                    self._readers.setdefault(x, []).append(e)
+
+    @staticmethod
+    def _kind(e: Equation | None) -> Kind | None:
+        return RULES[e.op].kind if e is not None and e.op in RULES else None
+
+    def _keeps_from_0(self, e: Equation, number: float) -> bool:
+        """Whether the sum is under a root, or a shared divisor, and no saturation is made of it."""
+        flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
+        nonneg = all(flags[x] & NONNEG for x in beside)
+        may_be_0 = any(flags[x] & (CLIPPED | MASKED) for x in beside)
+        factors = self._factors(beside)
+        found = False
+        for use in self._uses(e.out, abs(number)):
+            if use.power > 0:
+                found |= use.rooted and nonneg and not may_be_0
+                continue
+            others = self._factors(use.others)
+            if others and self._is_within(factors, others):
+                return False
+            found |= (
+                bool(others)
+                and (nonneg or e.op in (_ADD, _SUB))
+                and (not may_be_0 or self._come_of_the_same(beside, others))
+                and (use.shared or self._is_of_another_kind(factors, others))
+            )
+        return found
+
+    def _uses(self, x: int, number: float) -> Iterator[Use]:
+        """How the sum is used, as far as products, powers and sums over it reach."""
+        waiting = [Use(x, 1, ())]
+        for _ in range(_MOST):
+            if not waiting:
+                return
+            use = waiting.pop()
+            yield use
+            steps = (self._step(e, use, number) for e in self._readers.get(use.at, ()))
+            waiting += [step for step in steps if step is not None]
+
+    def _step(self, e: Equation, use: Use, number: float) -> Use | None:
+        """What the sum is a part of after one more operation; `None` where it is no factor."""
+        kind, x = self._kind(e), use.at
+        on = use._replace(at=e.out, shared=use.shared or self._size(e.out) > self._size(x))
+        if kind in (Kind.VIEW, Kind.CAST, Kind.LOOP):
+            return on
+        if kind is Kind.REDUCTION:  # a sum of n of them adds up n constants
+            several = number * self._size(x) / max(self._size(e.out), 1) > EPSILON
+            return None if use.others or several else on._replace(shared=use.shared)
+        if kind is Kind.POWER and not use.others and e.ins[0] == x:
+            k = self._power_of(e)
+            return on._replace(power=use.power * k, rooted=use.rooted or 0 < abs(k) < 1)
+        if kind is Kind.QUOTIENT and e.ins[1] == x != e.ins[0]:
+            return on._replace(power=-use.power, others=(*use.others, e.ins[0]))
+        if kind in _FACTORS and use.power != 1 and e.ins[0] != e.ins[1]:
+            more = tuple(y for y in e.ins if y != x) if kind is Kind.PRODUCT else ()
+            return on._replace(others=(*use.others, *more))
+        return None
+
+    def _power_of(self, e: Equation) -> Number:
+        """The power that an equation takes its operand to; 0 if that is not known."""
+        law = RULES[e.op].law
+        law = law if isinstance(law, Law) else law(e, self.facts)
+        return law.powers[0] if law is not None and law.powers else 0
+
+    def _size(self, x: int) -> int:
+        return prod(self.tape.full_shape(x))
+
+    def _accumulates(self, x: int) -> bool:
+        """Whether a loop hands the sum on to its next iteration, as a summand or an entry."""
+        waiting, seen = [x], {x}
+        while waiting:
+            for e in self._readers.get(waiting.pop(), ()):
+                if e.op is CARRIED and e.ins[1] in seen:
+                    return True
+                known = any(self.facts.numbers[y] is not None for y in e.ins)
+                kind = self._kind(e)
+                passes = kind in _PASSING or (kind in _FACTORS and known)
+                if passes and e.out not in seen:
+                    seen.add(e.out)
+                    waiting.append(e.out)
+        return False
+
+    def _factors(self, xs: Iterable[int]) -> list[int]:
+        """The values of which some values are products of powers, entry by entry, numbers aside."""
+        out, waiting = list[int](), list(xs)
+        while waiting:
+            x = waiting.pop()
+            e = self._writers.get(x)
+            kind = self._kind(e)
+            if e is not None and kind in (Kind.VIEW, Kind.CAST, Kind.POWER):
+                waiting.append(e.ins[0])
+            elif e is not None and kind in _FACTORS:
+                waiting += e.ins
+            elif self.facts.numbers[x] is None:
+                out.append(x)
+        return out
+
+    def _is_within(self, factors: list[int], others: list[int]) -> bool:
+        """Whether all of some factors are among others: a quotient in which they cancel."""
+        return all(any(self._is_same(f, o) for o in others) for f in factors)
+
+    def _is_same(self, x: int, y: int, depth: int = 6) -> bool:
+        """Whether two values are computed in the same way, as far as a few steps back tell."""
+        if x == y:
+            return True
+        d, e = self._writers.get(x), self._writers.get(y)
+        if d is None or e is None:
+            a, b = self.facts.numbers[x], self.facts.numbers[y]
+            return a is not None and a == b
+        return (
+            depth > 0
+            and (d.op, d.place, len(d.ins)) == (e.op, e.place, len(e.ins))
+            and d.params == e.params
+            and all(self._is_same(u, v, depth - 1) for u, v in zip(d.ins, e.ins, strict=True))
+        )
+
+    def _is_of_another_kind(self, factors: list[int], others: list[int]) -> bool:
+        """Whether a divisor of an entry's own says something else than what it divides.
+
+        It does if it is a product of two reductions, as the norms under a dot product are, or if it
+        knows no data, as the norm of a kernel, and what it divides does.
+        """
+        kinds = {self._kind(self._writers.get(f)) for f in factors}
+        if kinds <= {Kind.REDUCTION, Kind.CONTRACTION} and not all(
+            self._is_same(factors[0], f) for f in factors
+        ):
+            return True
+        return not self._origins(factors) & self._data and bool(self._origins(others) & self._data)
+
+    @property
+    def _data(self) -> set[int]:
+        """The inputs that are no leaves."""
+        return {x for x in self.tape.ins if not self.facts.depends[x]}
+
+    def _come_of_the_same(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
+        """Whether two sets of values are functions of one value, entries and reductions of it."""
+        return bool(self._origins(xs, _FUNCTIONS) & self._origins(ys, _FUNCTIONS))
+
+    def _origins(self, xs: Iterable[int], kinds: set[Kind] | None = None) -> set[int]:
+        """The values that some values are computed from by operations of some kinds, or by any."""
+        seen, waiting, out = set(xs), list(xs), set[int]()
+        while waiting:
+            x = waiting.pop()
+            e = self._writers.get(x)
+            if e is None or len(seen) > _MOST or (kinds and self._kind(e) not in kinds):
+                out.add(x)
+            else:
+                new = [y for y in e.ins if y not in seen and self.facts.numbers[y] is None]
+                seen.update(new)
+                waiting += new
+        return out
+
+
+def _bounds_from_below(e: Equation, place: int, number: float) -> bool:
+    """Whether a small constant keeps another operand from being less than it."""
+    if e.op is _SUB:
+        return place == 1 and -EPSILON <= number < 0
+    below = e.op in (_ADD, _MAX) or (e.op is _CLAMP and place == 0)
+    return below and 0 < number <= EPSILON

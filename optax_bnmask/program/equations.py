@@ -1,0 +1,167 @@
+"""Linear forms over the rationals, and homogeneous equations between them. Knows no JAX."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import combinations
+from typing import Any
+
+from optax_bnmask.program.indices import Atom, Segments
+
+Number = int | Fraction
+
+Form = dict[int, Number]
+"""A linear form over the rationals, ``{unknown: coefficient}`` without the zeros."""
+
+NOTHING: Any = {}
+"""The form, the components and so the degree 0; never changed."""
+
+Component = tuple[tuple[int, int], ...]
+"""Along what a component varies: places ``(axis, atom of its segment)``; empty for the mean."""
+
+Components = dict[Component, Form]
+
+
+def plus(a: Form, b: Form, k: Number = 1) -> Form:
+    """``a + k*b``."""
+    if not b:
+        return a
+    if not a and k == 1:
+        return b
+    out = dict(a)
+    for unknown, c in b.items():
+        total = out.get(unknown, 0) + k * c
+        if total:
+            out[unknown] = total
+        else:
+            del out[unknown]
+    return out
+
+
+def times(a: Form, k: Number) -> Form:
+    """``k*a``."""
+    return a if k == 1 or not a else {u: exact(k * c) for u, c in a.items()} if k else NOTHING
+
+
+def exact(q: Number) -> Number:
+    """The number as an `int` where it is one, which is many times faster."""
+    return q if type(q) is int else q.numerator if q.denominator == 1 else q
+
+
+def quotient(a: Number, b: Number) -> Number:
+    """``a/b`` exactly."""
+    return a if b == 1 else -a if b == -1 else exact(Fraction(a) / Fraction(b))
+
+
+class System:
+    """Homogeneous linear equations over the rationals, solved as they come.
+
+    Attributes:
+      solved: What the solved unknowns stand for, in terms of others.
+      atoms: For each unknown of a component, the index set that it varies over.
+      parts: For each unknown of an axis as a whole that was taken apart: for each segment of the
+        axis its components.
+      own: Unknowns that are no leaf's: those of carries that start from a constant.
+    """
+
+    def __init__(self) -> None:
+        self.solved: dict[int, Form] = {}
+        self.atoms: list[Any] = []
+        self.parts: dict[int, list[Components]] = {}
+        self.own: set[int] = set()
+
+    def unknown(self, atoms: Segments | tuple[Atom, ...] = ()) -> Form:
+        """A new unknown that varies over `atoms`, as a form."""
+        self.atoms.append(atoms)
+        return {len(self.atoms) - 1: 1}
+
+    def copy(self) -> "System":
+        """An independent copy, to try further equations on."""
+        other = System()
+        other.solved, other.atoms = dict(self.solved), list(self.atoms)
+        other.parts = dict(self.parts)
+        return other
+
+    def resolve(self, form: Form) -> Form:
+        """The form in terms of the unknowns that are still free."""
+        solved = self.solved
+        for unknown in form:
+            if unknown in solved:
+                break
+        else:
+            return form
+        out: Form = {}
+        for unknown, c in form.items():
+            if unknown in solved:
+                for other, k in self._resolved(unknown).items():
+                    out[other] = out.get(other, 0) + c * k
+            else:
+                out[unknown] = out.get(unknown, 0) + c
+        return {u: exact(c) for u, c in out.items() if c}
+
+    def _resolved(self, unknown: int) -> Form:
+        """What a solved unknown stands for, resolved once and for all; without recursion.
+
+        A loop or a long chain of equal values solves thousands of unknowns one by the next.
+        """
+        solved, stack = self.solved, [unknown]
+        while stack:
+            form = solved[stack[-1]]
+            known = (u for u in form if u in solved)
+            waiting = [u for u in known if not solved[u].keys().isdisjoint(solved.keys())]
+            if waiting:
+                stack += waiting
+                continue
+            top = stack.pop()
+            if not form.keys().isdisjoint(solved.keys()):
+                out: Form = NOTHING
+                for u, c in form.items():
+                    out = plus(out, solved.get(u, {u: 1}), c)
+                solved[top] = out
+        return solved[unknown]
+
+    def zero(self, form: Form) -> None:
+        """Imposes ``form = 0``, solved for its newest unknown, if it can be for one of `own`.
+
+        So what stays free are the unknowns of the leaves, which come first.
+        """
+        form = self.resolve(form)
+        if not form:
+            return
+        pivot = max(form if self.own.isdisjoint(form) else self.own.intersection(form))
+        c = form[pivot]
+        value = {u: quotient(-k, c) for u, k in form.items() if u != pivot}
+        self.solved[pivot] = value
+        if pivot in self.parts:  # its parts, made before, obey the equation too
+            segments = self.atoms[pivot]
+            for part, other in zip(self.parts[pivot], self.apart(value, segments), strict=True):
+                for component in {**part, **other}:
+                    gap = plus(part.get(component, NOTHING), other.get(component, NOTHING), -1)
+                    self.zero(gap)
+
+    def apart(self, form: Form, segments: Segments) -> list[Components]:
+        """What a form for an axis as a whole says of each of its segments.
+
+        A segment has a mean of its own, but for the first, and a component for each subset of its
+        atoms.
+        """
+        out: list[Components] = [{} for _ in segments]
+        for unknown, c in form.items():
+            if unknown not in self.parts:
+                self.parts[unknown] = [
+                    {
+                        tuple((0, k) for k in subset): self.unknown(tuple(s[k] for k in subset))
+                        for subset in subsets(len(s), smallest=0 if t else 1)
+                    }
+                    for t, s in enumerate(segments)
+                ]
+                if unknown in self.own:
+                    self.own.update(u for p in self.parts[unknown] for f in p.values() for u in f)
+            for components, own in zip(out, self.parts[unknown], strict=True):
+                for component, f in own.items():
+                    components[component] = plus(components.get(component, NOTHING), f, c)
+        return out
+
+
+def subsets(n: int, smallest: int) -> Iterator[tuple[int, ...]]:
+    """The subsets of ``range(n)`` with at least `smallest` elements, small ones first."""
+    return (s for r in range(smallest, n + 1) for s in combinations(range(n), r))

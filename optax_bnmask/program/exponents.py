@@ -1,0 +1,287 @@
+"""Unknown exponents, and degrees: how a value scales, entry by entry. Knows no JAX.
+
+With the index sets final, the exponents of a leaf are split as in an analysis of variance. A leaf
+of shape (3, 12), its second axis refined to ``4 x 3``, has the exponents
+
+    k[i, (j, l)] = u + v[i] + w[j] + x[l] + y[j, l]        each of v, w, x, y of mean 0
+
+and since an equation between such sums holds if and only if it holds component by component, each
+component needs *one scalar unknown*, however long it is: what the equations say of ``w`` they say
+of every ``w[j]`` alike. "The same along axis 1" is ``w = x = y = 0``.
+
+A *degree* gives, for each *cell* (a choice of one segment of each axis), its components: the axes
+and atoms along which it varies, each with a linear *form* in the unknowns. Cells are never changed;
+they are shared, and what is computed of one is kept under its identity.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from optax_bnmask.program.equations import (
+    NOTHING,
+    Component,
+    Components,
+    Number,
+    System,
+    plus,
+    subsets,
+    times,
+)
+from optax_bnmask.program.indices import Segments
+
+Cell = tuple[int, ...]
+"""Which segment of each axis."""
+
+Degree = dict[Cell, Components | None]
+"""By cell its components; `None` where the entries are constants of every degree at once (zeros).
+
+A degree of one cell stands for all cells, however many segments the axes have. Along an axis of
+several segments it may vary by one component for the axis as a whole, ``((axis, WHOLE),)``, of mean
+0 over the first segment.
+"""
+
+WHOLE = -1
+
+
+class Degrees:
+    """The arithmetic of degrees over one system of unknowns.
+
+    Attributes:
+      system: The unknowns, and what is known of them.
+    """
+
+    def __init__(self, system: System) -> None:
+        self.system = system
+        self._memo: dict[Any, Any] = {}
+
+    def _kept(
+        self,
+        key: Any,  # noqa: ANN401 - hashable
+        cells: tuple[Components, ...],
+        make: Callable[..., Components],
+    ) -> Components:
+        """The result of `make` on cells, computed once; the cells are kept alive with it."""
+        key = (key, *map(id, cells))
+        hit = self._memo.get(key)
+        if hit is None:
+            hit = self._memo[key] = (make(*cells), cells)
+        return hit[0]
+
+    def leaf(self, axes: Sequence[Segments]) -> Degree:
+        """The degree of a leaf, an unknown for each of its components.
+
+        It varies along one axis at a time: components across two axes are not made.
+        """
+        out: Components = {(): self.system.unknown()}
+        for p, segments in enumerate(axes):
+            if len(segments) > 1:
+                out[((p, WHOLE),)] = self.system.unknown(segments)
+            else:
+                (s,) = segments
+                for subset in subsets(len(s), smallest=1):
+                    component = tuple((p, k) for k in subset)
+                    out[component] = self.system.unknown(tuple(s[k] for k in subset))
+        return {(0,) * len(axes): out}
+
+    def apart(self, cell: Cell, components: Components, axes: Sequence[Segments]) -> Components:
+        """The components of a cell, those of whole axes taken apart."""
+        if not any(_is_whole(c) for c in components):
+            return components
+        out = {c: f for c, f in components.items() if not _is_whole(c)}
+        for component, form in components.items():
+            if not _is_whole(component):
+                continue
+            ((p, _),) = component
+            resolved = self.system.resolve(form)
+            if resolved:
+                own = self.system.apart(resolved, axes[p])[cell[p]]
+                for places, f in own.items():
+                    renamed = tuple((p, k) for _, k in places)
+                    out[renamed] = plus(out.get(renamed, NOTHING), f)
+        return out
+
+    def full(self, x: Degree, axes: Sequence[Segments]) -> Degree:
+        """The degree with every cell for itself and nothing said of whole axes."""
+        if len(x) == 1:
+            if all(len(s) == 1 for s in axes):
+                return x
+            (one,) = x.values()
+            x = dict.fromkeys(product(*(range(len(s)) for s in axes)), one)
+        return {c: d and self.apart(c, d, axes) for c, d in x.items()}
+
+    def power(self, x: Degree, k: Number) -> Degree:
+        """The degree of ``x**k``."""
+        if k == 1:
+            return x
+
+        def one(d: Components) -> Components:
+            return {c: times(f, k) for c, f in d.items()}
+
+        return {c: self._kept(k, (d,), one) if d else d for c, d in x.items()}
+
+    def product(self, x: Degree, y: Degree, k: Number = 1) -> Degree:
+        """The degree of ``x * y**k``, cell by cell."""
+        if len(y) == 1 and NOTHING in y.values():
+            return x
+        if k == 1 and len(x) == 1 and NOTHING in x.values():
+            return y
+
+        def one(d: Components, e: Components) -> Components:
+            out = {}
+            for c in {**d, **e}:
+                if f := plus(d.get(c, NOTHING), e.get(c, NOTHING), k):
+                    out[c] = f
+            return out or NOTHING
+
+        key = ("product", k)
+        out = {
+            c: None if d is None or e is None else self._kept(key, (d, e), one) if e else d
+            for c, d, e in _paired(x, y)
+        }
+        return self._collapsed(out) if len(out) > 1 else out
+
+    @staticmethod
+    def _collapsed(x: Degree) -> Degree:
+        """One cell for all where all are equal and none names a part of a divided axis."""
+        (cell, first), last = next(iter(x.items())), max(x)
+        if first is None or any(d != first for d in x.values()):
+            return x
+        divided = any(last[p] for c in first if not _is_whole(c) for p, _ in c)
+        return x if divided else {cell: first}
+
+    def equal(
+        self,
+        d: Components,
+        e: Components,
+        cell: Cell,
+        axes: Callable[[], Sequence[Segments]] | None,
+    ) -> None:
+        """Imposes that two cells are equal.
+
+        Args:
+          d: The components of one.
+          e: The components of the other.
+          cell: Which cell.
+          axes: The segments of the axes, unless one cell stands for all.
+        """
+        if d is e:
+            return
+        gap = {}
+        for c in {**d, **e}:
+            if f := plus(d.get(c, NOTHING), e.get(c, NOTHING), -1):
+                gap[c] = f
+        for form in (self.apart(cell, gap, axes()) if axes else gap).values():
+            self.system.zero(form)
+
+    def agree(self, degrees: Sequence[Degree], axes: Callable[[], Sequence[Segments]]) -> Degree:
+        """Imposes that all degrees are equal, where none is of every degree; their union."""
+        x, *rest = degrees
+        for y in rest:
+            if x is y:
+                continue
+            out: Degree = {}
+            within = None if len(x) == len(y) == 1 else axes
+            for c, d, e in _paired(x, y):
+                if d is not None and e is not None:
+                    self.equal(d, e, c, within)
+                out[c] = e if d is None else d
+            x = out
+        return x
+
+    def pin(self, x: Degree, axes: Callable[[], Sequence[Segments]]) -> None:
+        """Imposes degree 0 on every entry."""
+        for c, d in x.items():
+            components = self.apart(c, d, axes()) if d and len(x) > 1 else d
+            for form in (components or NOTHING).values():
+                self.system.zero(form)
+
+    def moved(
+        self,
+        x: Degree,
+        to: Mapping[int, int],
+        counts: Sequence[int],
+        axes: Callable[[], Sequence[Segments]],
+    ) -> Degree:
+        """The degree once axis ``p`` is axis ``to[p]``; along the others it must not vary.
+
+        Args:
+          x: The degree.
+          to: Where each axis goes.
+          counts: The number of segments of each axis of the result.
+          axes: The segments of the axes of `x`.
+        """
+        rank, old = len(counts), len(next(iter(x)))
+        lost = [p for p in range(old) if p not in to]
+        renamed = any(p != q for p, q in to.items())
+        if not lost and not renamed and rank == old:
+            return x
+        key, places, many = tuple(to.items()), set(to.values()), len(x) > 1
+        out: dict[Cell, tuple[Cell, Components | None]] = {}
+        for c, d in x.items():
+            kept = self._without(c, d, lost, axes if many else None) if d and lost else d
+            cell = [0] * rank
+            if many:
+                for p, q in key:
+                    cell[q] = c[p]
+            there = out.get(tuple(cell))
+            if there is None or there[1] is None:
+                out[tuple(cell)] = c, kept
+            elif kept is not None:
+                self.equal(there[1], kept, c, axes)
+
+        def rename(d: Components) -> Components:
+            return {tuple((to[p], k) for p, k in c): f for c, f in d.items()}
+
+        found: Degree = {
+            cell: self._kept(key, (d,), rename) if d and renamed else d
+            for cell, (_, d) in out.items()
+        }
+        return spread(found, counts, [q for q in range(rank) if q not in places])
+
+    def _without(
+        self,
+        cell: Cell,
+        d: Components,
+        lost: Sequence[int],
+        axes: Callable[[], Sequence[Segments]] | None,
+    ) -> Components:
+        """The components of a cell that do not vary along `lost` axes; the others are made 0."""
+        if axes and any(_is_whole(c) and c[0][0] in lost for c in d):
+            d = self.apart(cell, d, axes())
+        for c, form in d.items():
+            if any(p in lost for p, _ in c):
+                self.system.zero(form)
+
+        def keep(d: Components) -> Components:
+            return {c: f for c, f in d.items() if all(p not in lost for p, _ in c)} or NOTHING
+
+        return self._kept(("without", *lost), (d,), keep)
+
+
+def spread(x: Degree, counts: Sequence[int], axes: Sequence[int]) -> Degree:
+    """The degree with a cell for each segment of `axes`, along which it does not vary."""
+    if len(x) > 1:
+        for q in axes:
+            if counts[q] > 1:
+                x = {(*c[:q], t, *c[q + 1 :]): d for c, d in x.items() for t in range(counts[q])}
+    return x
+
+
+def _is_whole(component: Component) -> bool:
+    return bool(component) and component[0][1] == WHOLE
+
+
+def _paired(x: Degree, y: Degree) -> Iterator[tuple[Cell, Components | None, Components | None]]:
+    """The cells of two degrees side by side, where one cell may stand for all."""
+    if len(x) == len(y):
+        for c, d in x.items():
+            yield c, d, y[c]
+    elif len(y) == 1:
+        (e,) = y.values()
+        for c, d in x.items():
+            yield c, d, e
+    else:
+        (d,) = x.values()
+        for c, e in y.items():
+            yield c, d, e

@@ -1,0 +1,308 @@
+"""What is known of values themselves: numbers, signs, what may be exactly 0. One forward pass.
+
+Nothing here knows of exponents. Each `Kind` of operation says once what its results keep of what is
+known of their operands; a rule may know more. A value without `NONNEG` may be negative, one with
+`CLIPPED` or `MASKED` may be exactly 0, and where nothing is known it has these two.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+
+from optax_bnmask import compat
+from optax_bnmask.program.constants import folded, known_of, solid
+from optax_bnmask.program.flags import (
+    CLIPPED,
+    EPSILON,
+    EVERY,
+    HUGE,
+    MASKED,
+    MEAN,
+    NONNEG,
+    NONZERO,
+    NOW,
+    SOLID,
+    ZERO_TEST,
+)
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.tape import BRANCH, CARRIED, Equation, Tape
+
+_SUB, _MAX = compat.primitive("sub_p"), compat.primitive("max_p")
+
+_ZEROS: Final = CLIPPED | MASKED
+_KEPT: Final = NONNEG | CLIPPED | MASKED
+
+
+class Facts:
+    """What is known of every value of a tape.
+
+    Attributes:
+      tape: The tape.
+      numbers: The number that all entries of a value are, if that is known.
+      flags: The flags above.
+      depends: Whether a value depends on a leaf.
+    """
+
+    def __init__(self, tape: Tape, leaves: Sequence[int]) -> None:
+        self.tape = tape
+        self.numbers: list[float | None] = [None] * len(tape.shapes)
+        self.flags = [0] * len(tape.shapes)
+        self.depends = _dependents(tape, leaves)
+        for x, value in tape.literals.items():
+            self.numbers[x], self.flags[x] = known_of(value)
+        for x, value in tape.captured.items():
+            self.numbers[x], self.flags[x] = known_of(value)
+            self.flags[x] |= NOW if self.flags[x] & EVERY else solid(value)
+        for e in tape.equations:
+            self._read(e)
+
+    def _read(self, e: Equation) -> None:
+        numbers = self.numbers
+        known = all(numbers[x] is not None for x in e.ins)
+        if known and (number := folded(e, numbers)) is not None:
+            numbers[e.out], self.flags[e.out] = number
+            self.flags[e.out] |= NOW if any(self.flags[x] & NOW for x in e.ins) else 0
+            return
+        rule = RULES.get(e.op)
+        flags = 0
+        if rule is not None:
+            flags = _BY_KIND[rule.kind](self, e)
+            if rule.facts is not None:
+                flags = rule.facts(self, e, flags)
+        if 0 in self.tape.full_shape(e.out):  # no entries
+            flags = EVERY
+        self.flags[e.out] = flags
+
+    def any(self, e: Equation, flag: int, first: int = 0) -> int:
+        """`flag`, as far as any operand from the first on has it."""
+        found = 0
+        for x in e.ins[first:]:
+            found |= self.flags[x]
+        return found & flag
+
+    def all(self, e: Equation, flag: int, first: int = 0) -> int:
+        """`flag`, as far as all operands from the first on have it."""
+        found = flag
+        for x in e.ins[first:]:
+            found &= self.flags[x]
+        return found
+
+    def is_data(self, x: int) -> bool:
+        """Whether a value is no function of leaves, and may hold a 0 for all that is known."""
+        return not self.depends[x] and self.numbers[x] is None and not self.flags[x] & SOLID
+
+    def may_be_zero(self, x: int) -> bool:
+        """Whether a value may well be exactly 0 where nothing is wrong."""
+        return bool(not self.depends[x] or self.flags[x] & (_ZEROS | EVERY))
+
+    def is_never_chosen(self, e: Equation, place: int) -> bool:
+        """Whether an operand of a choice is one that a known number does not choose."""
+        if place == 0 or e.op not in RULES or RULES[e.op].kind is not Kind.SELECT:
+            return False
+        which = self.numbers[e.ins[0]]
+        return which is not None and which != place - 1
+
+    def is_guard(self, e: Equation) -> int | None:
+        """Of a choice, the operand that is chosen only where some value is 0, if it is a number.
+
+        In ``where(n != 0, n, 1)`` the 1 is a guard: as long as `n` is not exactly 0 on ordinary
+        inputs, the result is `n`.
+        """
+        which, *cases = e.ins
+        if len(cases) != 2 or not self.flags[which] & (NONZERO | ZERO_TEST):
+            return None
+        place = 1 if self.flags[which] & NONZERO else 2
+        number = self.numbers[e.ins[place]]
+        return place if number is not None and not self.flags[e.ins[place]] & EVERY else None
+
+
+def _dependents(tape: Tape, leaves: Sequence[int]) -> bytearray:
+    """Which values depend on a leaf, loops included."""
+    depends = bytearray(len(tape.shapes))
+    for x in leaves:
+        depends[x] = 1
+    loops = [e for e in tape.equations if e.op is CARRIED]
+    while True:
+        for e in tape.equations:
+            for x in e.ins:
+                if depends[x]:
+                    depends[e.out] = 1
+                    break
+        grown = [e.ins[0] for e in loops if depends[e.ins[1]] and not depends[e.ins[0]]]
+        if not grown:
+            return depends
+        for x in grown:
+            depends[x] = 1
+
+
+# What each kind of operation keeps.
+
+
+def _first(facts: Facts, e: Equation) -> int:
+    """Everything that is known of the first operand."""
+    return facts.flags[e.ins[0]]
+
+
+def _mixed(facts: Facts, e: Equation) -> int:
+    """The sign and the zeros of the first operand."""
+    return facts.flags[e.ins[0]] & (_KEPT | EVERY | NOW)
+
+
+def _of_factors(facts: Facts, e: Equation) -> int:
+    """Signs multiply, zeros of either factor are zeros; data may be 0 wherever they are a mask."""
+    x, y = e.ins[:2]
+    flags = facts.any(e, EVERY | NOW | CLIPPED | MASKED) | _scaled(facts, x, y)
+    flags |= NONNEG if x == y else facts.all(e, NONNEG)
+    masks = facts.depends[e.out] and (facts.is_data(x) or facts.is_data(y))
+    return flags | MASKED if masks else flags
+
+
+def _of_quotient(facts: Facts, e: Equation) -> int:
+    """Signs multiply, zeros are those of the numerator."""
+    x = e.ins[0]
+    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & _ZEROS
+    flags |= _scaled(facts, *e.ins)
+    return flags | MASKED if facts.depends[e.out] and facts.is_data(x) else flags
+
+
+def _scaled(facts: Facts, x: int, y: int) -> int:
+    """`MEAN` for one that is multiplied by a number."""
+    numbers = facts.numbers
+    if numbers[x] is None and numbers[y] is None:
+        return 0
+    return (facts.flags[x] | facts.flags[y]) & MEAN
+
+
+def _of_contraction(facts: Facts, e: Equation) -> int:
+    """A sum of products: 0 only where a whole row is."""
+    x, y = e.ins[:2]
+    return (facts.flags[x] | facts.flags[y]) & (EVERY | NOW | MASKED) | (
+        facts.flags[x] & facts.flags[y] & NONNEG
+    )
+
+
+def _of_sum(facts: Facts, e: Equation) -> int:
+    """Differences of values that may be the same are 0 in whole rows, but not those from a mean."""
+    x, y = e.ins
+    difference = e.op is _SUB
+    if facts.any(e, EVERY):
+        return _of_sum_with_constant(facts, e)
+    if not difference:
+        return facts.all(e, _KEPT)
+    from_mean = x != y and facts.any(e, MEAN)
+    return CLIPPED | facts.all(e, MASKED) if from_mean else CLIPPED | MASKED
+
+
+def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
+    """Beside zeros a value stays what it is; beside infinities it does not."""
+    (x, y), flags = e.ins, facts.flags
+    other, constant = (x, y) if flags[y] & EVERY else (y, x)
+    zeros = facts.numbers[constant] == 0
+    keeps_sign = flags[other] & flags[constant] & NONNEG and e.op is not _SUB
+    nonneg = NONNEG if keeps_sign or (zeros and constant == y and flags[x] & NONNEG) else 0
+    kept = flags[other] & (_ZEROS | EVERY) | flags[constant] & NOW | nonneg
+    return kept if zeros or flags[other] & EVERY else kept | MASKED | CLIPPED
+
+
+def _of_extremum(facts: Facts, e: Equation) -> int:
+    """May be 0 where a bound is."""
+    flags = facts.all(e, EVERY) | facts.any(e, MASKED | NOW) | _clipped(facts, e.ins)
+    largest = e.op is _MAX
+    floor = largest and any(
+        facts.flags[x] & NONNEG or (facts.numbers[x] or -1) >= 0 or facts.numbers[x] == 0
+        for x in e.ins
+    )
+    return flags | NONNEG if floor else flags | facts.all(e, NONNEG)
+
+
+def _of_cases(facts: Facts, e: Equation, first: int = 1) -> int:
+    """One of several values: 0 where any of them is, in whole rows where data say which."""
+    cases = e.ins[first:]
+    which = facts.numbers[e.ins[0]] if first else None
+    if which is not None and 0 <= which < len(cases):
+        return facts.flags[cases[int(which)]]
+    guard = facts.is_guard(e) if first else None
+    if guard is not None:
+        return facts.flags[e.ins[3 - guard]] & NONNEG if facts.numbers[e.ins[guard]] else 0
+    flags = facts.all(e, EVERY | NONNEG, first) | facts.any(e, MASKED | NOW, first)
+    flags |= _clipped(facts, cases)
+    zeros = facts.any(e, EVERY, first)
+    masks = zeros and (e.op is BRANCH or not facts.depends[e.ins[0]])
+    return flags | MASKED if masks else flags
+
+
+def _clipped(facts: Facts, xs: Sequence[int]) -> int:
+    """`CLIPPED` if any of some values may be 0."""
+    known = (facts.numbers[x] is not None and not facts.flags[x] & EVERY for x in xs)
+    pairs = zip(xs, known, strict=True)
+    return CLIPPED if any(not k and facts.may_be_zero(x) for x, k in pairs) else 0
+
+
+def _of_parts(facts: Facts, e: Equation) -> int:
+    """Values side by side: zeros among them are rows that may come to stand anywhere."""
+    flags = facts.any(e, _ZEROS | NOW) | facts.all(e, NONNEG | EVERY)
+    return flags | MASKED if facts.any(e, EVERY) else flags
+
+
+def _of_cast(facts: Facts, e: Equation) -> int:
+    """Between floats everything is kept; made to bool, a value is a test whether it is 0."""
+    x = e.ins[0]
+    new = e.source.outvars[e.place].aval.dtype
+    if facts.tape.floats[e.out]:
+        masks = facts.flags[x] & EVERY | CLIPPED | MASKED  # numbers made of integers
+        return facts.flags[x] & ~HUGE if facts.tape.floats[x] else masks
+    if new == np.bool_:
+        if facts.flags[x] & (NONZERO | ZERO_TEST):
+            return facts.flags[x] & (NONZERO | ZERO_TEST)
+        return 0 if facts.may_be_zero(x) or not facts.tape.floats[x] else NONZERO
+    return 0
+
+
+def _of_comparison(facts: Facts, e: Equation) -> int:
+    """Whether a comparison tells zeros of a value from the rest."""
+    if len(e.ins) != 2:
+        return 0
+    (x, y), name = e.ins, e.op.name
+    if facts.numbers[x] is not None:
+        name = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}.get(name, name)
+        x, y = y, x
+    bound = facts.numbers[y]
+    if bound is None or abs(bound) > EPSILON or facts.may_be_zero(x) or not facts.tape.floats[x]:
+        return 0
+    if name in ("ne", "eq") and bound == 0:
+        return NONZERO if name == "ne" else ZERO_TEST
+    if not facts.flags[x] & NONNEG or bound < 0:
+        return 0
+    if name == "gt" or (name == "ge" and bound > 0):
+        return NONZERO
+    return ZERO_TEST if name == "le" or (name == "lt" and bound > 0) else 0
+
+
+def _unknown(facts: Facts, e: Equation) -> int:
+    """Nothing: entries may be 0, one here and there or in whole rows."""
+    del facts, e
+    return CLIPPED | MASKED
+
+
+_BY_KIND: dict[Kind, Callable[[Facts, Equation], int]] = {
+    Kind.VIEW: _first,
+    Kind.CAST: _of_cast,
+    Kind.PRODUCT: _of_factors,
+    Kind.QUOTIENT: _of_quotient,
+    Kind.SUM: _of_sum,
+    Kind.POWER: _mixed,
+    Kind.EXTREMUM: _of_extremum,
+    Kind.SELECT: _of_cases,
+    Kind.JOIN: _of_parts,
+    Kind.REDUCTION: _mixed,
+    Kind.CONTRACTION: _of_contraction,
+    Kind.LOOKUP: _mixed,
+    Kind.COMPARISON: _of_comparison,
+    Kind.NONLINEAR: _unknown,
+    Kind.UNSCALED: _unknown,
+    Kind.OPAQUE: _unknown,
+    Kind.FACTORS: _unknown,
+    Kind.SOLUTION: _of_contraction,
+    Kind.LOOP: _unknown,
+}

@@ -1,0 +1,215 @@
+"""Where along its axes a leaf may be scaled by itself: questions to one null space."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from optax_bnmask.program.equations import Component, Components, Form, System, plus, subsets
+from optax_bnmask.program.exponents import WHOLE, Degree
+from optax_bnmask.program.indices import Segments, size_of, starts_of
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Part:
+    """A segment of one axis of a leaf.
+
+    Attributes:
+      start: Its first index.
+      size: Its number of indices.
+      components: What its exponents have beyond the leaf's: a mean, and what varies within it.
+      atoms: The sizes of the atoms that it is a product of.
+    """
+
+    start: int
+    size: int
+    components: Components
+    atoms: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LeafExponents:
+    """The exponents of a leaf: one for the whole, and one more for each index of each axis.
+
+    Attributes:
+      level: The exponent of the whole.
+      axes: For each axis its parts, one after the other.
+    """
+
+    level: Form
+    axes: tuple[tuple[Part, ...], ...]
+
+    def varying(self) -> Iterator[Form]:
+        """All that makes it vary."""
+        return (f for parts in self.axes for part in parts for f in part.components.values())
+
+
+def leaf_exponents(system: System, degree: Degree, axes: Sequence[Segments]) -> LeafExponents:
+    """The exponents of a leaf in terms of the unknowns that are free.
+
+    Args:
+      system: The unknowns, solved.
+      degree: That of the leaf: one cell, with components along one axis at a time.
+      axes: The segments of its axes.
+    """
+    ((_, components),) = degree.items()
+    components = components or {}
+    return LeafExponents(
+        system.resolve(components.get((), {})),
+        tuple(
+            tuple(_parts(system, components, axis, segments)) for axis, segments in enumerate(axes)
+        ),
+    )
+
+
+def _parts(system: System, components: Components, axis: int, segments: Segments) -> Iterator[Part]:
+    whole = components.get(((axis, WHOLE),))
+    apart = None
+    if whole is not None:
+        resolved = system.resolve(whole)
+        apart = system.apart(resolved, segments) if resolved else None
+    for t, (segment, start) in enumerate(zip(segments, starts_of(segments), strict=True)):
+        if apart is not None:
+            own: Mapping[Component, Form] = apart[t]
+        else:
+            mine = (c for c in components if c and c[0] != (axis, WHOLE) and c[0][0] == axis)
+            own = {c: components[c] for c in mine}
+        found = {tuple((0, k) for _, k in c): g for c, f in own.items() if (g := system.resolve(f))}
+        yield Part(start, size_of(segment), found, tuple(a.size for a in segment))
+
+
+class Range(NamedTuple):
+    """Indices of an axis that may be scaled without the rest.
+
+    Attributes:
+      start: The first.
+      stop: One after the last.
+      block: Each block of so many of them may be scaled by itself: 1 if every index may.
+    """
+
+    start: int
+    stop: int
+    block: int
+
+
+def free_parts(
+    system: System, leaves: Mapping[int, LeafExponents], biases: Sequence[Iterable[int]]
+) -> dict[int, dict[int, list[Range]]]:
+    """Where along their axes leaves may be scaled by themselves, with the biases they own.
+
+    Args:
+      system: The unknowns, solved as far as the program demands.
+      leaves: The exponents of the live leaves, by number.
+      biases: For each leaf, the biases added to its own output.
+
+    Returns:
+      For each leaf, and each of its axes along which that is known, the ranges.
+    """
+    holders = _holders(leaves)
+    out: dict[int, dict[int, list[Range]]] = {}
+    for i, leaf in leaves.items():
+        alone = _without_others(system, holders, leaf, {i, *biases[i]})
+        for axis, parts in enumerate(leaf.axes):
+            free = _free(alone, leaf, axis) if sum(p.size for p in parts) > 1 else ()
+            ranges = [Range(p.start, p.start + p.size, _block(alone, leaf, p)) for p in free]
+            if ranges:
+                out.setdefault(i, {})[axis] = ranges
+    return out
+
+
+def _holders(leaves: Mapping[int, LeafExponents]) -> dict[int, list[tuple[int, Form]]]:
+    """For each unknown the forms that hold it, and whose they are; short ones first."""
+    holders: dict[int, list[tuple[int, Form]]] = {}
+    for i, leaf in leaves.items():
+        for form in (leaf.level, *leaf.varying()):
+            for unknown in form:
+                holders.setdefault(unknown, []).append((i, form))
+    for held in holders.values():
+        held.sort(key=lambda item: len(item[1]))
+    return holders
+
+
+def _without_others(
+    system: System,
+    holders: Mapping[int, list[tuple[int, Form]]],
+    leaf: LeafExponents,
+    allowed: set[int],
+) -> System:
+    """What is free once the exponents of all leaves but the allowed ones are 0.
+
+    Only equations with an unknown that need not be 0 are looked at, starting from the leaf's own:
+    whatever else there is can be 0. Short forms come first in `holders`, since an unknown that is
+    some other leaf's exponent is 0, and leads no farther.
+    """
+    alone = System()
+    alone.atoms = system.atoms
+    waiting = [u for form in (leaf.level, *leaf.varying()) for u in form]
+    seen = set(waiting)
+    while waiting:
+        unknown = waiting.pop()
+        for i, form in holders[unknown]:
+            if not alone.resolve({unknown: 1}):
+                break
+            if i not in allowed:
+                alone.zero(form)
+                new = form.keys() - seen
+                seen |= new
+                waiting += new
+    return alone
+
+
+def _branch(alone: System) -> System:
+    branch = System()
+    branch.atoms, branch.solved = alone.atoms, dict(alone.solved)
+    return branch
+
+
+def _free(alone: System, leaf: LeafExponents, axis: int) -> Iterator[Part]:
+    """The parts of an axis that may be scaled evenly and without the rest."""
+    even = _branch(alone)
+    for q, parts in enumerate(leaf.axes):
+        for component, form in (item for part in parts for item in part.components.items()):
+            if component or q != axis:
+                even.zero(form)
+    parts = leaf.axes[axis]
+    means = [even.resolve(plus(leaf.level, p.components.get((), {}))) for p in parts]
+    alike = Counter(frozenset(mean.items()) for mean in means)
+    for t, (part, mean) in enumerate(zip(parts, means, strict=True)):
+        if not mean or alike[frozenset(mean.items())] > 1:  # 0, or the same as another part's
+            continue
+        trial = _branch(even)
+        for other in (*means[:t], *means[t + 1 :]):
+            trial.zero(other)
+        if trial.resolve(mean):
+            yield part
+
+
+def _block(alone: System, leaf: LeafExponents, part: Part) -> int:
+    """The size of the smallest blocks within a part that may each be scaled by themselves.
+
+    Blocks of a product of atoms are told apart by its first few atoms: all components over these
+    must be free, each by itself.
+    """
+    block = part.size
+    for n, size in enumerate(part.atoms, start=1):
+        new = [c for c in subsets(n, smallest=1) if n - 1 in c]
+        if not all(_varies_freely(alone, leaf, part, c) for c in new):
+            break
+        block //= size
+    return block
+
+
+def _varies_freely(alone: System, leaf: LeafExponents, part: Part, atoms: tuple[int, ...]) -> bool:
+    """Whether a part may vary along some of its atoms while nothing else scales."""
+    component = tuple((0, k) for k in atoms)
+    form = part.components.get(component)
+    if not form:
+        return False
+    trial = _branch(alone)
+    trial.zero(leaf.level)
+    for parts in leaf.axes:
+        for other in parts:
+            for c, f in other.components.items():
+                if other is not part or c != component:
+                    trial.zero(f)
+    return bool(trial.resolve(form))

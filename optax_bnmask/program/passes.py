@@ -1,0 +1,286 @@
+"""The passes in order, and what they found put together."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence, Set
+from fractions import Fraction
+from math import prod
+from typing import Any
+
+from optax_bnmask import compat
+from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.errors import StructureError
+from optax_bnmask.program.demands import Axes
+from optax_bnmask.program.explain import Explainer
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.freedom import LeafExponents, Range, free_parts, leaf_exponents
+from optax_bnmask.program.rules import load
+from optax_bnmask.program.solve import Solution
+from optax_bnmask.program.symmetries import Symmetries, symmetries
+from optax_bnmask.program.tape import Equation, Tape
+from optax_bnmask.program.trace import Program, without_collection
+from optax_bnmask.program.uses import Uses
+
+_GATHER = compat.primitive("gather_p")
+
+_USES = {
+    Role.WEIGHT: "contracted",
+    Role.EMBEDDING: "looked up",
+    Role.GAIN: "multiplied",
+    Role.BIAS: "added",
+    Role.NORM_SCALE: "multiplied onto what a normaliser puts out",
+    Role.NORM_BIAS: "added to what a normaliser puts out",
+}
+
+
+def analysis_of(program: Program) -> Analysis:
+    """What the passes over a traced program tell of its parameters."""
+    load()
+    with without_collection():
+        return _analysis_of(program)
+
+
+def _analysis_of(program: Program) -> Analysis:
+    tape = Tape(program)
+    number = dict(zip(tape.ins, program.inputs, strict=True))
+    leaves = [x for x in _in_order_of_use(tape) if number[x] is not None and tape.floats[x]]
+    if not leaves:
+        raise StructureError(
+            f"The outputs of `fn` must depend on `params`. They depend on none of its "
+            f"{len(program.paths)} leaves. Does `fn` use its first argument?"
+        )
+    facts = Facts(tape, leaves)
+    axes = Axes(facts, leaves)
+    uses = Uses(facts, program.inputs, [prod(shape) for shape in program.shapes])
+    alive = {i for x, i in number.items() if x in tape.live and i is not None}
+    biases = [
+        [b for b in bs if b in alive and uses.role(b) in (Role.BIAS, Role.NORM_BIAS)]
+        for bs in uses.biases
+    ]
+
+    def found_by(solution: Solution) -> tuple[Symmetries, dict[int, LeafExponents]]:
+        solution.finish()
+        exponents = {
+            number[x] or 0: leaf_exponents(solution.system, solution.degrees[x], axes.segments(x))
+            for x in leaves
+            if x in axes.of
+        }
+        return symmetries(solution.system, exponents, biases, len(program.paths)), exponents
+
+    solution = Solution(axes, leaves)
+    solution.read(tape.outs)
+    solution.pin(tape.outs)
+    found, exponents = found_by(solution)
+    parts = free_parts(solution.system, exponents, biases)
+    names = program.paths
+    return Analysis(
+        tuple(
+            _leaf(program, i, found, uses, parts.get(i, {}), is_live=i in alive)
+            for i in range(len(names))
+        ),
+        frozenset({Evidence.PROGRAM}),
+        symmetries=tuple(
+            {names[i]: Fraction(c) for i, c in sorted(vector.items())} for vector in found.basis
+        ),
+        groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
+        assumptions=_assumptions(solution),
+        unhandled=dict(sorted(solution.unhandled.items())),
+        notes=(
+            *_narrowing_outputs(program, Solution(axes, leaves), found, found_by),
+            *_running_statistics(program, tape),
+        ),
+        proof=Explainer(program, axes, found, biases),
+    )
+
+
+def _in_order_of_use(tape: Tape) -> list[int]:
+    """The live inputs, in the order in which the program first reads them."""
+    inputs = set(tape.ins) & tape.live
+    read = (x for e in tape.equations for x in e.ins if x in inputs)
+    return list(dict.fromkeys((*read, *(x for x in tape.ins if x in inputs))))
+
+
+def _narrowing_outputs(
+    program: Program,
+    solution: Solution,
+    found: Symmetries,
+    found_by: Callable[[Solution], tuple[Symmetries, Any]],
+) -> list[str]:
+    """A sentence for each output but the first that makes leaves matter which it alone would not.
+
+    Args:
+      program: The function.
+      solution: A reading of its program that has not begun.
+      found: What all outputs leave free.
+      found_by: What a reading leaves free so far.
+    """
+    outs = solution.tape.outs
+    if len(outs) == 1 or not isinstance(found, Symmetries):
+        return []
+    solution.read(outs[:1])
+    solution.pin(outs[:1])
+    before, _ = found_by(solution)
+    said = []
+    for x, name in zip(outs[1:], program.output_paths[1:], strict=True):
+        if before.scale == found.scale:
+            break
+        solution.read([x])
+        solution.pin([x])
+        after, _ = found_by(solution)
+        lost = [
+            path
+            for path, a, b in zip(program.paths, before.scale, after.scale, strict=True)
+            if a is not b and a in (Scale.INVARIANT, Scale.JOINT) and b is not Scale.INVARIANT
+        ]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            said.append(
+                f"the scale of {lost[0]!r}{more} matters for the output {name!r} and not for those "
+                f"before it: if {name!r} is no output but something beside it, such as a metric or "
+                f"a new state, set it apart with `has_aux=True`"
+            )
+        before = after
+    return said
+
+
+def _leaf(
+    program: Program,
+    i: int,
+    found: Symmetries,
+    uses: Uses,
+    parts: Mapping[int, Sequence[Range]],
+    *,
+    is_live: bool,
+) -> Leaf:
+    """Everything known of one leaf."""
+    path, shape, dtype = program.paths[i], program.shapes[i], program.dtypes[i]
+    if not compat.is_inexact(dtype):
+        reason = "not of floating dtype: no optimizer moves it"
+        return Leaf(path, shape, dtype, Role.UNKNOWN, Scale.UNKNOWN, reason=reason)
+    if not is_live:
+        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason="no output depends on it")
+    scale = found.scale[i]
+    axes = tuple(
+        axis
+        for axis, ranges in sorted(parts.items())
+        if scale is Scale.INVARIANT and _covers(ranges, shape[axis])
+    )
+    said = (_use(uses, i), _scale(program, i, found), _in_part(scale, shape, axes, parts))
+    reason = "; ".join(part for part in said if part)
+    return Leaf(path, shape, dtype, uses.role(i), scale, axes, found.group[i], reason)
+
+
+def _covers(ranges: Sequence[Range], size: int) -> bool:
+    """Whether every index of an axis may be scaled by itself."""
+    return all(r.block == 1 for r in ranges) and sum(r.stop - r.start for r in ranges) == size
+
+
+def _use(uses: Uses, i: int) -> str:
+    """In what way the leaf is used, and where first."""
+    roles = uses.seen[i].roles
+    if not roles:
+        return "none of the uses that have a name"
+    said = [f"{_words(role, e)} at {e.where}" for role, e in roles.items()]
+    if uses.seen[i].shifted:
+        said[0] += " after a constant is added to it (zero-centred)"
+    return " and ".join(said)
+
+
+def _words(role: Role, e: Equation) -> str:
+    """How a leaf in that role is used."""
+    if role is Role.EMBEDDING and e.op is not _GATHER:
+        return "joined to the data as a learned input"
+    return _USES[role]
+
+
+def _scale(program: Program, i: int, found: Symmetries) -> str:
+    """What is known of the leaf's scale."""
+    scale = found.scale[i]
+    if scale is Scale.INVARIANT:
+        others = ", ".join(repr(program.paths[j]) for j in found.witness[i] if j != i)
+        return f"a normaliser hides its scale{f', with that of {others}' if others else ''}"
+    if scale is Scale.JOINT:
+        number = found.group[i]
+        group = found.groups[number] if number is not None else ()
+        others = [program.paths[j] for j in group[:4] if j != i][:3]
+        some = ", ".join(map(repr, others)) + (", ..." if len(group) > 4 else "")
+        n = "1 other" if len(group) == 2 else f"{len(group) - 1} others"
+        return f"its scale is hidden only together with that of {n}: {some}"
+    return "its scale reaches the outputs"
+
+
+def _in_part(
+    scale: Scale, shape: Sequence[int], axes: Sequence[int], parts: Mapping[int, Sequence[Range]]
+) -> str:
+    """Which parts of the leaf may be scaled without the rest, where that is not whole axes."""
+    said = []
+    for axis, ranges in sorted(parts.items()):
+        if axis in axes:
+            continue
+        size = shape[axis]
+        if scale is Scale.INVARIANT:
+            if ranges != [(0, size, size)]:
+                said.append(f"along axis {axis} in blocks only")
+        elif _covers(ranges, size):
+            said.append(f"each index of axis {axis} may be scaled alone")
+        elif ranges != [(0, size, size)]:
+            places = ", ".join(f"{a}:{b}" for a, b in _joined(ranges))
+            said.append(f"the scale of indices {places} of axis {axis} (of {size}) is hidden")
+    return "; ".join(said)
+
+
+def _joined(ranges: Sequence[Range]) -> list[tuple[int, int]]:
+    """The indices of some ranges, with neighbours put together."""
+    out: list[tuple[int, int]] = []
+    for a, b, _ in ranges:
+        if out and out[-1][1] == a:
+            out[-1] = (out[-1][0], b)
+        else:
+            out.append((a, b))
+    return out
+
+
+def _assumptions(solution: Solution) -> tuple[Assumption, ...]:
+    """The approximations that mattered: those made for values that do scale."""
+    out = {
+        Assumption(t.kind, t.value, str(t.equation.op), t.equation.where)
+        for t in solution.taken
+        if t.degree is None or not solution.is_zero(t.degree)
+    }
+    return tuple(sorted(out))
+
+
+_RUNNING = "runs on its running statistics"
+
+
+def _running_statistics(program: Program, tape: Tape) -> list[str]:
+    """A sentence for each module whose running mean and var the outputs read."""
+    arguments = [x for x, i in zip(tape.ins, program.inputs, strict=True) if i is None]
+    live = zip(arguments, program.argument_paths, strict=True)
+    # An NNX Variable's array is its `value`, which is no part of its name.
+    paths = [path.removesuffix("/value") for x, path in live if x in tape.live]
+    read = set(paths)
+    scopes = {path.rpartition("/")[0] for path in program.paths}
+    out = []
+    for path in paths:
+        scope, _, name = path.rpartition("/")
+        if name == "mean" and f"{scope}/var" in read:
+            out.append(
+                f"the normaliser at {_within(scope, scopes)!r} {_RUNNING} here: trace the function "
+                f"as it is trained, or its parameters and the weights before it look sensitive"
+            )
+    return out
+
+
+def _within(scope: str, scopes: Set[str]) -> str:
+    """The name of a scope of an argument, without the argument's own name if the params tell it."""
+    parts = scope.split("/")
+    tails = ("/".join(parts[n:]) for n in range(len(parts)))
+    return next((tail for tail in tails if tail in scopes), scope)
+
+
+def warn_of_running_statistics(analysis: Analysis) -> None:
+    """Warns of every normaliser that was traced in inference mode."""
+    said = [note for note in analysis.notes if _RUNNING in note]
+    if said:
+        more = f" (and {len(said) - 1} more, see `Analysis.notes`)" if len(said) > 1 else ""
+        warnings.warn(f"{said[0]}{more}", UserWarning, stacklevel=3)

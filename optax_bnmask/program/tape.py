@@ -1,0 +1,279 @@
+"""A traced function as one flat list of equations: the tape that every pass is a loop over.
+
+Calls are inlined, loops, branches and meshes opened (`control`, `devices`), and primitives that are
+others in disguise written as those (`lowering`), once, so that no pass ever opens anything again.
+Every value has a number. What an equation reads and writes has *visible* axes, those of the array,
+and behind them *hidden* ones: an axis for each loop that the equation is in (its iterations, the
+outermost first), and for each mesh (its devices). ``h @ w`` in a scan of 5 layers over a stacked
+``w`` of shape (5, 3, 3) reads
+
+    h (2, 3 | 5)    w (3, 3 | 5)      the layer that `w` is the kernel of is an axis that it hides
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from optax_bnmask import compat
+from optax_bnmask.program.trace import Program
+
+Map = Mapping[int, int]
+"""Which axis of a value becomes which of another; axes that are not named must not vary."""
+
+
+class Op:
+    """An operation that only the tape has, beside the primitives of JAX."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+MOVE = Op("move")
+"""The same entries with axes renamed, dropped (length 1) or new: ``params["to"]`` is a `Map`."""
+RESHAPE = Op("reshape")
+"""The same entries in the same order, other visible axes."""
+SLICE = Op("slice")
+"""``params["bounds"]`` and ``params["strides"]`` of each visible axis."""
+CONTRACT = Op("contract")
+"""A sum of products: ``params["to"]`` has a `Map` for each of two operands."""
+COLLECT = Op("collect")
+"""Entries of several devices moved or reduced: ``params["to"]`` is a `Map`, what it leaves out is
+mixed; ``params["clips"]`` tells whether zeros may come in."""
+CARRY = Op("carry")
+"""What a loop carries, in its body: has the degree of the operand, its value at the start."""
+CARRIED = Op("carried")
+"""What a loop carried, at its end: operands are the carry in the body, what the body hands on, and
+for a ``while`` its test. The first two agree, the third does not scale."""
+BRANCH = Op("branch")
+"""One of several values, the first operand says which."""
+
+
+class Equation(NamedTuple):
+    """One operation on numbered values.
+
+    Attributes:
+      op: A primitive of JAX, or an `Op`.
+      params: Its parameters; those of the primitive where it is one.
+      ins: The values that it reads.
+      out: The value that it writes.
+      place: Which result of the primitive that is, where it has several.
+      source: The equation of the jaxpr that it comes from, for its place and dtypes.
+      calls: The calls that this is nested in, outermost first.
+    """
+
+    op: Any
+    params: Mapping[str, Any]
+    ins: tuple[int, ...]
+    out: int
+    place: int
+    source: Any
+    calls: tuple[Any, ...]
+
+    @property
+    def name(self) -> str:
+        """What the user's program calls the operation."""
+        return str(self.source.primitive.name)
+
+    @property
+    def where(self) -> str:
+        """The user's file and line."""
+        return compat.location(self.source, self.calls)
+
+
+class Frame(NamedTuple):
+    """What equations are written in.
+
+    Attributes:
+      hidden: The lengths of the hidden axes.
+      devices: Which of these an axis of the mesh is, by its name.
+      calls: The calls that surround them.
+    """
+
+    hidden: tuple[int, ...] = ()
+    devices: Mapping[Hashable, int] = {}
+    calls: tuple[Any, ...] = ()
+
+
+class Tape:
+    """The equations of one program.
+
+    Attributes:
+      equations: In the order of execution, without those that no output needs.
+      shapes: The visible shape of each value.
+      hidden: The lengths of its hidden axes.
+      floats: Whether its entries are real or complex numbers.
+      literals: The values of the constants that the program spells out.
+      captured: The values of the arrays that the function closes over.
+      ins: For each input of the program, its value.
+      outs: The values of its outputs.
+      live: The values that some output needs.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.equations: list[Equation] = []
+        self.shapes: list[tuple[int, ...]] = []
+        self.hidden: list[tuple[int, ...]] = []
+        self.floats: list[bool] = []
+        self.literals: dict[int, Any] = {}
+        self.captured: dict[int, Any] = {}
+        inner = compat.open_jaxpr(program.jaxpr)
+        self.ins = [self.value(v.aval) for v in inner.invars]
+        self.outs = self.run(program.jaxpr, self.ins, Frame())
+        self.live = self.needed(self.outs)
+        self.equations = [e for e in self.equations if e.out in self.live]
+
+    def value(self, aval: Any) -> int:  # noqa: ANN401 - an abstract array
+        """A new value of that shape and dtype, which hides no axes."""
+        return self.add(aval.shape, (), floats=compat.is_inexact(aval.dtype))
+
+    def add(self, shape: Sequence[int], hidden: tuple[int, ...], *, floats: bool) -> int:
+        """A new value."""
+        self.shapes.append(tuple(shape))
+        self.hidden.append(hidden)
+        self.floats.append(floats)
+        return len(self.shapes) - 1
+
+    def full_shape(self, x: int) -> tuple[int, ...]:
+        """The lengths of all axes of a value, hidden ones last."""
+        return self.shapes[x] + self.hidden[x]
+
+    def run(self, jaxpr: Any, ins: Sequence[int], frame: Frame) -> list[int]:  # noqa: ANN401
+        """Writes the equations of a closed jaxpr, and returns its results."""
+        inner = compat.open_jaxpr(jaxpr)
+        env = dict(zip(inner.invars, ins, strict=True))
+        for v, value in zip(inner.constvars, compat.consts_of(jaxpr), strict=True):
+            env[v] = self.value(v.aval)
+            self.captured[env[v]] = value
+
+        def read(atom: Any) -> int:  # noqa: ANN401 - a variable or a literal
+            if not isinstance(atom, compat.Literal):
+                return env[atom]
+            x = self.value(atom.aval)
+            self.literals[x] = atom.val
+            return x
+
+        for eqn in inner.eqns:
+            given = tuple([read(atom) for atom in eqn.invars])
+            lower, at = LOWERINGS.get(eqn.primitive), Writer(self, frame, eqn)
+            outs = lower(at, *given) if lower else None
+            if outs is None:
+                outs = [
+                    at.emit(eqn.primitive, given, v.aval.shape, place, **eqn.params)
+                    for place, v in enumerate(eqn.outvars)
+                ]
+            env.update(zip(eqn.outvars, outs, strict=True))
+        return [read(atom) for atom in inner.outvars]
+
+    def needed(self, outputs: Iterable[int]) -> set[int]:
+        """The values that some values are computed from.
+
+        What a body hands on is needed as long as the carry is *read in the body*, even where nobody
+        reads the last value: it is what constrains the carry.
+        """
+        carried = {e.ins[0]: e.out for e in self.equations if e.op is CARRIED}
+        needed, size = set(outputs), -1
+        while size != len(needed):
+            size = len(needed)
+            for e in reversed(self.equations):
+                if e.out in needed:
+                    needed.update(e.ins)
+                    if e.out in carried:
+                        needed.add(carried[e.out])
+            if not carried:
+                break
+        return needed
+
+
+class Writer(NamedTuple):
+    """One equation of a jaxpr while it is written on the tape.
+
+    Attributes:
+      tape: The tape.
+      frame: Where on it.
+      eqn: The equation.
+    """
+
+    tape: Tape
+    frame: Frame
+    eqn: Any
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        """The parameters of the equation."""
+        return self.eqn.params
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of its first result."""
+        return self.eqn.outvars[0].aval.shape
+
+    def emit(
+        self,
+        op: Any,  # noqa: ANN401 - a primitive or an `Op`
+        ins: Sequence[int],
+        shape: Sequence[int],
+        place: int | None = None,
+        /,
+        **params: Any,  # noqa: ANN401 - those of the primitive
+    ) -> int:
+        """Writes one operation, and returns its result.
+
+        Args:
+          op: What it does.
+          ins: What it reads.
+          shape: The visible shape of the result.
+          place: Which result of the equation that is; if none, it has the dtype of the first
+            operand.
+          **params: The parameters of the operation.
+        """
+        tape, eqn = self.tape, self.eqn
+        if place is None:
+            floats = tape.floats[ins[0]]
+        else:
+            floats = compat.is_inexact(eqn.outvars[place].aval.dtype)
+        out = tape.add(shape, self.frame.hidden, floats=floats)
+        e = Equation(op, params, tuple(ins), out, place or 0, eqn, self.frame.calls)
+        tape.equations.append(e)
+        return out
+
+    def move(self, x: int, to: Map, shape: Sequence[int]) -> int:
+        """Writes that the visible axes of a value are others, the hidden ones behind them."""
+        rank = len(self.tape.shapes[x])
+        behind = {rank + j: len(shape) + j for j in range(len(self.tape.hidden[x]))}
+        return self.emit(MOVE, (x,), shape, to={**behind, **to})
+
+    def reshape(self, x: int, shape: Sequence[int]) -> int:
+        """Writes that a value has other visible axes."""
+        return x if tuple(shape) == self.tape.shapes[x] else self.emit(RESHAPE, (x,), shape)
+
+    def within(self, hidden: Sequence[int] = (), devices: Mapping[Hashable, int] = {}) -> "Writer":
+        """The same equation, seen from the programs in it, which hide more axes."""
+        own = self.frame
+        calls = (*own.calls, self.eqn)
+        return self._replace(frame=Frame((*own.hidden, *hidden), {**own.devices, **devices}, calls))
+
+    def run(self, jaxpr: Any, *ins: int) -> list[int]:  # noqa: ANN401 - closed
+        """Writes the equations of a program in it."""
+        return self.tape.run(jaxpr, ins, self.frame)
+
+
+Lowering = Callable[..., "list[int] | None"]
+"""``(writer, *operands)`` to the results; `None` to write the equation as it is."""
+
+LOWERINGS: dict[Any, Lowering] = {}
+"""How to write an equation of a primitive; filled on import, and never after."""
+
+
+def lowering(*names: str) -> Callable[[Lowering], Lowering]:
+    """Registers how equations of the primitives of those attribute names are written."""
+
+    def register(function: Lowering) -> Lowering:
+        for name in names:
+            key = compat.primitive(name)
+            if key is not None:
+                LOWERINGS[key] = function
+        return function
+
+    return register
