@@ -4,34 +4,13 @@ Most check that nobody transforms a value as its author did not mean; to what is
 identities.
 """
 
+from typing import Any
+
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import CLIPPED, MASKED
 from optax_bnmask.program.registry import AGREE, PIN, RULES, Kind, Law, rule
 from optax_bnmask.program.tape import LOWERINGS, Equation, Writer
-
-_INTERNAL = "equinox.internal."
-
-
-def load() -> None:
-    """Rules the primitives that are there and are not ruled yet."""
-    _rule(Kind.VIEW, "_nontraceable", "nontraceable_p", "nonbatchable_p", law=Law())
-    _rule(Kind.VIEW, "_nontraceable", "nondifferentiable_backward_p", law=Law())
-    for name in ("unvmap_all_p", "unvmap_any_p", "unvmap_max_p"):
-        key = compat.primitive_of("equinox._unvmap", name)
-        if key is not None and key not in RULES:
-            rule(Kind.UNSCALED, key)(PIN)
-    _rule(Kind.JOIN, "_loop.common", "maybe_set_p", law=maybe_set)
-    chosen = compat.primitive_of(f"{_INTERNAL}_loop.common", "select_if_vmap_p")
-    if chosen is not None:
-        LOWERINGS[chosen] = select_if_vmap
-
-
-def _rule(kind: Kind, module: str, *names: str, law: object) -> None:
-    for name in names:
-        key = compat.primitive_of(_INTERNAL + module, name)
-        if key is not None and key not in RULES:
-            rule(kind, key, facts=_anything if kind is Kind.JOIN else None)(law)
 
 
 def _anything(reading: Facts, e: Equation, flags: int) -> int:
@@ -43,11 +22,41 @@ def _anything(reading: Facts, e: Equation, flags: int) -> int:
 def maybe_set(e: Equation, reading: Facts) -> Law:
     """``xs.at[i].set(x)`` where a predicate holds: entries of both remain, so the degrees agree."""
     whole, row = (reading.tape.shapes[x] for x in e.ins[1:3])
-    rows = whole[1:] == row
-    to = ({a + 1: a + 1 for a in range(len(row))}, {a: a + 1 for a in range(len(row))})
-    return Law((None, *(to if rows else ({}, {}))), AGREE)
+    if whole[1:] != row:
+        return Law((None, {}, {}), AGREE)
+    to = {a: a + 1 for a in range(len(row))}
+    return Law((None, {a: a for a in to.values()}, to), AGREE)
 
 
 def select_if_vmap(w: Writer, which: int, x: int, y: int) -> list[int]:
     """``where(which, x, y)``."""
     return [w.emit(compat.primitive("select_n_p"), (which, y, x), w.shape, 0)]
+
+
+_LAWS: dict[tuple[str, str], tuple[Kind, Any]] = {
+    ("equinox.internal._nontraceable", "nontraceable_p"): (Kind.VIEW, Law()),
+    ("equinox.internal._nontraceable", "nonbatchable_p"): (Kind.VIEW, Law()),
+    ("equinox.internal._nontraceable", "nondifferentiable_backward_p"): (Kind.VIEW, Law()),
+    ("equinox._unvmap", "unvmap_all_p"): (Kind.UNSCALED, PIN),
+    ("equinox._unvmap", "unvmap_any_p"): (Kind.UNSCALED, PIN),
+    ("equinox._unvmap", "unvmap_max_p"): (Kind.UNSCALED, PIN),
+    ("equinox.internal._loop.common", "maybe_set_p"): (Kind.JOIN, maybe_set),
+}
+_LOWERED = {("equinox.internal._loop.common", "select_if_vmap_p"): select_if_vmap}
+
+
+def primitives() -> set[Any]:
+    """Those of them that the user's version has."""
+    return {compat.primitive_of(*place) for place in (*_LAWS, *_LOWERED)} - {None}
+
+
+def load() -> None:
+    """Rules the primitives that are there and are not ruled yet."""
+    for place, (kind, law) in _LAWS.items():
+        key = compat.primitive_of(*place)
+        if key is not None and key not in RULES:
+            rule(kind, key, facts=_anything if kind is Kind.JOIN else None)(law)
+    for place, function in _LOWERED.items():
+        key = compat.primitive_of(*place)
+        if key is not None:
+            LOWERINGS[key] = function
