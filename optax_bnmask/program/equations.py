@@ -127,7 +127,8 @@ class System:
         form = self.resolve(form)
         if not form:
             return
-        pivot = max(form if self.own.isdisjoint(form) else self.own.intersection(form))
+        own = self.own.intersection(form)
+        pivot = max(own) if own else self._pivot(form)
         c = form[pivot]
         value = {u: quotient(-k, c) for u, k in form.items() if u != pivot}
         self.solved[pivot] = value
@@ -137,6 +138,19 @@ class System:
                 for component in {**part, **other}:
                     gap = plus(part.get(component, NOTHING), other.get(component, NOTHING), -1)
                     self.zero(gap)
+
+    @staticmethod
+    def _pivot(form: Form) -> int:
+        """The unknown to solve for.
+
+        The newest on the longer side of the equation, or of all if both are as long. In a chain of
+        layers, ``bias_k = bias_(k-1) + weight_k`` solved for the weight keeps every form short;
+        solved for the bias it would be the sum of all weights before it.
+        """
+        sides: tuple[list[int], list[int]] = ([], [])
+        for unknown, c in form.items():
+            sides[c > 0].append(unknown)
+        return max(max(sides, key=_longest))
 
     def apart(self, form: Form, segments: Segments) -> list[Components]:
         """What a form for an axis as a whole says of each of its segments.
@@ -160,6 +174,11 @@ class System:
                 for component, f in own.items():
                     components[component] = plus(components.get(component, NOTHING), f, c)
         return out
+
+
+def _longest(side: list[int]) -> tuple[int, int]:
+    """Orders the sides of an equation by length, then by their newest unknown."""
+    return len(side), max(side, default=-1)
 
 
 def subsets(n: int, smallest: int) -> Iterator[tuple[int, ...]]:

@@ -185,7 +185,7 @@ class Degrees:
             for c, d, e in _paired(x, y):
                 if d is not None and e is not None:
                     self.equal(d, e, c, within)
-                out[c] = e if d is None else d
+                out[c] = _shorter(d, e)
             x = out
         return x
 
@@ -266,6 +266,13 @@ def spread(x: Degree, counts: Sequence[int], axes: Sequence[int]) -> Degree:
             if counts[q] > 1:
                 x = {(*c[:q], t, *c[q + 1 :]): d for c, d in x.items() for t in range(counts[q])}
     return x
+
+
+def _shorter(d: Components | None, e: Components | None) -> Components | None:
+    """The one of two equal cells with fewer terms, so that sums do not grow from layer to layer."""
+    if d is None or e is None:
+        return e if d is None else d
+    return d if sum(map(len, d.values())) <= sum(map(len, e.values())) else e
 
 
 def _is_whole(component: Component) -> bool:

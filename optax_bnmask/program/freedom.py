@@ -108,6 +108,8 @@ def free_parts(
     holders = _holders(leaves)
     out: dict[int, dict[int, list[Range]]] = {}
     for i, leaf in leaves.items():
+        if not any(True for _ in leaf.varying()):
+            continue  # it scales as a whole or not at all, which is no question of parts
         alone = _without_others(system, holders, leaf, {i, *biases[i]})
         for axis, parts in enumerate(leaf.axes):
             free = _free(alone, leaf, axis) if sum(p.size for p in parts) > 1 else ()
