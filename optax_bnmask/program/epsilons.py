@@ -45,6 +45,10 @@ _MOST = 256
 """How many steps to go at most, to or fro; what lies farther is not seen, and is no epsilon."""
 
 
+_NEAR = 64
+"""Within so many values a divisor and what it divides have one in common, if they ever have."""
+
+
 class Use(NamedTuple):
     """What a sum has become a part of.
 
@@ -103,16 +107,16 @@ class Epsilons:
         found = False
         for use in self._uses(e.out, abs(number)):
             if use.power > 0:
-                found |= use.rooted and nonneg and not may_be_0
+                found = found or (use.rooted and nonneg and not may_be_0)
                 continue
             others = self._factors(use.others)
             if others and self._is_within(factors, others):
                 return False
-            found |= (
+            found = found or (
                 bool(others)
                 and (nonneg or e.op in (_ADD, _SUB))
-                and (not may_be_0 or self._come_of_the_same(beside, others))
                 and (use.shared or self._is_of_another_kind(factors, others))
+                and (not may_be_0 or self._come_of_the_same(beside, others))
             )
         return found
 
@@ -224,21 +228,24 @@ class Epsilons:
 
     def _come_of_the_same(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
         """Whether two sets of values are functions of one value, entries and reductions of it."""
-        return bool(self._origins(xs, _FUNCTIONS) & self._origins(ys, _FUNCTIONS))
+        return not self._behind(xs, _NEAR, _FUNCTIONS).isdisjoint(
+            self._behind(ys, _NEAR, _FUNCTIONS)
+        )
 
-    def _origins(self, xs: Iterable[int], kinds: set[Kind] | None = None) -> set[int]:
-        """The values that some values are computed from by operations of some kinds, or by any."""
-        seen, waiting, out = set(xs), list(xs), set[int]()
-        while waiting:
-            x = waiting.pop()
+    def _origins(self, xs: Iterable[int]) -> set[int]:
+        """The values that some values are computed from, and these."""
+        return self._behind(xs, _MOST, None)
+
+    def _behind(self, xs: Iterable[int], most: int, kinds: set[Kind] | None) -> set[int]:
+        """So many values behind some values, the next first, through operations of some kinds."""
+        waiting, seen = list(xs), set(xs)
+        for x in waiting:
             e = self._writers.get(x)
-            if e is None or len(seen) > _MOST or (kinds and self._kind(e) not in kinds):
-                out.add(x)
-            else:
+            if e is not None and len(seen) < most and (not kinds or self._kind(e) in kinds):
                 new = [y for y in e.ins if y not in seen and self.facts.numbers[y] is None]
                 seen.update(new)
                 waiting += new
-        return out
+        return seen
 
 
 def _bounds_from_below(e: Equation, place: int, number: float) -> bool:
