@@ -104,6 +104,7 @@ class Epsilons:
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & (CLIPPED | MASKED) for x in beside)
         factors = self._factors(beside)
+        behind = self._behind(beside, _NEAR, _FUNCTIONS) if may_be_0 else set[int]()
         found = False
         for use in self._uses(e.out, abs(number)):
             if use.power > 0:
@@ -116,7 +117,7 @@ class Epsilons:
                 bool(others)
                 and (nonneg or e.op in (_ADD, _SUB))
                 and (use.shared or self._is_of_another_kind(factors, others))
-                and (not may_be_0 or self._come_of_the_same(beside, others))
+                and (not may_be_0 or self._meets(behind, others))
             )
         return found
 
@@ -226,11 +227,9 @@ class Epsilons:
         """The inputs that are no leaves."""
         return {x for x in self.tape.ins if not self.facts.depends[x]}
 
-    def _come_of_the_same(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
-        """Whether two sets of values are functions of one value, entries and reductions of it."""
-        return not self._behind(xs, _NEAR, _FUNCTIONS).isdisjoint(
-            self._behind(ys, _NEAR, _FUNCTIONS)
-        )
+    def _meets(self, behind: set[int], xs: Iterable[int]) -> bool:
+        """Whether some values are functions, of entries or reductions, of one of those in a set."""
+        return not behind.isdisjoint(self._behind(xs, _NEAR, _FUNCTIONS))
 
     def _origins(self, xs: Iterable[int]) -> set[int]:
         """The values that some values are computed from, and these."""
