@@ -114,7 +114,7 @@ def _narrowing_outputs(
       found_by: What a reading leaves free so far.
     """
     outs = solution.tape.outs
-    if len(outs) == 1 or not isinstance(found, Symmetries):
+    if len(outs) == 1:
         return []
     solution.read(outs[:1])
     solution.pin(outs[:1])

@@ -8,15 +8,9 @@ from typing import Any
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import CLIPPED, MASKED
 from optax_bnmask.program.registry import AGREE, PIN, RULES, Kind, Law, rule
+from optax_bnmask.program.rules.shaping import anything
 from optax_bnmask.program.tape import LOWERINGS, Equation, Writer
-
-
-def _anything(reading: Facts, e: Equation, flags: int) -> int:
-    """What is set may be 0."""
-    del reading, e, flags
-    return CLIPPED | MASKED
 
 
 def maybe_set(e: Equation, reading: Facts) -> Law:
@@ -55,7 +49,7 @@ def load() -> None:
     for place, (kind, law) in _LAWS.items():
         key = compat.primitive_of(*place)
         if key is not None and key not in RULES:
-            rule(kind, key, facts=_anything if kind is Kind.JOIN else None)(law)
+            rule(kind, key, facts=anything if kind is Kind.JOIN else None)(law)
     for place, function in _LOWERED.items():
         key = compat.primitive_of(*place)
         if key is not None:

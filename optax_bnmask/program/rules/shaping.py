@@ -5,13 +5,19 @@ from math import prod
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import CLIPPED, EVERY, MASKED, MEAN, NONNEG
-from optax_bnmask.program.registry import AGREE, PIN, Kind, Law, rule
+from optax_bnmask.program.registry import PIN, Kind, Law, rule
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
 
 
 def unchanged(rank: int, but: Sequence[int] = ()) -> Map:
     """Every axis is itself, but for some that must not vary."""
     return {a: a for a in range(rank) if a not in but}
+
+
+def anything(reading: Facts, e: Equation, flags: int) -> int:
+    """Nothing is known of the result: it may be 0, here and there or in whole rows."""
+    del reading, e, flags
+    return CLIPPED | MASKED
 
 
 @rule(Kind.VIEW, MOVE)
@@ -177,6 +183,3 @@ def largest(e: Equation, reading: Facts) -> Law:
     axis = e.params.get("axis", e.params.get("reduction_dimension", rank - 1))
     to = unchanged(rank, (axis % rank,))
     return Law((to,), (1,)) if e.place == 0 else Law((to,), (0,), scales=False)
-
-
-__all__ = ["AGREE", "unchanged"]
