@@ -1,5 +1,6 @@
 """Primitives that are others in disguise, written as those: there is one rule for each idea."""
 
+from collections.abc import Sequence
 from itertools import accumulate
 
 from optax_bnmask import compat
@@ -42,11 +43,9 @@ def cut(w: Writer, x: int) -> list[int]:
     return [w.emit(SLICE, (x,), w.shape, bounds=bounds, strides=strides)]
 
 
-@lowering("split_p")
-def split(w: Writer, x: int) -> list[int]:
-    """Slices, one after the other."""
-    axis, sizes, shape = w.params["axis"], w.params["sizes"], w.tape.shapes[x]
-    out = []
+def _pieces(w: Writer, x: int, axis: int, sizes: Sequence[int]) -> list[int]:
+    """Writes slices of those sizes along an axis, one after the other."""
+    shape, out = w.tape.shapes[x], list[int]()
     for end, n in zip(accumulate(sizes), sizes, strict=True):
         bounds = [(end - n, end) if a == axis else (0, m) for a, m in enumerate(shape)]
         part = (*shape[:axis], n, *shape[axis + 1 :])
@@ -54,18 +53,18 @@ def split(w: Writer, x: int) -> list[int]:
     return out
 
 
+@lowering("split_p")
+def split(w: Writer, x: int) -> list[int]:
+    """Slices, one after the other."""
+    return _pieces(w, x, w.params["axis"], w.params["sizes"])
+
+
 @lowering("unstack_p")
 def unstack(w: Writer, x: int) -> list[int]:
     """Slices of length 1, without that axis."""
     axis, shape = w.params["axis"], w.tape.shapes[x]
     to = {a: a - (a > axis) for a in range(len(shape)) if a != axis}
-    out = []
-    for i in range(shape[axis]):
-        bounds = [(i, i + 1) if a == axis else (0, m) for a, m in enumerate(shape)]
-        row = (*shape[:axis], 1, *shape[axis + 1 :])
-        row = w.emit(SLICE, (x,), row, bounds=bounds, strides=(1,) * len(shape))
-        out.append(w.move(row, to, w.shape))
-    return out
+    return [w.move(row, to, w.shape) for row in _pieces(w, x, axis, [1] * shape[axis])]
 
 
 @lowering("stack_p")

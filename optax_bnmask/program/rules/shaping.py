@@ -140,26 +140,21 @@ def _of_unpooled(reading: Facts, e: Equation, flags: int) -> int:
     return flags & EVERY | MASKED | CLIPPED
 
 
-@rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=_of_unpooled)
-def unpool(e: Equation, reading: Facts) -> Law:
-    """Linear in the source, put where the operand is largest: ``f(a*s, b*x) = a * f(s, x)``."""
-    del reading
-    to = unchanged(len(e.params["window_dimensions"]), _windowed(e))
-    return Law((to, to), (1, 0))
-
-
 def _of_pooled(reading: Facts, e: Equation, flags: int) -> int:
     """The sign of the first operand is not that of what is taken of it."""
     del reading, e
     return flags & ~NONNEG
 
 
-@rule(Kind.REDUCTION, "select_and_gather_add_p", facts=_of_pooled)
-def pool_other(e: Equation, reading: Facts) -> Law:
-    """Linear in the first operand, taken where the second is largest."""
+def by_window(e: Equation, reading: Facts) -> Law:
+    """Linear in the first operand, put to or taken from where the second is largest."""
     del reading
     to = unchanged(len(e.params["window_dimensions"]), _windowed(e))
     return Law((to, to), (1, 0))
+
+
+rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=_of_unpooled)(by_window)
+rule(Kind.REDUCTION, "select_and_gather_add_p", facts=_of_pooled)(by_window)
 
 
 def _of_sorted(reading: Facts, e: Equation, flags: int) -> int:
