@@ -1,12 +1,22 @@
 """Weight-decay masks for JAX, decided from evidence instead of names."""
 
-from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.analysis import (
+    Analysis,
+    Assumption,
+    Block,
+    Dimensions,
+    Evidence,
+    Leaf,
+    Position,
+    Role,
+    Scale,
+)
 from optax_bnmask.audit import Audit, Finding, assert_decays, audit
 from optax_bnmask.comparison import Change, Difference, compare
 from optax_bnmask.errors import CategoryError, PathError, StructureError, VerificationError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
-from optax_bnmask.mask import STANDARD, STRICT, Labels, Mask, decay_mask
+from optax_bnmask.mask import STANDARD, STRICT, WIDE, Labels, Mask, decay_mask
 from optax_bnmask.program import analyze
 from optax_bnmask.structure import analyze_structure
 from optax_bnmask.transforms import (
@@ -22,13 +32,16 @@ from optax_bnmask.verify import Verification, verify
 __all__ = [
     "STANDARD",
     "STRICT",
+    "WIDE",
     "Analysis",
     "Assumption",
     "Audit",
+    "Block",
     "CategoryError",
     "Change",
     "CorrectedWeightDecayState",
     "Difference",
+    "Dimensions",
     "Evidence",
     "Finding",
     "KeepNormState",
@@ -37,6 +50,7 @@ __all__ = [
     "Mask",
     "MonitorScaleState",
     "PathError",
+    "Position",
     "Role",
     "Scale",
     "StructureError",

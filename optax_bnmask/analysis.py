@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from optax_bnmask.paths import nearest
 
 if TYPE_CHECKING:
     from optax_bnmask.mask import Labels, Mask
+    from optax_bnmask.matrices import MatrixSpecs
 
 
 class Role(enum.StrEnum):
@@ -51,6 +52,19 @@ class Scale(enum.StrEnum):
     """The evidence says nothing of scale, as structure alone never does."""
 
 
+class Position(enum.StrEnum):
+    """Where in the flow of the data a weight or an embedding stands."""
+
+    INPUT = "input"
+    """What it is contracted with, or looked up by, is data that no parameter has touched."""
+    HIDDEN = "hidden"
+    """Between other weights."""
+    HEAD = "head"
+    """No other weight is applied to what it makes of the last hidden value."""
+    LEARNED = "learned"
+    """A learned input: tokens, queries, positions, the same whatever the data are."""
+
+
 class Evidence(enum.StrEnum):
     """Where an `Analysis` comes from."""
 
@@ -58,6 +72,43 @@ class Evidence(enum.StrEnum):
     """The params tree against the tree of statistics."""
     PROGRAM = "program"
     """The traced function."""
+
+
+class Dimensions(NamedTuple):
+    """The axes of a leaf that is a matrix, or a stack of matrices.
+
+    Attributes:
+      reduction: The axes that are summed over.
+      output: The axes that appear in the result.
+      batch: The axes that index independent matrices: layers, experts, heads of their own.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> fn = lambda p, x: jnp.einsum("btd,dhk->bthk", x, p["q"])
+      >>> q = jax.ShapeDtypeStruct((16, 4, 8), "float32")
+      >>> bnmask.analyze(fn, {"q": q}, jax.ShapeDtypeStruct((2, 5, 16), "float32"))["q"].dimensions
+      Dimensions(reduction=(0,), output=(1, 2), batch=())
+    """
+
+    reduction: tuple[int, ...]
+    output: tuple[int, ...]
+    batch: tuple[int, ...]
+
+
+class Block(NamedTuple):
+    """A part of an axis that the program treats apart.
+
+    Attributes:
+      start: Its first index.
+      stop: One after its last.
+      inner: It consists of runs of so many indices that the program treats apart from each other,
+        such as heads; its own length if it is not divided further.
+    """
+
+    start: int
+    stop: int
+    inner: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,6 +125,11 @@ class Leaf:
         HWIO kernel before BatchNorm, ``()`` before LayerNorm.
       group: The index in `Analysis.groups` of the group it may be scaled with, if it is in one.
       reason: In a few words, what this rests on.
+      dimensions: Which of its axes make a matrix of it; `None` where it is no matrix.
+      blocks: By axis, the parts that the program treats apart, one after the other: queries, keys
+        and values of a fused kernel, the gates of a cell. Axes that are whole are left out.
+      position: Where it stands in the flow of the data, if it is a weight or an embedding.
+      reached: Whether some gradient of some output flows to it.
     """
 
     path: str
@@ -84,6 +140,10 @@ class Leaf:
     invariant_axes: tuple[int, ...] = ()
     group: int | None = None
     reason: str = ""
+    dimensions: Dimensions | None = None
+    blocks: Mapping[int, tuple[Block, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    position: Position | None = None
+    reached: bool = True
 
     @property
     def size(self) -> int:
@@ -214,8 +274,10 @@ class Analysis:
 
         Args:
           exempt: The categories that do not decay: any of ``"norm"``, ``"bias"``, ``"gain"``,
-            ``"embedding"``, ``"scale_invariant"``, ``"jointly_invariant"``, or a preset such as
-            `optax_bnmask.STANDARD`.
+            ``"embedding"``; ``"scale_invariant"``, ``"jointly_invariant"``; ``"input"``,
+            ``"hidden"``, ``"head"``, ``"learned"`` (see `Position`); ``"scalar"`` (one entry);
+            or a preset such as `optax_bnmask.STANDARD`. Leaves that no gradient reaches
+            (``"unreached"``) do not decay whatever is named: decay alone would move them, to 0.
           always: Globs of paths that decay whatever `exempt` says.
           never: Globs of paths that do not decay whatever `exempt` says.
 
@@ -268,6 +330,53 @@ class Analysis:
         from optax_bnmask.mask import labels_of  # noqa: PLC0415 - the decision is a layer above
 
         return labels_of(self, categories=categories, default=default)
+
+    def muon_dimension_numbers(self, *, positions: Collection[str] = ("hidden",)) -> "MatrixSpecs":
+        """The axes along which each leaf is a matrix, for `optax.contrib.muon`.
+
+        Left to itself it takes every leaf with two axes for a matrix, and no other: biases that are
+        stacked by a scan, and not the kernels beside them. From the program, a leaf is a matrix if
+        it is contracted, along the axes that are summed over and those that are put out; layers
+        and experts index matrices of their own. Embeddings, gains, biases, filters of depthwise
+        convolutions and matrices of one row or column are none.
+
+        Args:
+          positions: Which matrices to take: any of ``"input"``, ``"hidden"`` and ``"head"``, see
+            `Position`. All others are left to Adam.
+
+        Returns:
+          A callable from a params tree to the tree of `optax.contrib.MuonDimensionNumbers` and
+          `None`. Its `labels` are for `optax.partition`.
+
+        Raises:
+          CategoryError: An unknown position, or this analysis is by structure alone.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optax
+          >>> import optax_bnmask as bnmask
+          >>> def fn(p, x):  # two layers, stacked
+          ...     step = lambda h, layer: (jnp.tanh(h @ layer["w"] + layer["b"][None]), None)
+          ...     return jax.lax.scan(step, x @ p["in"], p["layers"])[0] @ p["out"]
+          >>> params = {"in": jnp.ones((3, 8)), "out": jnp.ones((8, 2)),
+          ...           "layers": {"w": jnp.ones((2, 8, 8)), "b": jnp.ones((2, 8))}}
+          >>> analysis = bnmask.analyze(fn, params, jax.ShapeDtypeStruct((5, 3), "float32"))
+          >>> specs = analysis.muon_dimension_numbers()
+          >>> specs["layers/w"]
+          MuonDimensionNumbers(reduction_axis=(1,), output_axis=(2,))
+          >>> print(specs["layers/b"], specs["in"], specs["out"])
+          None None None
+          >>> decay = analysis.decay_mask(exempt=bnmask.STANDARD)
+          >>> tx = optax.partition({
+          ...     "muon": optax.contrib.muon(0.02, muon_weight_dimension_numbers=specs),
+          ...     "adam": optax.adamw(1e-3, weight_decay=0.1, mask=decay),
+          ... }, specs.labels)
+
+        References:
+          Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
+        """
+        from optax_bnmask.matrices import matrix_specs  # noqa: PLC0415 - a layer above
+
+        return matrix_specs(self, positions)
 
     def explain(self, path: str) -> str:
         """Why a leaf is what it is: its reason and, from a program, the chain of operations.

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role, Scale
+from optax_bnmask.analysis import Analysis, Evidence, Leaf, Position, Role, Scale
 from optax_bnmask.errors import CategoryError, PathError
 from optax_bnmask.paths import layout, matches, nearest
 from optax_bnmask.structure import reading
@@ -20,20 +20,34 @@ STANDARD: Final = ("norm", "bias")
 STRICT: Final = ("norm", "scale_invariant")
 """The note's takeaway in full: decay only parameters whose scale affects the output alone."""
 
+WIDE: Final = ("norm", "bias", "gain", "learned", "scalar")
+"""What longer lists of recipes exempt: gains such as a state-space layer's ``A_log``, single
+numbers, and learned tokens, queries and tables of positions. Kernels all decay, those of depthwise
+convolutions too, and so do tables that data are looked up in."""
+
 _BY_ROLE: Final = {
     "norm": frozenset({Role.NORM_SCALE, Role.NORM_BIAS}),
     "bias": frozenset({Role.BIAS}),
     "gain": frozenset({Role.GAIN}),
     "embedding": frozenset({Role.EMBEDDING}),
 }
-_BY_SCALE: Final = {
-    "scale_invariant": frozenset({Scale.INVARIANT}),
-    "jointly_invariant": frozenset({Scale.JOINT}),
-}
-CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE)
+_BY_SCALE: Final = {"scale_invariant": Scale.INVARIANT, "jointly_invariant": Scale.JOINT}
+_BY_POSITION: Final = {str(position): position for position in Position}
+CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE, *_BY_POSITION, "scalar", "unreached")
 """Every category of leaf that `exempt`, `select` and `labels` understand."""
 
 _STRUCTURE_SHOWS: Final = ("norm", "bias", "embedding")
+
+
+def is_in(leaf: Leaf, category: str) -> bool:
+    """Whether a leaf is in one of `CATEGORIES`."""
+    if category in _BY_ROLE:
+        return leaf.role in _BY_ROLE[category]
+    if category in _BY_SCALE:
+        return leaf.scale is _BY_SCALE[category]
+    if category in _BY_POSITION:
+        return leaf.position is _BY_POSITION[category]
+    return leaf.size == 1 if category == "scalar" else not leaf.reached
 
 
 class Labels:
@@ -193,7 +207,8 @@ def decay_mask(
     References:
       Ioffe and Szegedy, Batch Normalization, 2015, arXiv:1502.03167.
     """
-    roles, _ = _exempt_sets(exempt, frozenset({Evidence.STRUCTURE}))
+    names = _checked(exempt, frozenset({Evidence.STRUCTURE}))
+    roles = frozenset[Role]().union(*(_BY_ROLE[name] for name in names))
     read = reading(params, batch_stats)
     decays = dict.fromkeys(read.params.leaves, True)
     left_out: dict[int, list[bool]] = {}
@@ -212,54 +227,42 @@ def decay_mask_of(
     analysis: Analysis, *, exempt: Collection[str], always: Iterable[str], never: Iterable[str]
 ) -> Mask:
     """`Analysis.decay_mask`."""
-    roles, scales = _exempt_sets(exempt, analysis.evidence)
+    names = _checked(exempt, analysis.evidence)
     decays = {
-        leaf.path: _is_trainable(leaf) and leaf.role not in roles and leaf.scale not in scales
+        leaf.path: _is_trainable(leaf) and not any(is_in(leaf, name) for name in names)
         for leaf in analysis.leaves
     }
     decays = _overridden(decays, always, never)
-    if Scale.INVARIANT in scales:
+    if "scale_invariant" in names:
         _warn_of_strictness(analysis, decays)
     return Mask(decays)
 
 
 def selection(analysis: Analysis, categories: Collection[str]) -> Mask:
     """`Analysis.select`."""
-    roles, scales = _exempt_sets(categories, analysis.evidence)
-    return Mask({leaf.path: leaf.role in roles or leaf.scale in scales for leaf in analysis.leaves})
+    names = _checked(categories, analysis.evidence)
+    return Mask({leaf.path: any(is_in(leaf, name) for name in names) for leaf in analysis.leaves})
 
 
 def labels_of(
     analysis: Analysis, *, categories: Collection[str] | Mapping[str, str], default: str
 ) -> Labels:
     """`Analysis.labels`."""
-    if isinstance(categories, str):
-        categories = (categories,)
-    names = categories if isinstance(categories, Mapping) else {name: name for name in categories}
-    sets = [(_exempt_sets((name,), analysis.evidence), label) for name, label in names.items()]
+    names = _checked(categories, analysis.evidence)
+    label = categories if isinstance(categories, Mapping) else {name: name for name in names}
     return Labels(
         {
-            leaf.path: next(
-                (
-                    lab
-                    for (roles, scales), lab in sets
-                    if leaf.role in roles or leaf.scale in scales
-                ),
-                default,
-            )
+            leaf.path: next((label[name] for name in names if is_in(leaf, name)), default)
             for leaf in analysis.leaves
         }
     )
 
 
-def _exempt_sets(
-    categories: Collection[str], evidence: frozenset[Evidence]
-) -> tuple[frozenset[Role], frozenset[Scale]]:
-    """The roles and the scales that the categories stand for, once they are known to be shown."""
-    if isinstance(categories, str):
-        categories = (categories,)
+def _checked(categories: Collection[str], evidence: frozenset[Evidence]) -> tuple[str, ...]:
+    """The categories, once it is known that the evidence can show them."""
+    names = (categories,) if isinstance(categories, str) else tuple(categories)
     shown = CATEGORIES if Evidence.PROGRAM in evidence else _STRUCTURE_SHOWS
-    for name in categories:
+    for name in names:
         if name not in CATEGORIES:
             raise CategoryError(
                 f"A category must be one of {', '.join(map(repr, CATEGORIES))}. Found {name!r}."
@@ -272,9 +275,7 @@ def _exempt_sets(
                 f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or `analyze_nnx`, and then "
                 f"`.decay_mask(exempt=...)`."
             )
-    roles = frozenset[Role]().union(*(_BY_ROLE.get(name, ()) for name in categories))
-    scales = frozenset[Scale]().union(*(_BY_SCALE.get(name, ()) for name in categories))
-    return roles, scales
+    return names
 
 
 def _overridden(
@@ -293,8 +294,8 @@ def _overridden(
 
 
 def _is_trainable(leaf: Leaf) -> bool:
-    """Whether an optimizer can move the leaf at all."""
-    return bool(jnp.issubdtype(leaf.dtype, np.inexact))
+    """Whether an optimizer moves the leaf otherwise than by decay."""
+    return leaf.reached and bool(jnp.issubdtype(leaf.dtype, np.inexact))
 
 
 def _warn_of_strictness(analysis: Analysis, decays: Mapping[str, bool]) -> None:

@@ -11,8 +11,7 @@ In this order, each step a file:
 - `solve`: the second pass, over `exponents`: how every value scales, entry by entry; `renaming`:
   what reshapes and slices make of that; `equations`: what must agree, solved;
 - `symmetries` and `freedom`: what the null space says of each leaf; `cones`: if none may shrink;
-- `uses`: how each leaf meets the data, what is remembered of values on the way in `views`, and the
-  local scale in `gauges`;
+- `uses`: how each leaf meets the data: roles, dimensions, blocks, what a gradient reaches;
 - `explain`: one symmetry followed through the tape; `passes`: all of this in order.
 
 `registry` holds the rule of each primitive, which all of them read; `rules` has the rules.

@@ -1,9 +1,9 @@
 """The passes in order, and what they found put together."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from fractions import Fraction
-from math import prod
 from typing import Any
 
 from optax_bnmask import compat
@@ -18,7 +18,11 @@ from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program, without_collection
-from optax_bnmask.program.uses import Uses
+from optax_bnmask.program.uses.dimensions import blocks
+from optax_bnmask.program.uses.gradients import moved, reached
+from optax_bnmask.program.uses.positions import positions
+from optax_bnmask.program.uses.reading import uses as uses_of
+from optax_bnmask.program.uses.record import Record
 
 _GATHER = compat.primitive("gather_p")
 
@@ -50,7 +54,7 @@ def _analysis_of(program: Program) -> Analysis:
         )
     facts = Facts(tape, leaves)
     axes = Axes(facts, leaves)
-    uses = Uses(facts, program.inputs, [prod(shape) for shape in program.shapes])
+    uses = uses_of(facts, program.inputs, program.shapes, moved(tape, leaves))
     alive = {i for x, i in number.items() if x in tape.live and i is not None}
     biases = [
         [b for b in bs if b in alive and uses.role(b) in (Role.BIAS, Role.NORM_BIAS)]
@@ -72,10 +76,22 @@ def _analysis_of(program: Program) -> Analysis:
     found, exponents = found_by(solution)
     parts = free_parts(solution.system, exponents, biases)
     names = program.paths
+    where, touched = positions(uses), reached(tape)
+    known = {i: x for x, i in number.items() if i is not None}
+    leaf_of = [
+        _leaf(program, i, found, uses, parts.get(i, {}), is_live=i in alive)
+        for i in range(len(names))
+    ]
     return Analysis(
         tuple(
-            _leaf(program, i, found, uses, parts.get(i, {}), is_live=i in alive)
-            for i in range(len(names))
+            dataclasses.replace(
+                leaf,
+                dimensions=uses.dimensions(i),
+                blocks=blocks(axes.segments(known[i])) if known[i] in axes.of else {},
+                position=where[i],
+                reached=known[i] in touched or not tape.floats[known[i]],
+            )
+            for i, leaf in enumerate(leaf_of)
         ),
         frozenset({Evidence.PROGRAM}),
         symmetries=tuple(
@@ -146,7 +162,7 @@ def _leaf(
     program: Program,
     i: int,
     found: Symmetries,
-    uses: Uses,
+    uses: Record,
     parts: Mapping[int, Sequence[Range]],
     *,
     is_live: bool,
@@ -174,7 +190,7 @@ def _covers(ranges: Sequence[Range], size: int) -> bool:
     return all(r.block == 1 for r in ranges) and sum(r.stop - r.start for r in ranges) == size
 
 
-def _use(uses: Uses, i: int) -> str:
+def _use(uses: Record, i: int) -> str:
     """In what way the leaf is used, and where first."""
     roles = uses.seen[i].roles
     if not roles:

@@ -23,11 +23,13 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
-from optax_bnmask.program.tape import Map
+from optax_bnmask.program.tape import Equation, Map
 
 
 class Kind(enum.Enum):
     """What operations of one idea have in common."""
+
+    __hash__ = object.__hash__  # that of `enum` is Python, and passes look kinds up all the time
 
     VIEW = enum.auto()
     """The same entries, some of them, or repeated: keeps all that is known of them."""
@@ -152,6 +154,12 @@ def rule(kind: Kind, *keys: Any, facts: Callable[..., int] | None = None) -> Cal
         return law
 
     return register
+
+
+def law_of(e: Equation, reading: Any) -> Law | None:  # noqa: ANN401 - the facts of the tape
+    """The law of one equation; `PIN` where there is none."""
+    law = RULES[e.op].law if e.op in RULES else PIN
+    return law if law is PIN or isinstance(law, Law) else law(e, reading)
 
 
 def full_map(visible: Mapping[int, int], hidden: int, shown_in: int, shown_out: int) -> Map:

@@ -12,7 +12,17 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.analysis import (
+    Analysis,
+    Assumption,
+    Block,
+    Dimensions,
+    Evidence,
+    Leaf,
+    Position,
+    Role,
+    Scale,
+)
 from optax_bnmask.errors import StructureError
 from optax_bnmask.report.fields import Fields
 
@@ -83,6 +93,10 @@ def _leaf(leaf: Leaf) -> dict[str, Any]:
         "invariant_axes": [int(axis) for axis in leaf.invariant_axes],
         "group": leaf.group,
         "reason": leaf.reason,
+        "dimensions": leaf.dimensions and leaf.dimensions._asdict(),
+        "blocks": {str(axis): blocks for axis, blocks in leaf.blocks.items()},
+        "position": leaf.position and leaf.position.value,
+        "reached": leaf.reached,
     }
 
 
@@ -157,7 +171,38 @@ def _leaf_of(fields: Fields) -> Leaf:
         fields.lengths("invariant_axes"),
         None if group is None else fields.of(int, "group"),
         fields.of(str, "reason"),
+        _dimensions_of(fields),
+        _blocks_of(fields),
+        _position_of(fields),
+        fields.record.get("reached") is not False,
     )
+
+
+def _dimensions_of(fields: Fields) -> Dimensions | None:
+    """Which axes are which; not in older texts."""
+    found = fields.record.get("dimensions")
+    if found is None:
+        return None
+    inner = Fields(found, "`dimensions`")
+    return Dimensions(*(inner.lengths(name) for name in Dimensions._fields))
+
+
+def _blocks_of(fields: Fields) -> dict[int, tuple[Block, ...]]:
+    """The blocks of each axis; not in older texts."""
+    found = fields.checked(dict, fields.record.get("blocks", {}), "blocks")
+    out = {}
+    for axis, blocks in found.items():
+        rows = [Fields({"block": row}, "`blocks`").lengths("block") for row in blocks]
+        if not str(axis).isdecimal() or any(len(row) != len(Block._fields) for row in rows):
+            raise fields.wrong("hold rows of start, stop and inner by axis", found, "blocks")
+        out[int(axis)] = tuple(Block(*row) for row in rows)
+    return out
+
+
+def _position_of(fields: Fields) -> Position | None:
+    """Where the leaf stands; not in older texts."""
+    found = fields.record.get("position")
+    return None if found is None else fields.member(Position, found, "position")
 
 
 def _dtype_of(fields: Fields) -> Any:  # noqa: ANN401 - a dtype, extended ones included

@@ -1,0 +1,197 @@
+"""Leaves and data where entries are summed, looked up or joined: weights and embeddings."""
+
+from collections.abc import Mapping
+
+from optax_bnmask import compat
+from optax_bnmask.analysis import Role
+from optax_bnmask.program.flags import EVERY
+from optax_bnmask.program.rules.indexing import reads_several
+from optax_bnmask.program.tape import CARRY, Equation
+from optax_bnmask.program.uses.dimensions import Meeting
+from optax_bnmask.program.uses.record import Record
+from optax_bnmask.program.uses.views import DATA, NONE, Met, View, features_of, together
+
+_SUM = compat.primitive("reduce_sum_p")
+
+
+def contraction(record: Record, e: Equation) -> View:
+    """A leaf that is contracted is a weight, and a gain on it is no normaliser's."""
+    x, y = (record.views.get(v) for v in e.ins[:2])
+    if x is None or y is None:
+        return _with_coefficients(record, e, 0 if y is None else 1)
+    if record.law is None:
+        return opaque(record, e)
+    if x.data and record.gauges.root(e.ins[0]) == record.gauges.root(e.ins[1]):  # a sum of squares
+        return View(gains=x.gains, features=record.features())
+    hows = [{n: record.meeting(k, p) for n, p in v.leaves.items()} for k, v in enumerate((x, y))]
+    for k, how in enumerate(hows):
+        if how and all(h.is_same for h in how.values()):
+            return _diagonal(record, e, k)
+    record.gauges.start(e.out)
+    out = View(data=x.data or y.data, made=True, features=record.features())
+    for k, how in enumerate(hows):
+        out = _contracted(record, e, k, how, out)
+    return out
+
+
+def _contracted(
+    record: Record, e: Equation, k: int, hows: Mapping[int, Meeting], out: View
+) -> View:
+    """Adds to the view of a contraction what the operand at `k` brings, and how its leaves meet."""
+    one, other = (record.views.get(e.ins[j], DATA) for j in (k, 1 - k))
+    owners = set(one.leaves if one.data else (*one.leaves, *one.gains))
+    met, features = dict(out.met), [out]
+    seen = record.along(k) or DATA
+    for number, how in hows.items():
+        if not how.is_same:
+            features.append(_made_by(number, seen))
+            _continue(record, e, k, how)
+        if how.is_same:
+            if how.output and number in one.gains and other.data:  # the size of a weight's column
+                record.revote([number], Role.NORM_SCALE, Role.GAIN, e)
+        elif e.ins[1 - k] in record.indicators:
+            record.vote([number], Role.EMBEDDING, e)
+            met[number] = Met(seen.leaves[number], Role.EMBEDDING, e)
+        else:
+            record.promote(number, None, how, e)
+    for number, m in one.met.items():
+        how = record.meeting(k, m.places)
+        apart = other.data and number not in other.met and number not in other.leaves
+        if apart and not how.is_same and how.reduction and how.output:
+            record.promote(number, m, how, e)
+            owners.add(number)
+    return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
+
+
+def _made_by(number: int, seen: View) -> View:
+    """The axes of a result that are those of one leaf."""
+    places = seen.leaves[number]
+    return View(features=tuple(frozenset((number, a) for a in own) for own in places))
+
+
+def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
+    """Finds the axes of other leaves that the leaf at `k` has a matrix for each index of.
+
+    In ``einsum("tef,efd->ted", silu(einsum("td,edf->tef", x, up)), down)``, which is a mixture of
+    experts, axis 0 of `up` is such an axis.
+    """
+    features = record.views.get(e.ins[1 - k], DATA).features
+    if not features or min(how.sizes) == 1:
+        return
+    other, matched = record.to(1 - k), set(record.to(k).values())
+    for a, origins in enumerate(features):
+        n = record.tape.full_shape(e.ins[1 - k])[a]
+        for leaf, axis in origins if other.get(a) in matched else ():
+            if record.shapes[leaf][axis] == n:
+                record.seen[leaf].batch.add(axis)
+
+
+def _with_coefficients(record: Record, e: Equation, k: int) -> View:
+    """The operand at `k` contracted with constants: looked up, or mixed."""
+    seen = record.along(k) or DATA
+    if e.ins[1 - k] in record.indicators:
+        return seen
+    return View(data=seen.data, made=seen.made, gains=seen.gains, features=seen.features)
+
+
+def _diagonal(record: Record, e: Equation, k: int) -> View:
+    """A leaf spread over a matrix that is 0 elsewhere multiplies entry by entry: a gain."""
+    leaves = frozenset(record.views[e.ins[k]].leaves)
+    other = record.along(1 - k) or DATA
+    record.vote(leaves, Role.NORM_SCALE if other.normed == 1 else Role.GAIN, e)
+    return View(
+        data=other.data,
+        made=other.made,
+        normed=2 if other.normed == 1 else 0,
+        gains=other.gains | leaves,
+        owners=other.owners | leaves,
+        features=record.features(),
+    )
+
+
+def reduction(record: Record, e: Equation) -> View:
+    """A statistic of leaves is no leaf; a product with data that is summed is a contraction."""
+    views = record.all_along()
+    factors = record.views[e.ins[0]].factors if e.op is _SUM else {}
+    for leaf, factor in factors.items():
+        gone = [a for a in e.params["axes"] if record.tape.shapes[e.ins[0]][a] > 1]
+        is_norms = Role.NORM_SCALE in record.seen[leaf].roles
+        if gone and all(factor.places[a] for a in gone) and not is_norms:
+            record.promote(leaf, factor.met, None, e)
+    return View(
+        data=any(v.data for v in views),
+        made=any(v.made for v in views),
+        gains=NONE.union(*(v.gains for v in views)),
+        features=features_of(views),
+    )
+
+
+def opaque(record: Record, e: Equation) -> View:
+    """Whatever comes out is data."""
+    views = [record.views[x] for x in e.ins if x in record.views]
+    return View(data=any(v.data for v in views), made=any(v.made for v in views))
+
+
+def lookup(record: Record, e: Equation) -> View:
+    """A leaf that is looked up is an embedding; one place of it is a slice."""
+    seen = record.along(0)
+    if seen is None:
+        return DATA
+    if not reads_several(e, record.facts):
+        return seen._replace(piece=e.out) if seen.leaves else seen
+    record.gauges.start(e.out)
+    record.vote(seen.leaves, Role.EMBEDDING, e)
+    met = {n: Met(places, Role.EMBEDDING, e) for n, places in seen.leaves.items()}
+    features = features_of([seen, *(_made_by(n, seen) for n in seen.leaves)])
+    return View(met=met, owners=frozenset(met), features=features)
+
+
+def join(record: Record, e: Equation) -> View:
+    """Leaves beside data are learned inputs; leaves beside leaves remain leaves."""
+    return _joined(record, e, record.all_along())
+
+
+def _joined(record: Record, e: Equation, views: list[View]) -> View:
+    if all(v.is_pure for v in views):
+        return View(together(v.leaves for v in views), data=False)
+    for v in views:
+        record.vote(v.leaves, Role.EMBEDDING, e)
+    whole = len({v.normed for v in views}) == 1
+    return View(
+        met=together(v.met for v in views),
+        data=any(v.data for v in views),
+        made=any(v.made for v in views),
+        normed=views[0].normed if whole else 0,
+        gains=NONE.union(*(v.gains for v in views)),
+        owners=views[0].owners.intersection(*(v.owners for v in views)),
+        features=features_of(views),
+    )
+
+
+def select(record: Record, e: Equation) -> View:
+    """As a join, of the cases alone."""
+    views = record.all_along(1)
+    if not views:
+        return DATA
+    facts, others = record.facts, [x for x in e.ins[1:] if x not in record.views]
+    known = all(facts.numbers[x] is not None or facts.flags[x] & EVERY for x in others)
+    if (len(views) == 1 and known) or (not others and all(v == views[0] for v in views)):
+        return views[0]
+    return _joined(record, e, views)
+
+
+def loop(record: Record, e: Equation) -> View:
+    """What a body makes of what it carries is data; after the loop it is either."""
+    if e.op is CARRY:
+        return carried(record, e, record.along(0) or DATA)
+    return _joined(record, e, record.all_along(0, 2))
+
+
+def carried(record: Record, e: Equation, start: View) -> View:
+    """A carry: one that starts from 0 may be a sum, and has the gauge of what is added."""
+    if record.facts.flags[e.ins[0]] & EVERY:
+        record.gauges.start_from_nothing(e.out)
+    else:
+        record.gauges.start(e.out)
+    met = {n: Met(places, None, e) for n, places in start.leaves.items()}
+    return View(met={**start.met, **met}, features=start.features)

@@ -1,0 +1,147 @@
+"""Where the axes of a leaf are in a value, and what a contraction does to each of them.
+
+A kernel (12, 32) reshaped to (12, 4, 8) has the *places* ``({0}, {1}, {1})``: the second and the
+third axis of the value are parts of the leaf's axis 1. Multiplied with data of shape (5, 12, 1, 8)
+it is broadcast to (5, 12, 4, 8), with the places ``({}, {0}, {1}, {1})``: along the first axis it
+is the same.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import NamedTuple, TypeVar
+
+from optax_bnmask import compat
+from optax_bnmask.analysis import Block, Dimensions
+from optax_bnmask.program.demands import regrouped
+from optax_bnmask.program.indices import Segments, size_of, starts_of
+from optax_bnmask.program.registry import RULES, SAME, Kind, Law, full_map
+from optax_bnmask.program.tape import COLLECT, MOVE, Equation, Map, Tape
+
+Places = tuple[frozenset[int], ...]
+"""For each axis of a value, hidden ones last, the axes of the leaf that it is a part of."""
+
+T = TypeVar("T")
+
+_RAGGED = compat.primitive("ragged_dot_general_p")
+_NOWHERE: frozenset[int] = frozenset()
+
+
+class Meeting(NamedTuple):
+    """What a contraction does to the axes of a leaf.
+
+    Attributes:
+      reduction: The axes that are summed over.
+      output: Those that only this operand gives to the result.
+      batch: Those along which the operands are matched index by index, loops included.
+      is_same: Whether it is the same along some axis that is summed over, or is an output: then
+        it is not the leaf that is contracted, but something that it was multiplied onto.
+      sizes: How many entries are summed over, and put out, at each index of the batch.
+    """
+
+    reduction: frozenset[int]
+    output: frozenset[int]
+    batch: frozenset[int]
+    is_same: bool
+    sizes: tuple[int, int]
+
+
+def meeting(tape: Tape, e: Equation, k: int, places: Places, maps: tuple[Map, Map]) -> Meeting:
+    """What a contraction does to the axes of a leaf that is seen in its operand `k`.
+
+    Args:
+      tape: The program.
+      e: The contraction.
+      k: Which operand.
+      places: Where the axes of the leaf are in it.
+      maps: Which axis of that operand, and which of the other, is which of the result.
+    """
+    to, matched = maps[0], set(maps[1].values())
+    shown, sizes = len(tape.shapes[e.ins[k]]), tape.full_shape(e.ins[k])
+    apart = _groups(e) if k == 1 else ()
+    found: dict[str, frozenset[int]] = dict.fromkeys(("reduction", "output", "batch"), _NOWHERE)
+    entries, is_same = {"reduction": 1, "output": 1, "batch": 1}, False
+    for a, (n, own) in enumerate(zip(sizes, places, strict=True)):
+        what = "reduction" if a not in to else "batch" if to[a] in matched else "output"
+        what = "batch" if a >= shown or a in apart else what
+        found[what] |= own
+        entries[what] *= n if own else 1
+        is_same |= n > 1 and not own and what != "batch"
+    return Meeting(**found, is_same=is_same, sizes=(entries["reduction"], entries["output"]))
+
+
+def _groups(e: Equation) -> Sequence[int]:
+    """The axes of the right operand that index one matrix for each group of rows."""
+    return compat.ragged_numbers(e.params)[1] if e.op is _RAGGED else ()
+
+
+def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
+    """Which axis of an operand is which of the result, hidden ones included."""
+    x = e.ins[k]
+    shown, deep = len(tape.shapes[x]), len(tape.hidden[x])
+    m = law.maps if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
+    if m == SAME and shown == len(tape.shapes[e.out]):  # axes of length 1 may grow, or be joined
+        pairs = zip(tape.full_shape(x), tape.full_shape(e.out), strict=False)
+        joined = RULES[e.op].kind is Kind.JOIN
+        return {a: a for a, (old, new) in enumerate(pairs) if old == new or joined}
+    if m == SAME:  # a number beside an array
+        return full_map({}, deep, shown, len(tape.shapes[e.out]))
+    if m is None or e.op in (MOVE, COLLECT):
+        return m or {}
+    return full_map(m, deep, shown, len(tape.shapes[e.out]))
+
+
+def moved(places: tuple[frozenset[T], ...], to: Map, rank: int) -> tuple[frozenset[T], ...]:
+    """What is known of each axis once axis ``a`` is axis ``to[a]`` of `rank`."""
+    out = [frozenset[T]()] * rank
+    for a, own in enumerate(places):
+        if own and a in to:
+            out[to[a]] |= own
+    return tuple(out)
+
+
+def reshaped(
+    places: tuple[frozenset[T], ...], old: Sequence[int], new: Sequence[int]
+) -> tuple[frozenset[T], ...]:
+    """What is known of each axis after a reshape of the visible ones."""
+    out = [frozenset[T]()] * len(new)
+    for inside, outside in regrouped(old, new):
+        own = frozenset[T]().union(*(places[a] for a in inside))
+        large = [a for a in outside if new[a] > 1] or outside
+        for a in large:
+            out[a] = own
+    return (*out, *places[len(old) :])
+
+
+def dimensions_of(
+    meetings: Iterable[Meeting | None], shape: Sequence[int], batch: Collection[int]
+) -> Dimensions | None:
+    """The axes of a leaf as those of a matrix, if all its contractions agree that it is one.
+
+    Args:
+      meetings: Its contractions; `None` for one of which no more is known.
+      shape: Its shape.
+      batch: The axes that index independent matrices for another reason than these.
+    """
+    found = {None if m is None else _dimensions(m, shape, batch) for m in meetings}
+    return found.pop() if len(found) == 1 else None
+
+
+def _dimensions(m: Meeting, shape: Sequence[int], batch: Collection[int]) -> Dimensions | None:
+    """An axis that is summed over in part and put out in part makes no matrix of the leaf."""
+    output = m.output - frozenset(batch) or m.output
+    if m.reduction & m.output or min(m.sizes) == 1:
+        return None
+    rest = set(range(len(shape))) - m.reduction - output
+    return Dimensions(*(tuple(sorted(axes)) for axes in (m.reduction, output, rest)))
+
+
+def blocks(axes: Sequence[Segments]) -> dict[int, tuple[Block, ...]]:
+    """The parts of each axis of a leaf that the program treats apart, from its index sets."""
+    out = {}
+    for axis, segments in enumerate(axes):
+        if len(segments) > 1 or len(segments[0]) > 1:
+            ends = zip(segments, starts_of(segments), strict=True)
+            out[axis] = tuple(
+                Block(int(start), int(start + size_of(s)), int(s[-1].size) if s else 1)
+                for s, start in ends
+            )
+    return out

@@ -1,0 +1,276 @@
+"""Leaves and data, entry by entry: gains, biases, normalisers."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from optax_bnmask import compat
+from optax_bnmask.analysis import Role
+from optax_bnmask.program.flags import EPSILON, EVERY
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.tape import Equation
+from optax_bnmask.program.uses.record import Record
+from optax_bnmask.program.uses.views import DATA, NONE, Factor, Met, View, features_of, together
+
+_SUB = compat.primitive("sub_p")
+_ROOTS = {compat.primitive("sqrt_p"): 1, compat.primitive("rsqrt_p"): -1}
+_ROUNDED = {compat.primitive(f"{name}_p") for name in ("round", "floor", "ceil")}
+
+
+def pointwise(record: Record, e: Equation) -> View:
+    """A function of leaves alone is still those leaves; data lose what is remembered.
+
+    A leaf that has met data is still there if it is rounded or cut off, ``clip(w / scale, -1, 1)``,
+    and lost in any other function of both: ``exp(dt * a)`` is what `a` does, and no weight.
+    """
+    views = record.all_along()
+    first, cut = views[0], e.op in _ROUNDED or RULES[e.op].kind is Kind.EXTREMUM
+    if len(views) == 1 and first.data and not (cut and first.met) and e.op not in _ROOTS:
+        return View(made=first.made, gains=first.gains, features=first.features, broad=first.broad)
+    pure = all(v.is_pure for v in views)
+    out = View(
+        leaves=together(v.leaves for v in views) if pure else {},
+        met=together(v.met for v in views) if cut else {},
+        data=any(v.data for v in views),
+        made=any(v.made for v in views),
+        gains=NONE.union(*(v.gains for v in views)),
+        root=0 if record.moves[e.ins[0]] else _ROOTS.get(e.op, 0),
+        broad=all(v.broad for v in views),
+        features=features_of(views),
+    )
+    _keep_gauge(record, e, out)
+    return out
+
+
+def _keep_gauge(record: Record, e: Equation, view: View) -> None:
+    """Remembers that the gauge of a function of one leaf is that of the leaf."""
+    if len(view.leaves) == 1:
+        level, (leaf,) = record.gauges.level(e.out), view.leaves
+        if len(level) == 1:
+            record.gauges.leaf_of.setdefault(next(iter(level)), leaf)
+
+
+def product(record: Record, e: Equation) -> View:
+    """A leaf that multiplies data is a gain; where a gauge cancels there is a normaliser."""
+    x, y = _beside_constants(record)
+    if x is None or y is None:  # times a constant
+        return x or (_inverted(y, e) if y else DATA)
+    y = _inverted(y, e)
+    pure = x.is_pure and y.is_pure
+    view = View(
+        leaves=together((x.leaves, y.leaves)) if pure else {},
+        met=together((x.met, y.met)),
+        data=x.data or y.data,
+        made=x.made or y.made,
+        normed=_still_normed(record, e, x, y),
+        by=x.by | y.by,
+        gains=x.gains | y.gains,
+        owners=x.owners | y.owners,
+        root=x.root or y.root,
+        broad=x.broad and y.broad,
+        features=features_of((x, y)),
+    )
+    for factor, other, k in ((x, y, 1), (y, x, 0)):
+        if factor.leaves and (not other.is_pure or _is_gain(record, e, factor, other)):
+            view = _gained(record, e, k, view, (factor, other))
+            break
+    return _normalised(record, e, view, x, y)
+
+
+def _inverted(view: View, e: Equation) -> View:
+    """A second factor as it is multiplied: the inverse, in a quotient."""
+    if view.root and RULES[e.op].kind is Kind.QUOTIENT:
+        return view._replace(root=-view.root)
+    return view
+
+
+def _normalised(record: Record, e: Equation, view: View, x: View, y: View) -> View:
+    """The view of a product, which may be a normaliser; gains may be folded into it."""
+    by = record.gauges.cancelled(e)
+    if by:
+        remaining = {record.gauges.leaf_of.get(u, -1) for u in record.gauges.level(e.out)}
+        folded = view.gains & remaining
+    elif (x.centred and y.root < 0) or (y.centred and x.root < 0):
+        # A difference times an inverse root: a normaliser on statistics that it was given.
+        folded = y.gains if x.centred else x.gains
+    else:
+        return view
+    record.revote(folded, Role.GAIN, Role.NORM_SCALE, e)
+    return view._replace(normed=2 if folded else 1, by=by, root=0)
+
+
+def _still_normed(record: Record, e: Equation, x: View, y: View) -> int:
+    """Whether a product with a normalised value is one, as in `View.normed`.
+
+    It is with a statistic of leaves; with one that no gradient reaches, as in BatchRenorm; and with
+    the very value that was normalised, as in GRN, ``x * normalised(size(x))``.
+    """
+    if bool(x.normed) == bool(y.normed):
+        return 0
+    k, normed, other = (1, x, y) if x.normed else (0, y, x)
+    if other.is_pure:
+        return 0 if other.leaves else normed.normed
+    given = other.broad and not record.moves[e.ins[k]]
+    level = record.gauges.level(e.ins[k])
+    same = bool(level) and all(u in normed.by for u in level)
+    return normed.normed if given or same else 0
+
+
+def _is_gain(record: Record, e: Equation, factor: View, other: View) -> bool:
+    """Whether a factor is the same along an axis along which the other one, leaves, is not."""
+    one, two = (
+        {a for places in v.leaves.values() for a in record.own(places, e.out)}
+        for v in (factor, other)
+    )
+    return one < two
+
+
+def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View, View]) -> View:
+    """The view of a product of a leaf and something else, which is the operand at `k`."""
+    factor, other = factors
+    role = Role.NORM_SCALE if other.normed == 1 else Role.GAIN
+    record.vote(factor.leaves, role, e)
+    met, linear = dict(view.met), dict[int, Factor]()
+    for number, places in factor.leaves.items():
+        seen = record.seen[number]
+        seen.shifted |= factor.shifted
+        seen.axes = len(record.own(places, e.out))
+        if not other.is_pure:
+            new = Met(places, role, e)
+            data = record.unshifted(e.ins[k]) if factor.piece >= 0 else e.ins[k]
+            linear[number] = Factor(places, frozenset({factor.piece}), data, new)
+            if seen.axes > 1:  # with one axis it cannot be summed over and put out
+                met[number] = new
+    return view._replace(
+        met=met,
+        factors=linear,
+        normed=2 if other.normed == 1 else 0,
+        root=other.root,
+        gains=view.gains | frozenset(factor.leaves),
+        owners=other.owners | frozenset(factor.leaves),
+    )
+
+
+def _beside_constants(record: Record) -> list[View | None]:
+    """The views of two operands; none for an array that belongs to the other, a leaf."""
+    x, y = (record.along(k) for k in (0, 1))
+    if x is not None and y is not None:
+        if x.fixed and y.leaves and _size(record, y.leaves) >= x.fixed:
+            return [None, y]
+        if y.fixed and x.leaves and _size(record, x.leaves) >= y.fixed:
+            return [x, None]
+    return [x, y]
+
+
+def _size(record: Record, leaves: Iterable[int]) -> int:
+    """The number of entries of the largest of some leaves."""
+    return max(math.prod(record.shapes[number]) for number in leaves)
+
+
+def total(record: Record, e: Equation) -> View:
+    """A leaf that is added to data is a bias."""
+    x, y = _beside_constants(record)
+    if x is None or y is None:
+        return _with_constant(record, e, 0 if y is None else 1, x or y or DATA)
+    if x.is_pure and y.is_pure:
+        return _of_leaves(record, e, x, y)
+    for leaf, other in ((x, y), (y, x)):
+        if leaf.leaves:
+            return _biased(record, e, leaf, other)
+    same = record.gauges.are_the_same(e)
+    return View(
+        met=together((x.met, y.met)),
+        factors=_taps(record, e, x, y),
+        data=x.data or y.data,
+        made=x.made or y.made,
+        normed=_both_normed(record, e, x, y),
+        gains=x.gains | y.gains,
+        owners=x.owners & y.owners if not same else x.owners | y.owners,
+        centred=e.op is _SUB and not record.moves[e.ins[1]],
+        broad=x.broad and y.broad,
+        features=features_of((x, y)),
+    )
+
+
+def _both_normed(record: Record, e: Equation, x: View, y: View) -> int:
+    """Whether a sum is normalised: if both are, gained once both are; or with a given shift."""
+    if x.normed and y.normed:
+        return min(x.normed, y.normed)
+    k, normed, other = (1, x, y) if x.normed else (0, y, x)
+    return normed.normed if other.broad and not record.moves[e.ins[k]] else 0
+
+
+def _taps(record: Record, e: Equation, x: View, y: View) -> Mapping[int, Factor]:
+    """Leaves of which different slices are multiplied with one value, shifted, and added up.
+
+    That is a convolution of each channel by itself, ``x[:-1] * k[0] + x[1:] * k[1]``, and the leaf
+    its kernel.
+    """
+    out = {}
+    for leaf in x.factors.keys() & y.factors.keys():
+        a, b = x.factors[leaf], y.factors[leaf]
+        if a.of == b.of and not a.pieces & b.pieces and -1 not in a.pieces | b.pieces:
+            record.promote(leaf, a.met, None, e)
+            record.promote(leaf, b.met, None, e)
+            out[leaf] = a._replace(pieces=a.pieces | b.pieces)
+    return out
+
+
+def _with_constant(record: Record, e: Equation, place: int, view: View) -> View:
+    """A leaf with a constant added is still that leaf; a normalised value no longer is."""
+    other = e.ins[1 - place]
+    number, every = record.facts.numbers[other], record.facts.flags[other] & EVERY
+    if every or (number is not None and abs(number) <= EPSILON):
+        return view
+    out = View(
+        view.leaves,
+        view.met,
+        data=view.data,
+        made=view.made,
+        gains=view.gains,
+        shifted=bool(view.leaves),
+        features=view.features,
+    )
+    _keep_gauge(record, e, out)
+    return out
+
+
+def _of_leaves(record: Record, e: Equation, x: View, y: View) -> View:
+    """Functions of leaves, added: a bias if one of them is normalised, else one more leaf."""
+    leaves = together((x.leaves, y.leaves))
+    for bias, other in ((x, y), (y, x)):
+        if bias.leaves and not bias.normed and other.normed and bias.leaves != other.leaves:
+            record.vote(bias.leaves, Role.NORM_BIAS, e)
+            return View(leaves, data=False, gains=other.gains)
+    return View(leaves, data=False, gains=x.gains | y.gains)
+
+
+def _biased(record: Record, e: Equation, leaf: View, other: View) -> View:
+    """The view of a sum when one summand is a leaf and the other is data."""
+    met, long = dict(other.met), sum(n > 1 for n in record.tape.full_shape(e.out))
+    for number, places in leaf.leaves.items():
+        own = record.own(places, e.out)
+        role = _role_of_summand(record, own, other)
+        record.vote([number], role, e)
+        if role is not Role.EMBEDDING:
+            for owner in other.owners - {number}:
+                record.biases[owner].add(number)
+        if len(own) == long > 1:  # nothing that data are added to is the same along their axes
+            met[number] = Met(places, role, e)
+    return View(
+        met=met, data=other.data, made=other.made, owners=other.owners, features=other.features
+    )
+
+
+def _role_of_summand(record: Record, own: set[int], other: View) -> Role:
+    """What a leaf is that is added to data, by the axes along which it varies.
+
+    If no leaf's output made one of them, it is an axis of the data's positions, and the leaf a
+    table of those. Not so where a normaliser's gain varied along as many axes, or nothing is known
+    of the axes, and there is but one.
+    """
+    affine = other.normed == 2 and any(record.seen[g].axes == len(own) for g in other.gains)
+    made = {a for a, origins in enumerate(other.features) if origins}
+    known = len(own) > 1 or (made and not other.normed)
+    if own - made and known and not affine:
+        return Role.EMBEDDING
+    return Role.NORM_BIAS if other.normed else Role.BIAS

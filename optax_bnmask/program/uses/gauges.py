@@ -1,0 +1,369 @@
+"""Local scale: what cancels where, with nothing imposed on anything. This finds normalisers.
+
+The *gauge* of a value says how it scales with the inputs, contractions and nonlinearities before
+it: a form in unknown scales, of which each of these has one of its own. Where summands disagree, a
+new unknown starts. Values that were joined keep the gauge of each piece along the axis of the
+joint, so that statistics which are stacked, averaged and taken apart again are still what they
+were.
+
+A *normaliser* is a quotient in which an unknown cancels, and whose divisor is a size of what it
+divides, that is
+
+- made of squares or magnitudes: ``x / mean(x)`` is none, nor is ``sum(m*h) / sum(m)``;
+- reduced more often than what it divides, so that each entry is compared with others. In
+  ``sum(|m|*h) / sum(|m|)`` both are summed once, and `h` is what remains. If nothing but leaves
+  remains, both may be reduced, as in the ``mean / std`` of a folded BatchNorm.
+
+So a value also has a *trail* for each unknown: how often it was reduced, and whether it is a size.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from optax_bnmask import compat
+from optax_bnmask.program.demands import regrouped
+from optax_bnmask.program.equations import NOTHING, Form, plus
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import EPSILON, EVERY, HUGE
+from optax_bnmask.program.registry import AGREE, PIN, RULES, SAME, Kind, Law
+from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
+
+_JOINED = compat.primitive("concatenate_p")
+_SAME_VALUE = {
+    *(MOVE, RESHAPE),
+    *(compat.primitive(f"{name}_p") for name in ("conj", "convert_element_type", "copy", "neg")),
+}
+"""Operations whose result is the operand seen otherwise: times that, it is a square."""
+_EVEN = {compat.primitive("square_p"), compat.primitive("abs_p")}
+_POWERS = {compat.primitive("integer_pow_p"), compat.primitive("pow_p")}
+_REDUCING = {Kind.REDUCTION, Kind.CONTRACTION, Kind.LOOP}
+_PRODUCTS = {Kind.PRODUCT, Kind.CONTRACTION}
+_BELOW = {compat.primitive(name) for name in ("add_p", "sub_p", "max_p", "clamp_p")}
+"""Operations in which a small constant may be an epsilon."""
+
+
+class Pieces(NamedTuple):
+    """The gauges of joined values, along the axis of the joint.
+
+    Attributes:
+      axis: The axis.
+      gauges: The length and the gauge of each piece.
+    """
+
+    axis: int
+    gauges: tuple[tuple[int, Form | None], ...]
+
+
+Gauge = Form | Pieces | None
+"""`None` where the entries are zeros, which have every gauge."""
+
+_LOST: Final[Any] = object()
+"""In the place of a gauge: there is none in common."""
+
+
+def _is_even(e: Equation, facts: Facts) -> bool:
+    """Whether a power does not see the sign of what it is a power of."""
+    if e.op in _POWERS:
+        n = e.params["y"] if "y" in e.params else facts.numbers[e.ins[1]]
+        return n is not None and n % 2 == 0
+    return e.op in _EVEN
+
+
+def _product(a: Form | None, b: Form | None, *, k: Any) -> Form | None:  # noqa: ANN401 - a number
+    return None if a is None or b is None else plus(a, b, k)
+
+
+def _piecewise(a: Gauge, b: Gauge, f: Callable[..., Any]) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
+    """A function of two gauges, piece by piece; `_LOST` where the pieces are others."""
+    if isinstance(a, Pieces):
+        other = b if isinstance(b, Pieces) else Pieces(a.axis, tuple((n, b) for n, _ in a.gauges))
+    elif isinstance(b, Pieces):
+        a, other = Pieces(b.axis, tuple((n, a) for n, _ in b.gauges)), b
+    else:
+        return f(a, b)
+    if a.axis != other.axis or [n for n, _ in a.gauges] != [n for n, _ in other.gauges]:
+        return _LOST
+    out = [(n, f(x, y)) for (n, x), (_, y) in zip(a.gauges, other.gauges, strict=True)]
+    return _LOST if any(g is _LOST for _, g in out) else Pieces(a.axis, tuple(out))
+
+
+class Mark(NamedTuple):
+    """The trail of one unknown of a gauge in one value.
+
+    Attributes:
+      reduced: How often it was summed over since the unknown started.
+      is_size: Whether it is made of squares or magnitudes.
+    """
+
+    reduced: int = 0
+    is_size: bool = False
+
+
+Trail = Mapping[int, Mark]
+"""By unknown its `Mark`; those that are missing are as they started."""
+
+_START: Final = Mark()
+
+
+class Gauges:
+    """The gauge of each value of a tape; that of a constant is 0, of zeros any.
+
+    Attributes:
+      leaf_of: The leaf whose gauge an unknown is.
+      inputs: The unknowns of other inputs.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts, self.tape = facts, facts.tape
+        self.leaf_of: dict[int, int] = {}
+        self.inputs: set[int] = set()
+        self._of: dict[int, Gauge] = {}
+        self._trails: dict[int, Trail] = {}
+        self._roots: dict[int, int] = {}
+        self._sums: dict[Any, int] = {}
+        self._fresh = itertools.count()
+
+    def start_input(self, x: int, leaf: int | None = None) -> None:
+        """Gives an input a gauge, that of a leaf or of something else."""
+        unknown = self.start(x)
+        if leaf is None:
+            self.inputs.add(unknown)
+        else:
+            self.leaf_of[unknown] = leaf
+
+    def start(self, x: int) -> int:
+        """Gives a value a gauge of its own, if its entries may scale at all."""
+        unknown = next(self._fresh)
+        self._of[x] = {unknown: 1} if self.tape.floats[x] else NOTHING
+        self._trails.pop(x, None)
+        return unknown
+
+    def start_from_nothing(self, x: int) -> None:
+        """Gives a value the gauge of zeros, as a sum that a loop has not begun yet has it."""
+        self._of[x] = None
+
+    def of(self, x: int) -> Gauge:
+        """The gauge of a value."""
+        if x in self._of:
+            return self._of[x]
+        return None if self.facts.flags[x] & EVERY else NOTHING
+
+    def level(self, x: int) -> Form:
+        """The gauge of a value as a form; 0 where it has several."""
+        found = self.of(x)
+        return found if isinstance(found, dict) else NOTHING
+
+    def root(self, x: int) -> int:
+        """The value that a value is, seen with other axes."""
+        return self._roots.get(x, x)
+
+    def cancelled(self, e: Equation) -> frozenset[int]:
+        """The unknowns that a product or a quotient normalises by; none if it is no normaliser."""
+        x, y = e.ins[:2]
+        a, b, rest = self._unknowns(x), self._unknowns(y), self._unknowns(e.out)
+        gone = [u for u in a if u in b and u not in rest]
+        if not gone:
+            return frozenset()
+        inverted = RULES[e.op].kind is Kind.QUOTIENT
+        only_leaves = all(u in self.leaf_of for u in rest)
+        return frozenset(
+            u for u in gone if self._normalises(u, x, y, inverted or b[u] < 0, only_leaves)
+        )
+
+    def _normalises(self, u: int, x: int, y: int, second: bool, only_leaves: bool) -> bool:  # noqa: FBT001 - which operand divides; what remains
+        """Whether one of two factors is a size of the other, by the trail of an unknown."""
+        divided, divisor = (x, y) if second else (y, x)
+        one = self._trails.get(divided, {}).get(u, _START)
+        other = self._trails.get(divisor, {}).get(u, _START)
+        more = other.reduced > one.reduced or (only_leaves and other.reduced == one.reduced > 0)
+        return other.is_size and more
+
+    def are_the_same(self, e: Equation) -> bool:
+        """Whether two summands and their sum have one gauge."""
+        a, b, c = (self.of(x) for x in (*e.ins[:2], e.out))
+        return isinstance(a, dict) and a == b == c
+
+    def read(self, e: Equation, law: Law | None) -> None:
+        """Finds the gauge and the trail of the result of an equation, which has that law."""
+        if e.op in _SPECIAL:
+            self._of[e.out] = _SPECIAL[e.op](self, e)
+            self._leave_trail(e)
+            return
+        if law is PIN:
+            if any(x in self._of and self.tape.floats[x] for x in e.ins):
+                self.start(e.out)
+            else:
+                self._of[e.out] = NOTHING
+            return
+        gauge = self._by_law(e, law) if law.scales else NOTHING
+        if gauge is _LOST:
+            self.start(e.out)
+        else:
+            self._of[e.out] = gauge
+            self._leave_trail(e)
+
+    def _leave_trail(self, e: Equation) -> None:
+        """What becomes of the trails of the operands."""
+        kind, x = RULES[e.op].kind, e.ins[0]
+        self._find_root(e, kind)
+        size = kind is Kind.POWER and _is_even(e, self.facts)
+        size |= kind in _PRODUCTS and len(e.ins) == 2 and self.root(x) == self.root(e.ins[1])
+        more = int(kind in _REDUCING)
+        held = [y for y in e.ins if y in self._trails or ((size or more) and y in self._of)]
+        if len(e.ins) == 1 and not size and not more:
+            if held:
+                self._trails[e.out] = self._trails[x]
+        elif held:
+            trail: dict[int, Mark] = {}
+            for y in e.ins:
+                self._add_marks(trail, y, kind)
+            if size or more:
+                trail = {u: Mark(m.reduced + more, m.is_size or size) for u, m in trail.items()}
+            self._trails[e.out] = trail
+
+    def _find_root(self, e: Equation, kind: Kind) -> None:
+        """Which value the result is, seen with other axes or computed once more."""
+        if e.op in _SAME_VALUE:
+            self._roots[e.out] = self.root(e.ins[0])
+        elif kind is Kind.SUM:  # programs compute ``x - mean`` more than once
+            known = (e.op, *map(self.root, e.ins))
+            self._roots[e.out] = self._sums.setdefault(known, e.out)
+
+    def _add_marks(self, trail: dict[int, Mark], x: int, kind: Kind) -> None:
+        """Adds the trail of an operand: of joined statistics, one that is a size is enough."""
+        known = self._trails.get(x, {})
+        for u in self._unknowns(x):
+            mark, other = known.get(u, _START), trail.get(u)
+            if other is not None:
+                sizes = (mark.is_size, other.is_size)
+                is_size = any(sizes) if kind is Kind.JOIN else all(sizes)
+                mark = Mark(min(mark.reduced, other.reduced), is_size)
+            trail[u] = mark
+
+    def _unknowns(self, x: int) -> Form:
+        """The gauge of a value, that of all its pieces together."""
+        gauge = self.of(x)
+        if isinstance(gauge, Pieces):
+            return {u: c for _, form in gauge.gauges for u, c in (form or NOTHING).items()}
+        return gauge or NOTHING
+
+    def _by_law(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
+        """The gauge of a result by the law of its equation."""
+        if law.powers is AGREE:
+            return self._agreed(e, law)
+        gauge: Any = NOTHING
+        for k, (x, power) in enumerate(zip(e.ins, law.powers or (), strict=False)):
+            if power and gauge is not _LOST:
+                own = self.of(x)
+                if type(own) is dict and type(gauge) is dict:
+                    gauge = plus(gauge, own, power)
+                else:
+                    own = self._moved(e, law, k, own)
+                    gauge = _piecewise(gauge, own, functools.partial(_product, k=power))
+        return gauge
+
+    def _moved(self, e: Equation, law: Law, k: int, gauge: Gauge) -> Gauge:
+        """The gauge of an operand along the axes of the result."""
+        m = law.maps if law.maps == SAME else law.maps[k]
+        if not isinstance(gauge, Pieces) or m == SAME:
+            return gauge
+        shown = len(self.tape.shapes[e.ins[k]])
+        if gauge.axis >= shown and e.op not in (MOVE, COLLECT):
+            return gauge._replace(axis=gauge.axis - shown + len(self.tape.shapes[e.out]))
+        if m is not None and gauge.axis in m:
+            return gauge._replace(axis=m[gauge.axis])
+        return self._even(e.ins[k])
+
+    def _even(self, x: int) -> Form | None:
+        """One gauge for all pieces of a value: theirs, or one that it has from now on."""
+        gauge = self.of(x)
+        if not isinstance(gauge, Pieces):
+            return gauge
+        forms = [f for _, f in gauge.gauges if f is not None]
+        if any(f != forms[0] for f in forms):
+            self.start(x)
+            self._of[self.root(x)] = self._of[x]
+            return self.level(x)
+        return forms[0] if forms else None
+
+    def _agreed(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
+        """The common gauge of operands, but for constants that stand for 0 or for infinity."""
+        result: Any = None
+        guard = self.facts.is_guard(e) if len(e.ins) == 3 else None
+        for k, x in enumerate(e.ins):
+            counts = k not in law.pinned and law.counts(k) and k != guard
+            if counts and result is not _LOST and not self._stands_apart(e, x):
+                result = _piecewise(result, self.of(x), self._common)
+        return result
+
+    def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
+        """The gauge of a sum.
+
+        What is computed keeps its own beside inputs: beside a bias, a learned epsilon, or running
+        statistics that are mixed into those of the batch.
+        """
+        if a is None or b is None or a == b:
+            return b if a is None else a
+        plain = [all(u in self.leaf_of or u in self.inputs for u in f) for f in (a, b)]
+        return _LOST if plain[0] == plain[1] or not (a and b) else b if plain[0] else a
+
+    def _stands_apart(self, e: Equation, x: int) -> bool:
+        """Whether an operand is a constant that stands for 0 or for infinity."""
+        number = self.facts.numbers[x]
+        if number is None or all(self.of(y) in (None, NOTHING) for y in e.ins if y != x):
+            return False
+        small = 0 < abs(number) <= EPSILON and e.op in _BELOW
+        return bool(small or self.facts.flags[x] & HUGE)
+
+    def _joined(self, e: Equation) -> Gauge:
+        axis = e.params["dimension"]
+        gauges: list[tuple[int, Form | None]] = []
+        for x in e.ins:
+            gauge, n = self.of(x), self.tape.shapes[x][axis]
+            if isinstance(gauge, Pieces) and gauge.axis == axis:
+                gauges += gauge.gauges
+            elif n:
+                gauges.append((n, self._even(x)))
+        return self._simplest(Pieces(axis, tuple(gauges)))
+
+    def _simplest(self, gauge: Pieces) -> Gauge:
+        """A form where all pieces have it."""
+        forms = [f for _, f in gauge.gauges]
+        return forms[0] if forms and all(f == forms[0] for f in forms) else gauge
+
+    def _cut(self, e: Equation) -> Gauge:
+        gauge, bounds = self.of(e.ins[0]), e.params["bounds"]
+        if not isinstance(gauge, Pieces) or gauge.axis >= len(bounds):
+            return gauge
+        low, high = bounds[gauge.axis]
+        kept: list[tuple[int, Form | None]] = []
+        start = 0
+        for n, form in gauge.gauges:
+            inside = min(start + n, high) - max(start, low)
+            kept += [(inside, form)] if inside > 0 else []
+            start += n
+        if e.params["strides"][gauge.axis] > 1:
+            return self._even(e.ins[0])
+        return self._simplest(Pieces(gauge.axis, tuple(kept)))
+
+    def _reshaped(self, e: Equation) -> Gauge:
+        gauge, x = self.of(e.ins[0]), e.ins[0]
+        if not isinstance(gauge, Pieces):
+            return gauge
+        old, new = self.tape.shapes[x], self.tape.shapes[e.out]
+        if gauge.axis >= len(old):
+            return gauge._replace(axis=gauge.axis - len(old) + len(new))
+        for inside, outside in regrouped(old, new):
+            there = [a for a in outside if new[a] > 1]
+            if [a for a in inside if old[a] > 1] == [gauge.axis] and len(there) == 1:
+                return gauge._replace(axis=there[0])
+        return self._even(x)
+
+
+_SPECIAL: dict[Any, Callable[[Gauges, Equation], Gauge]] = {
+    _JOINED: Gauges._joined,
+    SLICE: Gauges._cut,
+    RESHAPE: Gauges._reshaped,
+}

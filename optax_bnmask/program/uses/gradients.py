@@ -1,0 +1,59 @@
+"""Which values move when the leaves do, and which leaves a gradient of the outputs reaches."""
+
+from collections.abc import Iterable
+
+from optax_bnmask import compat
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.tape import CARRIED, Equation, Tape
+
+_CUTS = {
+    compat.primitive(f"{name}_p")
+    for name in ("stop_gradient", "sign", "round", "floor", "ceil", "is_finite")
+}
+_RULED = {
+    compat.primitive(f"{name}_p") for name in ("custom_jvp_call", "custom_vjp_call", "custom_lin")
+}
+"""Functions with derivatives of their own: a ``round`` in one is straight through, most often."""
+
+
+def passes_gradient(tape: Tape, e: Equation) -> bool:
+    """Whether the derivative of an equation is not 0 everywhere."""
+    if not tape.floats[e.out] or (e.op in RULES and RULES[e.op].kind is Kind.UNSCALED):
+        return False
+    return e.op not in _CUTS or any(call.primitive in _RULED for call in e.calls)
+
+
+def moved(tape: Tape, leaves: Iterable[int]) -> bytearray:
+    """For each value, whether it has a derivative by some leaf."""
+    out = bytearray(len(tape.shapes))
+    for x in leaves:
+        out[x] = 1
+    loops = [e for e in tape.equations if e.op is CARRIED]
+    while True:
+        for e in tape.equations:
+            for x in e.ins:
+                if out[x]:
+                    out[e.out] = passes_gradient(tape, e)
+                    break
+        grown = [e.ins[0] for e in loops if out[e.ins[1]] and not out[e.ins[0]]]
+        if not grown:
+            return out
+        for x in grown:
+            out[x] = 1
+
+
+def reached(tape: Tape) -> set[int]:
+    """The values that some output has a derivative by."""
+    out = {x for x in tape.outs if tape.floats[x]}
+    handed_on = {e.ins[0]: e.ins[1] for e in tape.equations if e.op is CARRIED}
+    size = -1
+    while size != len(out):
+        size = len(out)
+        for e in reversed(tape.equations):
+            if e.out in out and passes_gradient(tape, e):
+                out.update(x for x in e.ins if tape.floats[x])
+            if e.out in out and e.out in handed_on:
+                out.add(handed_on[e.out])
+        if not handed_on:
+            break
+    return out

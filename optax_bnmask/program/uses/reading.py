@@ -1,0 +1,155 @@
+"""The loop that follows leaves and normalisers through the equations of a tape."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from optax_bnmask import compat
+from optax_bnmask.program.constants import is_here
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import EVERY
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.tape import CARRY, RESHAPE, SLICE, Equation
+from optax_bnmask.program.uses import contractions, entrywise
+from optax_bnmask.program.uses.dimensions import reshaped
+from optax_bnmask.program.uses.record import Record
+from optax_bnmask.program.uses.views import DATA, View, renamed
+
+_DOT, _EQUAL, _SCATTER, _DYNAMIC_SLICE = (
+    compat.primitive(f"{name}_p") for name in ("dot_general", "eq", "scatter", "dynamic_slice")
+)
+_INDICATING = {Kind.VIEW, Kind.CAST, Kind.LOOKUP, Kind.SELECT, Kind.JOIN, Kind.REDUCTION}
+"""Kinds that make an indicator, or counts, of an indicator."""
+_LARGEST: Final = 1 << 22
+"""Constant arrays with more entries than this are not looked into."""
+
+
+def uses(
+    facts: Facts,
+    leaves: Sequence[int | None],
+    shapes: Sequence[Sequence[int]],
+    moves: bytearray,
+) -> Record:
+    """How the leaves of a program are used.
+
+    Args:
+      facts: What is known of its values.
+      leaves: For each input, the number of its leaf, or `None`.
+      shapes: The shape of each leaf, by its number.
+      moves: For each value, whether a gradient connects it with a leaf.
+
+    Returns:
+      The `Record` of all equations.
+    """
+    record = Record(facts, shapes, moves)
+    _inputs(record, leaves)
+    for e in record.tape.equations:
+        for x in e.ins:
+            if x in record.views:
+                record.begin(e)
+                record.views[e.out] = _NOTES[_kind(e)](record, e)
+                break
+        else:
+            if e.op is CARRY:  # what a loop makes of constants is as good as data
+                record.begin(e)
+                record.views[e.out] = contractions.carried(record, e, DATA)
+        if _indicates(record, e):
+            record.indicators.add(e.out)
+    return record
+
+
+def _inputs(record: Record, leaves: Sequence[int | None]) -> None:
+    tape, gauges = record.tape, record.gauges
+    for x, number in zip(tape.ins, leaves, strict=True):
+        if number is not None and tape.floats[x]:
+            gauges.start_input(x, number)
+            places = tuple(frozenset({a}) for a in range(len(tape.shapes[x])))
+            record.views[x] = View({number: places}, data=False)
+        else:
+            gauges.start_input(x)
+            record.views[x] = DATA
+    for x, value in tape.captured.items():
+        size = math.prod(tape.shapes[x])
+        if size > 1 and not record.facts.flags[x] & EVERY and record.facts.numbers[x] is None:
+            gauges.start_input(x)
+            record.views[x] = View(fixed=size)
+            if _has_unit_rows(value):
+                record.indicators.add(x)
+
+
+def _kind(e: Equation) -> Kind:
+    """The kind of an equation; a contraction that sums over nothing is a product."""
+    if e.op not in RULES:
+        return Kind.OPAQUE
+    if e.op is _DOT and not e.params["dimension_numbers"][0][0]:
+        return Kind.PRODUCT
+    return RULES[e.op].kind
+
+
+def _indicates(record: Record, e: Equation) -> bool:
+    """Whether a value is 1 where something has an index, and 0 elsewhere, times a factor."""
+    if e.op is _EQUAL:
+        return True
+    if not record.indicators and e.op is not _SCATTER:
+        return False
+    kind = _kind(e)
+    if kind is Kind.PRODUCT:
+        return any(x in record.indicators for x in e.ins)
+    if e.op is _SCATTER:
+        return [record.facts.numbers[x] for x in (e.ins[0], e.ins[2])] == [0, 1]
+    return kind in _INDICATING and e.ins[0] in record.indicators
+
+
+def _has_unit_rows(value: Any) -> bool:  # noqa: ANN401 - a captured array
+    """Whether each row of an array is 1 in one place and else 0, as those of ``eye(n)`` are."""
+    if np.ndim(value) < 2 or np.size(value) > _LARGEST or not is_here(value):
+        return False
+    array = np.asarray(value)
+    return bool(np.all((array == 0) | (array == 1)) and np.all(array.sum(-1) == 1))
+
+
+def _view(record: Record, e: Equation) -> View:
+    """The same entries: everything is remembered."""
+    k = next(k for k, x in enumerate(e.ins) if x in record.views)
+    x, view = e.ins[k], record.views[e.ins[k]]
+    if e.op is RESHAPE:
+        old, new = record.tape.shapes[x], record.tape.shapes[e.out]
+        if view.features:
+            view = view._replace(features=reshaped(view.features, old, new))
+        return renamed(view, lambda p: reshaped(p, old, new))
+    if e.op is SLICE or e.op is _DYNAMIC_SLICE:
+        return view._replace(piece=e.out) if view.leaves else view
+    return record.along(k) or DATA
+
+
+def _cast(record: Record, e: Equation) -> View:
+    """As a view; numbers made from integers get a gauge of their own."""
+    view = _view(record, e)
+    if view.data and record.tape.floats[e.out] and not record.tape.floats[e.ins[0]]:
+        record.gauges.start(e.out)
+    return view
+
+
+_NOTES: dict[Kind, Callable[[Record, Equation], View]] = {
+    Kind.VIEW: _view,
+    Kind.CAST: _cast,
+    Kind.POWER: entrywise.pointwise,
+    Kind.EXTREMUM: entrywise.pointwise,
+    Kind.NONLINEAR: entrywise.pointwise,
+    Kind.PRODUCT: entrywise.product,
+    Kind.QUOTIENT: entrywise.product,
+    Kind.SUM: entrywise.total,
+    Kind.CONTRACTION: contractions.contraction,
+    Kind.REDUCTION: contractions.reduction,
+    Kind.FACTORS: contractions.reduction,
+    Kind.LOOKUP: contractions.lookup,
+    Kind.JOIN: contractions.join,
+    Kind.SELECT: contractions.select,
+    Kind.LOOP: contractions.loop,
+    Kind.OPAQUE: contractions.opaque,
+    Kind.COMPARISON: contractions.opaque,
+    Kind.UNSCALED: contractions.opaque,
+    Kind.SOLUTION: contractions.opaque,
+}

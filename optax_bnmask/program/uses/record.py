@@ -1,0 +1,161 @@
+"""What was found of leaves and values so far, and the ways to add to it."""
+
+from collections.abc import Iterable, Sequence
+
+from optax_bnmask.analysis import Dimensions, Role
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.registry import RULES, SAME, Kind, Law, law_of
+from optax_bnmask.program.tape import Equation, Map
+from optax_bnmask.program.uses.dimensions import (
+    Meeting,
+    Places,
+    dimensions_of,
+    meeting,
+    moved,
+    operand_map,
+)
+from optax_bnmask.program.uses.gauges import Gauges
+from optax_bnmask.program.uses.views import (
+    PRECEDENCE,
+    Met,
+    Origins,
+    Seen,
+    View,
+    features_of,
+    renamed,
+)
+
+
+class Record:
+    """How the leaves of a program are used.
+
+    Attributes:
+      facts: What is known of the values.
+      tape: The program.
+      gauges: The local scale of the values.
+      shapes: The shape of each leaf, by its number.
+      seen: What was seen of each leaf.
+      biases: For each leaf, the biases added to its own output.
+      views: What is remembered of each value; nothing of constants.
+      moves: For each value, whether a gradient connects it with a leaf.
+      indicators: The values that are 1, times a factor, where something has an index, and else 0.
+      e: The equation that is read.
+      law: Its law; `PIN` if it has none.
+    """
+
+    e: Equation
+    law: Law | None
+
+    def __init__(self, facts: Facts, shapes: Sequence[Sequence[int]], moves: bytearray) -> None:
+        self.facts, self.tape = facts, facts.tape
+        self.gauges = Gauges(facts)
+        self.shapes, self.moves = shapes, moves
+        self.seen = [Seen() for _ in shapes]
+        self.biases: list[set[int]] = [set() for _ in shapes]
+        self.views: dict[int, View] = {}
+        self.indicators: set[int] = set()
+        self._maps: dict[int, Map] = {}
+        self._along: dict[int, View | None] = {}
+        self._writers: dict[int, Equation] = {}
+
+    def begin(self, e: Equation) -> None:
+        """Turns to the next equation."""
+        self.e, self.law = e, law_of(e, self.facts)
+        self._maps.clear()
+        self._along.clear()
+        self.gauges.read(e, self.law)
+
+    def role(self, number: int) -> Role:
+        """The role that a leaf was seen in; the first of `PRECEDENCE` if there are several."""
+        return next((r for r in PRECEDENCE if r in self.seen[number].roles), Role.UNKNOWN)
+
+    def dimensions(self, number: int) -> Dimensions | None:
+        """Which axes of a leaf make a matrix of it."""
+        seen = self.seen[number]
+        return dimensions_of(seen.meetings, self.shapes[number], seen.batch)
+
+    def vote(self, leaves: Iterable[int], role: Role, e: Equation) -> None:
+        """Records a role of some leaves."""
+        for number in leaves:
+            self.seen[number].roles.setdefault(role, e)
+
+    def revote(self, leaves: Iterable[int], old: Role, new: Role, e: Equation) -> None:
+        """Takes back a role of some leaves for another."""
+        for number in leaves:
+            self.seen[number].roles.pop(old, None)
+        self.vote(leaves, new, e)
+
+    def promote(self, number: int, met: Met | None, how: Meeting | None, e: Equation) -> None:
+        """Makes a weight of a leaf, whatever it was taken for when it met the data before."""
+        roles = self.seen[number].roles
+        if met and met.role and roles.get(met.role) is met.at:
+            del roles[met.role]
+        self.vote([number], Role.WEIGHT, e)
+        self.seen[number].meetings.append(how)
+        self.seen[number].outputs.append(e.out)
+        self.seen[number].meets_leaves |= any(self._knows_others(x, number) for x in e.ins)
+
+    def _knows_others(self, x: int, number: int) -> bool:
+        """Whether a value is computed from other leaves than that one."""
+        view = self.views.get(x)
+        return bool(self.facts.depends[x] and (view is None or number not in view.leaves))
+
+    def own(self, places: Places, x: int) -> set[int]:
+        """The visible axes of a value along which a leaf may vary."""
+        return {a for a, n in enumerate(self.tape.shapes[x]) if n > 1 and places[a]}
+
+    def to(self, k: int) -> Map:
+        """Which axis of an operand is which of the result."""
+        if k not in self._maps:
+            self._maps[k] = operand_map(self.tape, self.e, k, self.law or Law())
+        return self._maps[k]
+
+    def meeting(self, k: int, places: Places) -> Meeting:
+        """What the equation does to the axes of a leaf that is seen in its operand `k`."""
+        return meeting(self.tape, self.e, k, places, (self.to(k), self.to(1 - k)))
+
+    def along(self, k: int) -> View | None:
+        """The view of an operand along the axes of the result; none of a constant."""
+        if k not in self._along:
+            self._along[k] = self._seen_along(k, self.views.get(self.e.ins[k]))
+        return self._along[k]
+
+    def _seen_along(self, k: int, view: View | None) -> View | None:
+        law, tape, e = self.law, self.tape, self.e
+        if view is None or law is None:
+            return view
+        x, out = e.ins[k], e.out
+        shapes, hidden = tape.shapes, tape.hidden
+        if law.maps == SAME and shapes[x] == shapes[out] and hidden[x] == hidden[out]:
+            return view
+        to, new = self.to(k), tape.full_shape(out)
+        if view.leaves or view.met or view.factors:
+            view = renamed(view, lambda p: moved(p, to, len(new)))
+        features = moved(view.features, to, len(new)) if view.features else ()
+        broad = view.broad or len(to) < len(new)
+        if features == view.features and broad == view.broad:
+            return view
+        return view._replace(features=features, broad=broad)
+
+    def all_along(self, first: int = 0, last: int | None = None) -> list[View]:
+        """The views of some operands along the axes of the result, constants left out."""
+        places = range(len(self.e.ins))[first:last]
+        return [v for k in places if (v := self.along(k)) is not None]
+
+    def unshifted(self, x: int) -> int:
+        """The data that a value holds the entries of, perhaps moved along and padded."""
+        if not self._writers:
+            self._writers.update((e.out, e) for e in self.tape.equations)
+        while (e := self._writers.get(x)) is not None and e.op in RULES:
+            kind = RULES[e.op].kind
+            data = {y for y in e.ins if y in self.views}
+            if kind is Kind.JOIN and len(data) > 1:  # both ends of what was rolled
+                data = {self.unshifted(y) for y in data}
+            if kind not in (Kind.VIEW, Kind.CAST, Kind.JOIN) or len(data) != 1:
+                break
+            (x,) = data
+        return x
+
+    def features(self) -> Origins:
+        """The axes of the result that outputs of leaves are."""
+        return features_of(self.all_along())

@@ -1,0 +1,166 @@
+"""What is remembered of a value on the way from the leaves to the data, and what of a leaf."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from optax_bnmask.analysis import Role
+from optax_bnmask.program.tape import Equation
+from optax_bnmask.program.uses.dimensions import Meeting, Places
+
+NONE: frozenset[int] = frozenset()
+
+Origins = tuple[frozenset[tuple[int, int]], ...]
+"""For each axis of a value the axes of leaves that it is an output of; empty where none is."""
+
+_MOST = 8
+"""So many of them are remembered: a sum over all layers is an output of all of these."""
+
+_NO_LEAVES: Mapping[int, Places] = {}
+
+
+class Met(NamedTuple):
+    """A leaf that has met data entry by entry, and may still turn out to be a weight.
+
+    Attributes:
+      places: Where its axes are.
+      role: What it is if nothing more happens to it, where that is known.
+      at: Where that was said.
+    """
+
+    places: Places
+    role: Role | None
+    at: Equation
+
+
+class Factor(NamedTuple):
+    """A leaf that a value is linear in, being a product of it and data.
+
+    Attributes:
+      places: Where its axes are.
+      pieces: The slices of the leaf that have been added up so far.
+      of: The data, as they were before they were shifted.
+      met: What it is as long as that is all.
+    """
+
+    places: Places
+    pieces: frozenset[int]
+    of: int
+    met: Met
+
+
+class View(NamedTuple):
+    """What is remembered of a value.
+
+    Attributes:
+      leaves: The leaves that the value is, entry by entry, seen from elsewhere, and where their
+        axes are; none once it has met the data.
+      met: The leaves that have met data, but no contraction yet.
+      factors: Of these, the ones that the value is linear in.
+      data: Whether the value depends on anything but leaves and constants.
+      made: Whether leaves were contracted for it, be it with each other: what is added is a bias.
+      normed: 0; 1 after a gauge has cancelled; 2 when a gain has followed.
+      by: The unknown scales that it was normalised by.
+      gains: The gains folded into the value since its last contraction.
+      owners: The leaves whose output the value is: weights and gains whose bias may follow.
+      shifted: Whether the leaf is seen with a constant added to it, ``1 + scale``.
+      centred: Whether the value is a difference from something given, ``x - mean``.
+      root: 1 for a square root of something given, -1 for an inverse one, and for what gains make
+        of them.
+      fixed: For an array that the program is closed over, its size. It may be data, or belong to a
+        leaf, as a mask does; beside a leaf that is no smaller it is taken to be the latter.
+      broad: Whether it is the same along some axis.
+      piece: The slice of a leaf that it is; -1 for a whole one.
+      features: Of data, for each axis the axes of leaves whose outputs these entries are, as pairs
+        ``(leaf, axis)``. Along an axis that no leaf made, data are at different positions.
+    """
+
+    leaves: Mapping[int, Places] = _NO_LEAVES
+    met: Mapping[int, Met] = {}
+    factors: Mapping[int, Factor] = {}
+    data: bool = True
+    made: bool = False
+    normed: int = 0
+    by: frozenset[int] = NONE
+    gains: frozenset[int] = NONE
+    owners: frozenset[int] = NONE
+    shifted: bool = False
+    centred: bool = False
+    root: int = 0
+    fixed: int = 0
+    broad: bool = False
+    piece: int = -1
+    features: Origins = ()
+
+    @property
+    def is_pure(self) -> bool:
+        """Whether the value is leaves and constants alone, never contracted."""
+        return not self.data and not self.made
+
+
+DATA = View()
+
+
+def renamed(view: View, rename: Callable[[Places], Places]) -> View:
+    """The view of a value with other axes."""
+    if not (view.leaves or view.met or view.factors):
+        return view
+    return view._replace(
+        leaves={n: rename(p) for n, p in view.leaves.items()},
+        met={n: m._replace(places=rename(m.places)) for n, m in view.met.items()},
+        factors={n: f._replace(places=rename(f.places)) for n, f in view.factors.items()},
+    )
+
+
+def features_of(views: Iterable[View]) -> Origins:
+    """The axes that leaves made of values which are combined entry by entry."""
+    out: Origins = ()
+    for view in views:
+        other = view.features
+        if not out or not other or out is other:
+            out = out or other
+        elif out != other:
+            pairs = zip(out, other, strict=True)
+            out = tuple(a | b if a != b and len(a) + len(b) <= _MOST else a or b for a, b in pairs)
+    return out
+
+
+def together(mappings: Iterable[Mapping[int, Any]]) -> Mapping[int, Any]:
+    """What several views remember of leaves; the first of them counts for a leaf that two have."""
+    found = [m for m in mappings if m]
+    if len(found) < 2:
+        return found[0] if found else {}
+    return {n: value for m in reversed(found) for n, value in m.items()}
+
+
+@dataclasses.dataclass(slots=True)
+class Seen:
+    """What was seen of one leaf.
+
+    Attributes:
+      roles: Every role that it was seen in, and the equation of the first time.
+      meetings: How it was contracted, each time; `None` where that was a sum of products.
+      batch: Its axes that other weights, a matrix for each index, go on with: experts.
+      outputs: The values that are sums of its products with data.
+      meets_leaves: Whether these data depended on other leaves, any time.
+      shifted: Whether it was multiplied as ``constant + leaf``.
+      axes: Along how many axes it varied when it was last multiplied onto something.
+    """
+
+    roles: dict[Role, Equation] = dataclasses.field(default_factory=dict)
+    meetings: list[Meeting | None] = dataclasses.field(default_factory=list)
+    batch: set[int] = dataclasses.field(default_factory=set)
+    outputs: list[int] = dataclasses.field(default_factory=list)
+    meets_leaves: bool = False
+    shifted: bool = False
+    axes: int = 0
+
+
+PRECEDENCE = (
+    Role.EMBEDDING,
+    Role.WEIGHT,
+    Role.NORM_SCALE,
+    Role.NORM_BIAS,
+    Role.GAIN,
+    Role.BIAS,
+)
