@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.audit.patterns import RUNS, aside, board, push
+from optax_bnmask.audit.patterns import RUNS, aside, board, mixed, push
 from optax_bnmask.audit.shorten import Labels, Short, shortened
 from optax_bnmask.audit.update import Update
 from optax_bnmask.audit.widen import over_runs, wide
@@ -97,12 +97,14 @@ class Machine:
         """The program of all further steps, and which states remain equal in all of them.
 
         Two parts of the state that are equal now, as the two zeros that Adam starts from, are one
-        only if they are equal after each step too: they are told apart until that is so.
+        only if they are equal after each step too: they are told apart until that is so. And none
+        is any longer the constant that it started as.
         """
+        state = [labels.of(("carried", label)) for label in state]
         while True:
             short = self._step(labels, program, state)
             after = short.results[len(self._params) :]
-            refined = [labels.of(("state", *pair)) for pair in zip(state, after, strict=True)]
+            refined = [labels.of(("carried", *pair)) for pair in zip(state, after, strict=True)]
             if len(set(refined)) == len(set(state)):
                 return short, state
             state = refined
@@ -119,11 +121,12 @@ class Machine:
         given: dict[int, Any] = {}
         begun: dict[int, Any] = {}
         for params, (start, gradient, leaf) in self._leaves.items():
-            here, there = board(leaf.shape), aside(leaf.shape)
+            here, there, other = (f(leaf.shape) for f in (board, aside, mixed))
+            now = [scale * run.params * (other if run.uneven else here) for run in RUNS]
+            given[params] = _rows(leaf, now)
             begun[start] = _rows(
-                leaf, [scale * (there if r.moved else r.params * here) for r in RUNS]
+                leaf, [scale * there if r.moved else x for r, x in zip(RUNS, now, strict=True)]
             )
-            given[params] = _rows(leaf, [scale * r.params * here for r in RUNS])
             given[gradient] = _rows(leaf, [r.gradient * push(leaf.shape) for r in RUNS])
         values = self._begin.of(begun)
         *once, last = self._stages

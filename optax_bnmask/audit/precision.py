@@ -33,7 +33,9 @@ def lost(
     small = {
         path: place
         for place, (path, dtype) in enumerate(dtypes.items())
-        if compat.is_inexact(dtype) and 0 < seen[path].rate < jnp.finfo(dtype).eps / 4
+        if compat.is_inexact(dtype)
+        and seen[path].steady  # a warm-up has yet to arrive at its rate
+        and 0 < seen[path].rate < jnp.finfo(dtype).eps / 4
     }
     if not small:
         return frozenset()

@@ -29,7 +29,7 @@ _ROUNDING: Final = 2.0**-36
 
 
 def probe(update: Update, paths: tuple[str, ...]) -> Mapping[str, Behaviour]:
-    """Takes steps side by side: with params and their negative, large and small, pushed and not.
+    """Takes steps side by side: with params and their negative, even and uneven, pushed and not.
 
     A decay is what changes its sign with the params: of the two updates, half the difference. They
     stay where they are; only the state goes on. All is computed in float64.

@@ -9,12 +9,12 @@ import numpy as np
 from optax_bnmask.audit.patterns import (
     AGAINST,
     ELSEWHERE,
-    LARGE,
     PUSHED,
     QUIET,
-    SIZE,
+    UNEVEN,
     aside,
     board,
+    mixed,
     push,
 )
 
@@ -25,7 +25,7 @@ _ALONG: Final = 0.5
 """The least cosine between a leaf and its decay; less is noise that a trust ratio stretches."""
 
 _ALIKE: Final = 0.05
-"""Rates at two sizes that differ by less are one rate."""
+"""Rates of even and of uneven params that differ by less are one rate."""
 
 _STEADY: Final = 1e-3
 """What differs by less from one step to another is no noise."""
@@ -39,7 +39,7 @@ class Reading(NamedTuple):
 
     Attributes:
       rate: The share of itself that it loses, with no gradient: negative if it grows.
-      large: The same share at the second size.
+      uneven: The same share of params whose entries differ in size.
       pushed: The same share under a gradient.
       centre: What it is pulled to, as the mean over its entries, their spread around that, and a
         number that tells two such centres apart.
@@ -52,7 +52,7 @@ class Reading(NamedTuple):
     """
 
     rate: float
-    large: float
+    uneven: float
     pushed: float
     centre: tuple[float, float, float]
     recalled: float
@@ -72,6 +72,7 @@ class Behaviour:
         gradient; negative if it grows.
       pushed: The same under a gradient.
       proportional: Whether what it loses is in proportion to its size.
+      steady: Whether the rate was seen in several steps and does not rise, as in a warm-up.
       centre: What it is pulled to: a number, or NaN for numbers that differ from entry to entry.
       recalled: The share of its way back to where it started that it goes in a step.
       answer: How far it follows a gradient: negative if it descends.
@@ -84,6 +85,7 @@ class Behaviour:
     rate: float
     pushed: float
     proportional: bool
+    steady: bool
     centre: float
     recalled: float
     answer: float
@@ -98,6 +100,7 @@ class Reader:
 
     def __init__(self, shape: tuple[int, ...], scale: float) -> None:
         self._params = scale * board(shape).ravel()
+        self._mixed = scale * mixed(shape).ravel()
         self._push = push(shape).ravel()
         self._mark = np.cos(np.arange(self._params.size))
         here, there = self._params, scale * aside(shape).ravel()
@@ -120,7 +123,7 @@ class Reader:
         rate = _pull(u[list(QUIET)], params)
         return Reading(
             rate,
-            _pull(u[list(LARGE)], SIZE * params),
+            _pull(u[list(UNEVEN)], self._mixed),
             _pull(plus, params),
             self._centre(u[list(QUIET)], rate),
             self._recalled(u[ELSEWHERE] - u[QUIET[0]]),
@@ -166,15 +169,16 @@ def _finite(value: float) -> float:
 
 def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
     """What the readings of all steps come to."""
-    rates = [reading for reading in readings if reading.rate or reading.large]
+    rates = [reading for reading in readings if reading.rate or reading.uneven]
     first = rates[0] if rates else readings[0]
     calm, hard = zip(*(reading.finite for reading in readings), strict=True)
-    rate, pushed = first.rate or first.large, _first(readings, lambda r: r.pushed)
+    rate, pushed = first.rate or first.uneven, _first(readings, lambda r: r.pushed)
     recalled = _first(readings, lambda r: r.recalled if abs(r.recalled) > FLOOR else 0.0)
     return Behaviour(
         rate,
         pushed,
-        abs(first.large - first.rate) <= _ALIKE * max(abs(first.rate), abs(first.large)),
+        abs(first.uneven - first.rate) <= _ALIKE * max(abs(first.rate), abs(first.uneven)),
+        len(rates) > 1 and abs(rates[-1].rate) <= (1 + _STEADY) * abs(first.rate),
         _centre(first, rates[-1]) if rates else 0.0,
         recalled if 0 < recalled < _RECOMPUTED else 0.0,
         _first(readings, lambda r: r.answer),
