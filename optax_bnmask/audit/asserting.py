@@ -1,11 +1,10 @@
 """`assert_decays`: an audit as one line of a test suite."""
 
-import warnings
 from collections.abc import Collection
 from typing import Any, Final
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.audit.auditing import audit
+from optax_bnmask.audit.auditing import audit, wanted_mask
 from optax_bnmask.errors import VerificationError
 
 _LISTED: Final = 20
@@ -45,19 +44,15 @@ def assert_decays(
       >>> tx = optax.chain(decay, optax.sgd(1e-3))
       >>> bnmask.assert_decays(tx, params, analysis)
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # STRICT's advice is for who makes the mask
-        wanted = analysis.decay_mask(exempt=exempt)
-    found = audit(tx, params, analysis)
+    found = audit(tx, params, analysis, exempt=exempt)
+    wanted = wanted_mask(analysis, exempt)
     for finding in found.findings:
         if finding.kind == "undetermined":
             raise VerificationError(f"`tx` must decay what `exempt` says. {finding.message}")
     lines = [
-        f"  {path!r} decays ({rate:.3g} of itself in a step) and should not"
-        if rate > 0
-        else f"  {path!r} does not decay and should"
+        _difference(path, rate)
         for path, rate in found.rates.items()
-        if (rate > 0) != wanted[path] and path not in found.frozen
+        if rate < 0 or ((rate > 0) != wanted[path] and path not in found.frozen)
     ]
     if lines:
         more = [f"  and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
@@ -71,3 +66,12 @@ def assert_decays(
                 ]
             )
         )
+
+
+def _difference(path: str, rate: float) -> str:
+    """One line on a leaf that is not treated as it should be."""
+    if rate < 0:
+        return f"  {path!r} grows (by {-rate:.3g} of itself in a step)"
+    if rate > 0:
+        return f"  {path!r} decays ({rate:.3g} of itself in a step) and should not"
+    return f"  {path!r} does not decay and should"

@@ -1,18 +1,31 @@
 """`audit`: what an optimizer really decays."""
 
+import warnings
+from collections.abc import Collection
 from typing import Any
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.audit.evidence import Case
 from optax_bnmask.audit.judging import findings, undetermined
 from optax_bnmask.audit.outcome import Audit
-from optax_bnmask.audit.probing import probe
-from optax_bnmask.audit.stand_in import stand_in
+from optax_bnmask.audit.precision import lost
+from optax_bnmask.audit.probe import probe
+from optax_bnmask.audit.reach import unreached
+from optax_bnmask.audit.stand_in import dtypes_of, stand_in
+from optax_bnmask.audit.update import optimizer_of
 from optax_bnmask.errors import PathError, first_line
+from optax_bnmask.mask import Mask
 from optax_bnmask.paths import layout, nearest
 from optax_bnmask.statistics import parted
 
 
-def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - optimizer, pytree
+def audit(
+    tx: Any,  # noqa: ANN401 - an optimizer
+    params: Any,  # noqa: ANN401 - any pytree
+    analysis: Analysis,
+    *,
+    exempt: Collection[str] = ("norm",),
+) -> Audit:
     """What any Optax optimizer decays, found by running it, beside what the analysis advises.
 
     It is asked from outside: given no gradient at all, by how much does a step shrink each leaf? So
@@ -32,12 +45,15 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
       params: The params that it is initialised with, or their shapes. Of an `nnx.Module` or
         `nnx.State`, what is trained.
       analysis: What is known of these params.
+      exempt: The categories that should not decay, as in `Analysis.decay_mask`: what the rates are
+        held against.
 
     Returns:
       An `Audit`.
 
     Raises:
       PathError: The params have a leaf that the analysis does not know.
+      CategoryError: As `Analysis.decay_mask`.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -53,7 +69,9 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
       >>> found.ok, {path: round(rate, 3) for path, rate in found.rates.items()}
       (True, {'dense/kernel': 0.05, 'norm/scale': 0.0})
     """
-    params, _ = parted(params, ())
+    tx, (params, _) = optimizer_of(tx), parted(params, ())
+    wanted = wanted_mask(analysis, exempt)
+    exempt = (exempt,) if isinstance(exempt, str) else tuple(exempt)
     paths = tuple(layout(params).leaves)
     for path in paths:
         if path not in analysis:
@@ -64,28 +82,31 @@ def audit(tx: Any, params: Any, analysis: Analysis) -> Audit:  # noqa: ANN401 - 
             )
     try:
         small = stand_in(tx, params)
-        seen = probe(tx, small.tree)
+        seen = probe(small.update, paths)
     except Exception as error:  # anything may come out of a user's optimizer
         said = first_line(error)
         why = f"The optimizer raised {type(error).__name__}: {said}"
-        return Audit(dict.fromkeys(paths, 0.0), (undetermined(paths, why),), analysis)
-    frozen = frozenset(p for p in paths if not (seen.moved[p] or seen.rates[p]))
-    if not small.faithful:  # rates of other params prove nothing, neither good nor bad
+        nothing = (undetermined(paths, why),)
+        return Audit(dict.fromkeys(paths, 0.0), nothing, analysis, exempt=exempt)
+    cut, gone = unreached(analysis), lost(small.update, dtypes_of(params), seen)
+    cases = [
+        Case(analysis[path], does, wanted[path], path not in cut, path in gone)
+        for path, does in seen.items()
+    ]
+    if small.faithful:
+        found = findings(analysis, cases)
+    else:  # rates of other params prove nothing, neither good nor bad
         why = (
             "What the optimizer does hangs on the sizes of the leaves, and these are too large to "
             "run it on; the rates are those of smaller ones."
         )
         found = (undetermined(paths, why),)
-    elif seen.broken:
-        why = f"The updates of {len(seen.broken)} leaves are not finite, whatever the gradient."
-        found = (undetermined(seen.broken, why),)
-    else:
-        found = findings(_only(analysis, paths), seen.rates, frozen)
-    return Audit(seen.rates, found, analysis, frozen)
+    frozen = frozenset(case.path for case in cases if case.frozen)
+    return Audit({case.path: case.does.rate for case in cases}, found, analysis, frozen, exempt)
 
 
-def _only(analysis: Analysis, paths: tuple[str, ...]) -> Analysis:
-    """The analysis of those leaves alone: an optimizer may be given a part of the params."""
-    if len(paths) == len(analysis.leaves):
-        return analysis
-    return Analysis(tuple(analysis[path] for path in paths), analysis.evidence)
+def wanted_mask(analysis: Analysis, exempt: Collection[str]) -> Mask:
+    """What should decay, without the warning that is for whoever makes the mask."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return analysis.decay_mask(exempt=exempt)

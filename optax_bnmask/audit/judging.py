@@ -1,143 +1,285 @@
-"""From what an optimizer decays to what is wrong with that, in words."""
+"""From what an optimizer does to what is wrong with that, in words: cause by cause.
 
-from collections.abc import Iterator, Mapping, Sequence
+One cause gives one finding. A leaf that grows, is erased or climbs its gradient is wrong for that
+reason, and what it should be otherwise is not asked; where everything decays, the normalisers do
+too, and that is said once.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Final
 
-from optax_bnmask.analysis import Analysis, Leaf, Role, Scale
+from optax_bnmask.analysis import Analysis, Role, Scale
+from optax_bnmask.audit.balance import hardly_any, splits, unknown
+from optax_bnmask.audit.evidence import NORMS, Case, Cases, count, finding, some, without
 from optax_bnmask.audit.outcome import Finding
 
-_NORMS: Final = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
-_MAY_BE_EXEMPT: Final = _NORMS | {Role.BIAS, Role.GAIN}
+_MAY_BE_EXEMPT: Final = NORMS | {Role.BIAS, Role.GAIN}
 _HIDDEN: Final = frozenset({Scale.INVARIANT, Scale.JOINT, Scale.UNUSED})
 
 _SAME: Final = 1.05
 """Rates that differ by less are one rate."""
 
-_NAMED: Final = 5
-"""So many leaves are named in a message."""
+_UNSEEN: Final = (
+    "Two things an audit cannot see: a penalty on the norm that is a part of the loss, and a decay "
+    "that starts after more than 64 steps."
+)
 
 
-def findings(
-    analysis: Analysis, rates: Mapping[str, float], frozen: frozenset[str]
-) -> tuple[Finding, ...]:
-    """What is wrong with a set of rates, the gravest first.
-
-    One cause gives one finding: where everything decays, the normalisers do too, and that is said
-    once.
+def findings(analysis: Analysis, cases: Cases) -> tuple[Finding, ...]:
+    """What is wrong with what an optimizer does, the gravest first.
 
     Args:
-      analysis: What is known of each leaf.
-      rates: The measured rate of each.
-      frozen: The leaves that no gradient moves; nothing is expected of them.
+      analysis: What is known of the model.
+      cases: Its leaves, as far as the optimizer has them.
 
     Returns:
       The findings.
     """
-    leaves = [leaf for leaf in analysis.leaves if leaf.path not in frozen]
-    decayed = [leaf for leaf in leaves if rates[leaf.path] > 0]
-    if not leaves:
-        return (
-            undetermined(_paths(analysis.leaves), "No gradient moves any leaf in any step tried."),
-        )
-    if not decayed:
-        return () if all(leaf.role in _MAY_BE_EXEMPT for leaf in leaves) else (_nothing(leaves),)
-    norms = [leaf for leaf in decayed if leaf.role in _NORMS]
-    if norms and len(decayed) == len(leaves) and _weights(leaves):
-        return (_everything(norms), *_unequal(decayed, rates))
-    if norms and not _weights(decayed) and _weights(leaves):
-        return (_inverted(norms, _weights(leaves)),)
-    return (
-        *_norms_decayed(norms),
-        *_exempt([leaf for leaf in _weights(leaves) if not rates[leaf.path]]),
-        *_unequal(decayed, rates),
-    )
+    broken = [case for case in cases if case.does.broken]
+    live = [case for case in cases if not (case.frozen or case.does.broken)]
+    found = list(_judged(analysis, live)) if live else []
+    if broken:
+        why = f"The updates of {count(broken)} are not finite, whatever the gradient: "
+        found.insert(0, undetermined([case.path for case in broken], f"{why}{some(broken)}."))
+    elif not live:
+        why = "No gradient moves any leaf in any step tried: the learning rate is 0, or starts to "
+        found = [undetermined([case.path for case in cases], f"{why}rise after 512 steps.")]
+    order = {"error": 0, "warning": 1, "note": 2}
+    return tuple(sorted(found, key=lambda each: order[each.severity]))
 
 
 def undetermined(paths: Sequence[str], why: str) -> Finding:
-    """The finding that says that there is none."""
-    return Finding("warning", "undetermined", tuple(paths), f"What decays cannot be told. {why}")
+    """Says that what becomes of some leaves could not be told; nothing is vouched for then."""
+    return Finding("error", "undetermined", tuple(paths), f"What decays cannot be told. {why}")
 
 
-def _weights(leaves: Sequence[Leaf]) -> list[Leaf]:
-    return [leaf for leaf in leaves if leaf.role is Role.WEIGHT]
+def _judged(analysis: Analysis, live: Cases) -> Iterator[Finding]:
+    """Cause by cause; each looks at the leaves that no cause before it explains."""
+    growing = [case for case in live if case.does.rate < 0]
+    erased = [case for case in live if case.decays and not (case.does.moved and case.reached)]
+    climbing = without(_climbing(live), growing, erased)
+    elsewhere = [case for case in live if case.does.rate and case.does.centre]
+    recalled = [case for case in live if case.does.recalled and not case.does.rate]
+    yield from _growth(growing)
+    yield from _erased(erased)
+    yield from _climbs(climbing)
+    yield from _elsewhere(without(elsewhere, growing, erased))
+    yield from _recalled(recalled)
+    explained = (growing, erased, climbing, elsewhere, recalled)
+    rest = without(live, *explained)
+    yield from _mask(analysis, rest, alone=not any(explained))
+    decayed = [case for case in rest if case.decays]
+    coupled = [case for case in decayed if not case.does.proportional]
+    yield from _coupled(coupled)
+    yield from _lost([case for case in decayed if case.lost])
+    yield from _unequal(without(decayed, coupled))
 
 
-def _nothing(leaves: Sequence[Leaf]) -> Finding:
-    return Finding(
+def _mask(analysis: Analysis, rest: Cases, *, alone: bool) -> Iterator[Finding]:
+    """What is wrong with the choice of leaves that decay.
+
+    Args:
+      analysis: What is known of the model.
+      rest: The leaves to look at.
+      alone: Whether these are all that move: otherwise that nothing decays has another cause.
+    """
+    decayed = [case for case in rest if case.decays]
+    weights = [case for case in rest if case.leaf.role is Role.WEIGHT]
+    norms = [case for case in decayed if case.leaf.role in NORMS and not case.wanted]
+    if not decayed:
+        if alone and any(case.leaf.role not in _MAY_BE_EXEMPT and case.wanted for case in rest):
+            yield from _nothing(rest)
+        return
+    if norms and len(decayed) == len(rest) and weights:
+        yield from _everything(norms)
+        return
+    if norms and weights and not any(case.decays for case in weights):
+        yield from _inverted(norms, weights)
+        return
+    bare = [
+        case
+        for case in weights
+        if case.wanted and not (case.decays or case.does.kept or case.leaf.scale in _HIDDEN)
+    ]
+    yield from _norms(norms)
+    yield from _exempt(bare)
+    yield from _unwanted([case for case in without(decayed, norms) if not case.wanted])
+    yield from splits(analysis, rest)
+    if not bare:
+        yield from hardly_any(rest)
+    yield from unknown(decayed)
+
+
+def _climbing(live: Cases) -> list[Case]:
+    """The leaves that climb their gradient where others descend theirs."""
+    if not any(case.does.answer < 0 for case in live):
+        return []  # a part of a chain, whose sign comes after it
+    return [case for case in live if case.does.moved and case.does.answer > 0]
+
+
+def _growth(cases: Cases) -> Iterator[Finding]:
+    return finding(
+        "error",
+        "growth",
+        cases,
+        "The decay points away from 0, so that leaves grow without bound, {}. It is negative, or "
+        "added after the learning rate has turned the sign of the updates. Put "
+        "`optax.add_decayed_weights` before the learning rate, as `optax.adamw` does.",
+    )
+
+
+def _erased(cases: Cases) -> Iterator[Finding]:
+    return finding(
+        "error",
+        "erased",
+        cases,
+        "Decay moves leaves that no gradient moves, and so takes them to 0 step by step, {}. To "
+        "freeze them, give them to `optax.set_to_zero` in an `optax.partition`, so that no decay "
+        "comes after it.",
+    )
+
+
+def _climbs(cases: Cases) -> Iterator[Finding]:
+    raw = [case for case in cases if case.does.climbs_raw]
+    yield from finding(
+        "error",
+        "climbs",
+        raw,
+        "The gradient itself is added to leaves, which climb it, {}. `optax.masked` hands on what "
+        "it leaves out as it is; it does not freeze. Use `optax.partition` with "
+        "`optax.set_to_zero` for these leaves.",
+    )
+    yield from finding(
+        "warning",
+        "climbs",
+        without(cases, raw),
+        "Leaves climb their gradient while others descend theirs, {}. That is right only if they "
+        "are to raise the loss.",
+    )
+
+
+def _elsewhere(cases: Cases) -> Iterator[Finding]:
+    centres = {f"{case.does.centre:.6g}" for case in cases}
+    where = (
+        f"{centres.pop()}" if len(centres) == 1 and "nan" not in centres else "values of its own"
+    )
+    return finding(
+        "warning",
+        "pulled_elsewhere",
+        cases,
+        f"Leaves are pulled to {where}, not toward zero, {{}}. The rate is the share of the way "
+        f"there that a leaf goes in a step. That is right only if it is meant; weight decay pulls "
+        f"toward zero.",
+    )
+
+
+def _recalled(cases: Cases) -> Iterator[Finding]:
+    return finding(
+        "warning",
+        "recalled",
+        cases,
+        "Leaves are pulled to the values that the optimizer was initialised with, {}. That is no "
+        "weight decay: it limits how far they get from there, not their size.",
+    )
+
+
+def _nothing(cases: Cases) -> Iterator[Finding]:
+    return finding(
         "error",
         "nothing_decayed",
-        tuple(leaf.path for leaf in leaves),
-        "Nothing decays: the decay is 0, the mask is False everywhere, or the optimizer has none.",
+        cases,
+        f"Nothing decays: the decay is 0, the mask is False everywhere, or the optimizer has none. "
+        f"{_UNSEEN}",
     )
 
 
-def _everything(norms: Sequence[Leaf]) -> Finding:
-    return Finding(
+def _everything(norms: Cases) -> Iterator[Finding]:
+    return finding(
         "error",
         "everything_decayed",
-        _paths(norms),
-        f"Everything decays, the {_count(norms)} of normalisers too ({_some(norms)}): no mask was "
-        f"passed, or it exempts nothing. Pass `mask=analysis.decay_mask()`.",
+        norms,
+        "Everything decays, what normalisers own too, {}. No mask was passed, or it exempts "
+        "nothing. Pass `mask=analysis.decay_mask()`.",
     )
 
 
-def _inverted(norms: Sequence[Leaf], weights: Sequence[Leaf]) -> Finding:
-    return Finding(
+def _inverted(norms: Cases, weights: Cases) -> Iterator[Finding]:
+    return finding(
         "error",
         "inverted",
-        _paths([*norms, *weights]),
-        f"The mask is inverted: what normalisers own decays ({_some(norms)}), and no weight does "
-        f"({_some(weights)}). In Optax, True means that a leaf decays.",
+        [*norms, *weights],
+        f"The mask is inverted: what normalisers own decays ({some(norms)}), and no weight does "
+        f"({some(weights)}). In Optax, True means that a leaf decays.",
     )
 
 
-def _norms_decayed(norms: Sequence[Leaf]) -> Iterator[Finding]:
-    if norms:
-        yield Finding(
-            "error",
-            "norm_decayed",
-            _paths(norms),
-            f"What normalisers own decays, {_count(norms)}: {_some(norms)}. That regularises "
-            f"nothing and pulls gains to 0. `mask=analysis.decay_mask()` exempts it.",
-        )
+def _norms(norms: Cases) -> Iterator[Finding]:
+    return finding(
+        "error",
+        "norm_decayed",
+        norms,
+        "What normalisers own decays, {}. That regularises nothing and weakens gains, or where a "
+        "gain is written `1 + g` holds it at 1. `mask=analysis.decay_mask()` exempts it.",
+    )
 
 
-def _exempt(weights: Sequence[Leaf]) -> Iterator[Finding]:
-    """Weights whose scale a normaliser hides may well be exempt; others have no reason to be."""
-    bare = [leaf for leaf in weights if leaf.scale not in _HIDDEN]
-    if bare:
-        yield Finding(
-            "error",
-            "weight_exempt",
-            _paths(bare),
-            f"Weights are exempt though others decay and no normaliser is known to hide their "
-            f"scale, {_count(bare)}: {_some(bare)}. If that is meant, name them in `never`.",
-        )
+def _exempt(bare: Cases) -> Iterator[Finding]:
+    return finding(
+        "error",
+        "weight_exempt",
+        bare,
+        "Weights are exempt though others decay and no normaliser is known to hide their scale, "
+        "{}. If that is meant, name them in `never`.",
+    )
 
 
-def _unequal(decayed: Sequence[Leaf], rates: Mapping[str, float]) -> Iterator[Finding]:
-    values = [rates[leaf.path] for leaf in decayed]
-    low, high = min(values), max(values)
-    if high > _SAME * low:
-        slow = [leaf for leaf in decayed if rates[leaf.path] * _SAME < high]
-        yield Finding(
+def _unwanted(cases: Cases) -> Iterator[Finding]:
+    return finding(
+        "error",
+        "exempt_decayed",
+        cases,
+        "Leaves decay that are in a category of `exempt`, {}. Make the mask with the same "
+        "`exempt`: `analysis.decay_mask(exempt=...)`.",
+    )
+
+
+def _coupled(cases: Cases) -> Iterator[Finding]:
+    return finding(
+        "warning",
+        "coupled",
+        cases,
+        "What leaves lose in a step is not in proportion to them, {}: the decay is added before "
+        "something that divides by the size of what it gets, as Adam does, and its strength means "
+        "little. The rate shown holds for leaves of size 1 only. Decay after that: `optax.adamw` "
+        "in place of `optax.add_decayed_weights` before `optax.adam`.",
+    )
+
+
+def _lost(cases: Cases) -> Iterator[Finding]:
+    return finding(
+        "warning",
+        "lost",
+        cases,
+        "Leaves decay by less than half of the distance to the next number of their dtype, so that "
+        "a step without a gradient leaves them as they are, {}. Keep the params in float32 and "
+        "cast where they are used.",
+    )
+
+
+def _unequal(decayed: Cases) -> Iterator[Finding]:
+    """Rates are compared among the leaves whose scale a normaliser hides, and among the others.
+
+    Between the two a different rate is a treatment, such as `corrected_weight_decay`.
+    """
+    hidden = [case for case in decayed if case.leaf.scale is Scale.INVARIANT]
+    for cases in (hidden, without(decayed, hidden)):
+        values = [case.does.rate for case in cases]
+        low, high = min(values, default=0), max(values, default=0)
+        slow = [case for case in cases if case.does.rate * _SAME < high]
+        yield from finding(
             "warning",
             "unequal_rates",
-            _paths(slow),
+            slow,
             f"Leaves decay at different rates, from {low:.3g} to {high:.3g} of themselves in a "
-            f"step; below the highest: {_some(slow)}.",
+            f"step; below the highest are {{}}.",
         )
-
-
-def _paths(leaves: Sequence[Leaf]) -> tuple[str, ...]:
-    return tuple(leaf.path for leaf in leaves)
-
-
-def _some(leaves: Sequence[Leaf]) -> str:
-    more = len(leaves) - _NAMED
-    named = ", ".join(repr(leaf.path) for leaf in leaves[:_NAMED])
-    return f"{named} and {more} more" if more > 0 else named
-
-
-def _count(leaves: Sequence[Leaf]) -> str:
-    return "1 leaf" if len(leaves) == 1 else f"{len(leaves)} leaves"

@@ -6,25 +6,22 @@ same operations in the same order, and each leaf's update made from the same lea
 """
 
 import dataclasses
-import functools
-import operator
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from optax_bnmask import compat
-from optax_bnmask.audit.probing import with_losses
+from optax_bnmask.audit.deeds import deeds
+from optax_bnmask.audit.update import Update, traced
 from optax_bnmask.paths import layout
 
-SMALL: Final = 2**24
-"""So many numbers are not worth making smaller."""
+SMALL: Final = 2**20
+"""So many numbers, in leaves that differ in shape or dtype, are not worth making smaller."""
 
-_BEARABLE: Final = 2**26
-"""So many numbers are run as they are where nothing smaller will do."""
+_BEARABLE: Final = 2**23
+"""So many are run as they are where nothing smaller will do."""
 
 _CAPS: Final = (2, 128)
 """The longest axes to try; from 128 on, which is Adafactor's default, moments are factored."""
@@ -32,60 +29,93 @@ _CAPS: Final = (2, 128)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StandIn:
-    """Params to put in the place of the real ones.
+    """The update of params that are put in the place of the real ones.
 
     Attributes:
-      tree: The shapes, in the params' own containers.
+      update: The traced optimizer.
       faithful: Whether the optimizer does to them what it does to the real ones.
     """
 
-    tree: Any
+    update: Update
     faithful: bool
 
 
 def stand_in(tx: Any, params: Any) -> StandIn:  # noqa: ANN401 - an optimizer, any pytree
-    """The smallest params that an optimizer treats like the real ones.
+    """Traces an optimizer on the smallest params that it treats like the real ones.
 
     Args:
       tx: The optimizer.
       params: Any pytree of arrays or `jax.ShapeDtypeStruct`s; only their shapes are looked at.
 
     Returns:
-      The `StandIn`: the real shapes if they are small; otherwise the same ranks with short axes, if
-      that is the same to the optimizer, and `faithful` says whether it is.
+      The `StandIn`: of the real shapes if they are small; otherwise of the same ranks with short
+      axes, if that is the same to the optimizer, and `faithful` says whether it is.
     """
-    widen = _is_same_widened(tx, params)
-    whole = _shapes(params, None, widen=widen)
-    size = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(whole))
+    whole, dtypes = _whole(tx, params)
+    size = sum(int(np.prod(shape)) for shape, _ in {(x.shape, x.dtype) for x in whole.leaves})
     if size <= SMALL:
         return StandIn(whole, faithful=True)
-    wanted = _deeds(tx, whole)
+    wanted, short = deeds(whole), None
     for cap in _CAPS:
-        short = _shapes(params, cap, widen=widen)
-        if _deeds(tx, short) == wanted:
+        try:
+            short = traced(tx, _shapes(params, dtypes, cap))
+        except (TypeError, ValueError, ZeroDivisionError):  # it holds arrays of the real shapes
+            continue
+        if deeds(short) == wanted:
             return StandIn(short, faithful=True)
-    bearable = size <= _BEARABLE
-    return StandIn(whole if bearable else _shapes(params, _CAPS[0], widen=widen), faithful=bearable)
+    if size <= _BEARABLE or short is None:
+        return StandIn(whole, faithful=size <= _BEARABLE)
+    return StandIn(short, faithful=False)
 
 
-def _is_same_widened(tx: Any, params: Any) -> bool:  # noqa: ANN401 - an optimizer, any pytree
-    """Whether narrow floats may be taken for float32: a mask may go by the dtype."""
-    narrow, wide = (_shapes(params, None, widen=widen) for widen in (False, True))
-    if jax.tree.leaves(narrow) == jax.tree.leaves(wide):
-        return True
-    before, after = _deeds(tx, narrow), _deeds(tx, wide)
-    return before is None or after is None or before.reads == after.reads
+def _whole(tx: Any, params: Any) -> tuple[Update, Sequence[Any]]:  # noqa: ANN401 - as above
+    """The update of the real shapes, and the dtypes that it is traced with.
+
+    In float16 and narrower, the 1e-8 by which Adam divides and small learning rates are 0. They are
+    traced as float32, unless each leaf's update is then made from other leaves: a mask may go by
+    the dtype.
+    """
+    own = list(dtypes_of(params).values())
+    whole = traced(tx, _shapes(params, own, None))
+    wide = [jnp.dtype(jnp.float32) if _is_short(dtype) else dtype for dtype in own]
+    if wide == own:
+        return whole, own
+    try:
+        widened = traced(tx, _shapes(params, wide, None))
+    except (TypeError, ValueError):  # it is for that dtype
+        return whole, own
+    same = all(a.reads == b.reads for a, b in zip(deeds(whole), deeds(widened), strict=False))
+    return (widened, wide) if same else (whole, own)
 
 
-def _shapes(params: Any, cap: int | None, *, widen: bool) -> Any:  # noqa: ANN401 - any pytree
-    """The shapes, cut to an axis length; widened, narrow floats are float32: no rate underflows."""
-    leaves = []
-    for leaf in layout(params).leaves.values():
-        dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-        dtype = jax.dtypes.canonicalize_dtype(dtype)
-        if widen and jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
-            dtype = jnp.dtype("float32")
-        leaves.append(jax.ShapeDtypeStruct(_cut(np.shape(leaf), cap), dtype))
+def _is_short(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
+    """Whether floats of a dtype have a shorter range than float32."""
+    return jnp.issubdtype(dtype, jnp.floating) and float(jnp.finfo(dtype).tiny) > 1e-37
+
+
+def dtypes_of(params: Any) -> dict[str, Any]:  # noqa: ANN401 - any pytree
+    """The dtype of each leaf by path, as JAX holds it.
+
+    Args:
+      params: Any pytree of arrays, shapes or numbers.
+
+    Returns:
+      The dtypes in the order of the leaves.
+    """
+    return {
+        path: jax.dtypes.canonicalize_dtype(
+            leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+        )
+        for path, leaf in layout(params).leaves.items()
+    }
+
+
+def _shapes(params: Any, dtypes: Sequence[Any], cap: int | None) -> Any:  # noqa: ANN401 - any pytree
+    """The params' shapes, cut to an axis length, in the given dtypes."""
+    leaves = [
+        jax.ShapeDtypeStruct(_cut(np.shape(leaf), cap), dtype)
+        for leaf, dtype in zip(layout(params).leaves.values(), dtypes, strict=True)
+    ]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 
 
@@ -95,67 +125,3 @@ def _cut(shape: tuple[int, ...], cap: int | None) -> tuple[int, ...]:
         return shape
     long = sorted({length for length in shape if length >= cap})
     return tuple(cap + long.index(n) if n >= cap else n for n in shape)
-
-
-class _Deeds(NamedTuple):
-    """What a program does, whatever the sizes.
-
-    Attributes:
-      names: The operations in their order, those within others too, and which constants are 0.
-      reads: For each output, the inputs that it is made from, as bits.
-      zeros: Which arrays that the program holds are 0.
-    """
-
-    names: tuple[Any, ...]
-    reads: tuple[int, ...]
-    zeros: tuple[bool, ...] = ()
-
-
-def _deeds(tx: Any, params: Any) -> _Deeds | None:  # noqa: ANN401 - an optimizer, any pytree
-    """What an update does, without the shapes: its operations, and which leaves each update reads.
-
-    None if it cannot be traced with these shapes.
-    """
-
-    def update(params: Any) -> list[Any]:  # noqa: ANN401 - the params
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        updates, _ = with_losses(tx.update)(zeros, params, tx.init(params))
-        return jax.tree.leaves(updates)
-
-    tx = optax.with_extra_args_support(tx)
-    try:
-        program = jax.make_jaxpr(update)(params)
-        held = tuple(not np.any(const) for const in compat.consts_of(program))
-        return _signature(compat.open_jaxpr(program))._replace(zeros=held)
-    except (TypeError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _signature(jaxpr: Any) -> _Deeds:  # noqa: ANN401 - JAX keeps its type private
-    """The `_Deeds` of a program, without what it holds."""
-    reads = {var: 1 << i for i, var in enumerate(jaxpr.invars)}
-
-    def made_from(atoms: Iterable[Any]) -> int:
-        known = (0 if isinstance(atom, compat.Literal) else reads.get(atom, 0) for atom in atoms)
-        return functools.reduce(operator.or_, known, 0)
-
-    names = []
-    for eqn in jaxpr.eqns:
-        within = (inner for value in eqn.params.values() for inner in _jaxprs(value))
-        zeros = tuple(_is_zero(atom) for atom in eqn.invars)
-        names.append((eqn.primitive.name, zeros, *map(_signature, within)))
-        reads.update(dict.fromkeys(eqn.outvars, made_from(eqn.invars)))
-    return _Deeds(tuple(names), tuple(made_from([atom]) for atom in jaxpr.outvars))
-
-
-def _is_zero(atom: Any) -> bool:  # noqa: ANN401 - JAX keeps its type private
-    """Whether a number is written there and is 0: a mask may multiply."""
-    return isinstance(atom, compat.Literal) and not np.any(atom.val)
-
-
-def _jaxprs(value: object) -> Iterator[Any]:
-    """The programs in a parameter of an operation."""
-    items: Iterable[Any] = value if isinstance(value, Sequence) else (value,)
-    for item in items:
-        if hasattr(item, "eqns"):
-            yield compat.open_jaxpr(item)

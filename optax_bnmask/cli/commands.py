@@ -109,8 +109,8 @@ def audit(
         found = aloud(lambda: audited(factory))
     shown = {Format.TEXT: found.to_text, Format.JSON: found.to_json, Format.HTML: found.to_html}
     typer.echo(shown[form]())
-    untold = any(finding.kind == "undetermined" for finding in found.findings)
-    if untold or not found.ok or (strict and found.findings):
+    warned = any(finding.severity != "note" for finding in found.findings)
+    if not found.ok or (strict and warned):
         raise typer.Exit(FINDINGS)
 
 

@@ -37,4 +37,8 @@ def test_audit_measures_what_the_rule_decides_and_names_the_norms_that_it_decays
     assert norms | weights <= named
     assert audit.ok == (not norms and not weights)
     kinds = {finding.kind for finding in audit.findings}
-    assert kinds <= {"norm_decayed", "everything_decayed", "inverted", "weight_exempt"}
+    whole = {"everything_decayed", "inverted"}
+    if not kinds & whole:  # which say it of all
+        unknown = {path for path in audit.decayed if roles[path] == "unknown"}
+        assert ("unknown_decayed" in kinds) == bool(unknown)
+    assert kinds <= whole | {"norm_decayed", "weight_exempt", "unknown_decayed"}

@@ -1,0 +1,92 @@
+"""What a judgement of an optimizer rests on, leaf by leaf, and how leaves are named in words."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from optax_bnmask.analysis import Leaf, Role
+from optax_bnmask.audit.outcome import Finding
+from optax_bnmask.audit.readings import Behaviour
+
+NORMS: Final = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
+
+_NAMED: Final = 5
+"""So many leaves are named in a message."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Case:
+    """One leaf: what it is, what is done to it, and what should be.
+
+    Attributes:
+      leaf: What is known of it.
+      does: What the optimizer does to it.
+      wanted: Whether it should decay.
+      reached: Whether any gradient flows to it, as far as its program tells.
+      lost: Whether its decay is less than its dtype can tell.
+    """
+
+    leaf: Leaf
+    does: Behaviour
+    wanted: bool
+    reached: bool = True
+    lost: bool = False
+
+    @property
+    def path(self) -> str:
+        """Its canonical path."""
+        return self.leaf.path
+
+    @property
+    def decays(self) -> bool:
+        """Whether it loses a share of itself."""
+        return self.does.rate > 0
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing moves it."""
+        does = self.does
+        return not (does.moved or does.rate or does.recalled or does.broken)
+
+
+Cases = Sequence[Case]
+
+
+def finding(severity: str, kind: str, cases: Cases, message: str) -> Iterator[Finding]:
+    """A finding about leaves, if there are any.
+
+    Args:
+      severity: Of `Finding`.
+      kind: Of `Finding`.
+      cases: The leaves.
+      message: In which ``{}`` stands for their number and their names.
+
+    Yields:
+      The finding.
+    """
+    if cases:
+        paths = tuple(case.path for case in cases)
+        yield Finding(severity, kind, paths, message.format(f"{count(cases)}: {some(cases)}"))
+
+
+def some(cases: Cases) -> str:
+    """The names of the first leaves, and how many more there are."""
+    more = len(cases) - _NAMED
+    named = ", ".join(repr(case.path) for case in cases[:_NAMED])
+    return f"{named} and {more} more" if more > 0 else named
+
+
+def count(cases: Cases) -> str:
+    """How many leaves there are, in words."""
+    return "1 leaf" if len(cases) == 1 else f"{len(cases)} leaves"
+
+
+def without(cases: Cases, *others: Cases) -> list[Case]:
+    """The leaves that are in none of the others."""
+    gone = {case.path for other in others for case in other}
+    return [case for case in cases if case.path not in gone]
+
+
+def by_path(cases: Cases) -> Mapping[str, Case]:
+    """The leaves by their paths."""
+    return {case.path: case for case in cases}

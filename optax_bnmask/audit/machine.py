@@ -1,0 +1,157 @@
+"""An optimizer put on several params at once, step by step, leaves that are treated alike once."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_bnmask import compat
+from optax_bnmask.audit.patterns import RUNS, aside, board, mixed, push
+from optax_bnmask.audit.shorten import Labels, Short, shortened
+from optax_bnmask.audit.update import Update
+from optax_bnmask.audit.widen import over_runs, wide
+
+
+class Kind(NamedTuple):
+    """Leaves of one shape and dtype to which the optimizer does the same.
+
+    Attributes:
+      leaf: Their shape and dtype.
+      updates: The label of their update in each stage.
+    """
+
+    leaf: jax.ShapeDtypeStruct
+    updates: tuple[int, ...]
+
+
+class _Stage(NamedTuple):
+    """One program, shortened and compiled.
+
+    Attributes:
+      inputs: The labels of what it reads.
+      results: The labels of what it returns, each once.
+      run: The program, on arrays of which each row is a run.
+    """
+
+    inputs: tuple[int, ...]
+    results: tuple[int, ...]
+    run: Callable[[list[Any]], list[Any]]
+
+    def of(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        """What it returns, by label."""
+        outs = self.run([values[label] for label in self.inputs])
+        return dict(zip(self.results, outs, strict=True))
+
+
+class Machine:
+    """The compiled update of an optimizer, to be started on any params.
+
+    Attributes:
+      kinds: The kinds of leaf.
+      kind_of: For each leaf, the number of its kind.
+    """
+
+    kinds: tuple[Kind, ...]
+    kind_of: tuple[int, ...]
+
+    def __init__(self, update: Update) -> None:
+        labels = Labels()
+        leaves = [(leaf.shape, leaf.dtype) for leaf in update.leaves]
+        starts = [labels.of(("start", leaf)) for leaf in leaves]
+        self._params = [labels.of(("params", leaf)) for leaf in leaves]
+        self._gradient = [labels.of(("gradient", leaf)) for leaf in leaves]
+        inputs = zip(starts, self._gradient, update.leaves, strict=True)
+        self._leaves = dict(zip(self._params, inputs, strict=True))
+        begin = shortened(labels, update.start, starts)
+        self._begin = _stage(begin)
+        self._stages: list[_Stage] = []
+        state: Sequence[int] = begin.results
+        made: list[Sequence[int]] = []
+        for program in update.steps[:-1]:
+            short = self._step(labels, program, state)
+            made.append(short.results[: len(leaves)])
+            after = short.results[len(leaves) :]
+            self._stages.append(_stage(short))
+            state = after
+        self._first, (last, state) = state, self._repeated(labels, update.steps[-1], state)
+        made.append(last.results[: len(leaves)])
+        self._next = dict(zip(state, last.results[len(leaves) :], strict=True))
+        self._stages.append(_stage(last))
+        self._state = state
+        ways = [*zip(self._params, *made, strict=True)]
+        numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
+        self.kinds = tuple(Kind(self._leaves[way[0]][-1], way[1:]) for way in numbers)
+        self.kind_of = tuple(numbers[way] for way in ways)
+
+    def _step(self, labels: Labels, program: Any, state: Sequence[int]) -> Short:  # noqa: ANN401
+        return shortened(labels, program, (*self._gradient, *self._params, *state))
+
+    def _repeated(
+        self,
+        labels: Labels,
+        program: Any,  # noqa: ANN401 - a jaxpr
+        state: Sequence[int],
+    ) -> tuple[Short, Sequence[int]]:
+        """The program of all further steps, and which states remain equal in all of them.
+
+        Two parts of the state that are equal now, as the two zeros that Adam starts from, are one
+        only if they are equal after each step too: they are told apart until that is so. And none
+        is any longer the constant that it started as.
+        """
+        state = [labels.of(("carried", label)) for label in state]
+        while True:
+            short = self._step(labels, program, state)
+            after = short.results[len(self._params) :]
+            refined = [labels.of(("carried", *pair)) for pair in zip(state, after, strict=True)]
+            if len(set(refined)) == len(set(state)):
+                return short, state
+            state = refined
+
+    def steps(self, scale: float) -> Iterator[Mapping[int, np.ndarray]]:
+        """Starts on the params of `RUNS` and goes on without end, the params where they are.
+
+        Args:
+          scale: What the params are multiplied with, beside what each run says.
+
+        Yields:
+          The updates of a step by label, each with one row for each run.
+        """
+        given: dict[int, Any] = {}
+        begun: dict[int, Any] = {}
+        for params, (start, gradient, leaf) in self._leaves.items():
+            here, there, other = (f(leaf.shape) for f in (board, aside, mixed))
+            now = [scale * run.params * (other if run.uneven else here) for run in RUNS]
+            given[params] = _rows(leaf, now)
+            begun[start] = _rows(
+                leaf, [scale * there if r.moved else x for r, x in zip(RUNS, now, strict=True)]
+            )
+            given[gradient] = _rows(leaf, [r.gradient * push(leaf.shape) for r in RUNS])
+        values = self._begin.of(begun)
+        *once, last = self._stages
+        for number, stage in enumerate(once):
+            values = stage.of(given | values)
+            yield self._updates(values, number)
+        pairs = zip(self._first, self._state, strict=True)
+        values = {label: values[first] for first, label in pairs}
+        while True:
+            values = last.of(given | values)
+            yield self._updates(values, len(once))
+            values = {now: values[then] for now, then in self._next.items()}
+
+    def _updates(self, values: Mapping[int, Any], number: int) -> dict[int, np.ndarray]:
+        """The updates that a stage made, by label."""
+        wanted = dict.fromkeys(kind.updates[number] for kind in self.kinds)
+        return {label: np.asarray(values[label]) for label in wanted}
+
+
+def _stage(short: Short) -> _Stage:
+    results = tuple(dict.fromkeys(short.results))
+    return _Stage(short.inputs, results, over_runs(short._replace(results=results)))
+
+
+def _rows(leaf: jax.ShapeDtypeStruct, rows: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - an array
+    """One array for all runs, as wide as what is computed."""
+    dtype = wide(leaf.dtype) if compat.is_inexact(leaf.dtype) else leaf.dtype
+    return jnp.asarray(np.stack(rows).astype(dtype))

@@ -1,0 +1,210 @@
+"""What is read off the updates of one leaf in one step, and what it comes to over the steps."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from optax_bnmask.audit.patterns import (
+    AGAINST,
+    ELSEWHERE,
+    PUSHED,
+    QUIET,
+    UNEVEN,
+    aside,
+    board,
+    mixed,
+    push,
+)
+
+FLOOR: Final = 2.0**-44
+"""Less is what some hundred roundings of numbers near 1 leave in float64."""
+
+_ALONG: Final = 0.5
+"""The least cosine between a leaf and its decay; less is noise that a trust ratio stretches."""
+
+_ALIKE: Final = 0.05
+"""Rates of even and of uneven params that differ by less are one rate."""
+
+_STEADY: Final = 1e-3
+"""What differs by less from one step to another is no noise."""
+
+_RECOMPUTED: Final = 0.05
+"""A state that calls params back by more than this in a step is where they are computed anew."""
+
+
+class Reading(NamedTuple):
+    """One step of one leaf.
+
+    Attributes:
+      rate: The share of itself that it loses, with no gradient: negative if it grows.
+      uneven: The same share of params whose entries differ in size.
+      pushed: The same share under a gradient.
+      centre: What it is pulled to, as the mean over its entries, their spread around that, and a
+        number that tells two such centres apart.
+      recalled: The share of its way that it goes back to the params that the state is of.
+      answer: How far it follows a gradient: negative if it descends.
+      moved: Whether the gradient's sign makes a difference.
+      climbs_raw: Whether the update is the gradient itself.
+      kept: Whether its norm is what it was although it moved.
+      finite: Whether the updates with no gradient are finite, and those with one.
+    """
+
+    rate: float
+    uneven: float
+    pushed: float
+    centre: tuple[float, float, float]
+    recalled: float
+    answer: float
+    moved: bool
+    climbs_raw: bool
+    kept: bool
+    finite: tuple[bool, bool]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Behaviour:
+    """What an optimizer does to a leaf.
+
+    Attributes:
+      rate: The share of itself that it loses in the first step in which it loses any, with no
+        gradient; negative if it grows.
+      pushed: The same under a gradient.
+      proportional: Whether what it loses is in proportion to its size.
+      steady: Whether the rate was seen in several steps and does not rise, as in a warm-up.
+      centre: What it is pulled to: a number, or NaN for numbers that differ from entry to entry.
+      recalled: The share of its way back to where it started that it goes in a step.
+      answer: How far it follows a gradient: negative if it descends.
+      moved: Whether a gradient moves it.
+      climbs_raw: Whether the gradient itself is added to it.
+      kept: Whether gradients turn it and leave its norm alone.
+      broken: Whether its updates are not finite, with a gradient and without.
+    """
+
+    rate: float
+    pushed: float
+    proportional: bool
+    steady: bool
+    centre: float
+    recalled: float
+    answer: float
+    moved: bool
+    climbs_raw: bool
+    kept: bool
+    broken: bool
+
+
+class Reader:
+    """Reads the updates of leaves of one shape, whose params had one scale."""
+
+    def __init__(self, shape: tuple[int, ...], scale: float) -> None:
+        self._params = scale * board(shape).ravel()
+        self._mixed = scale * mixed(shape).ravel()
+        self._push = push(shape).ravel()
+        self._mark = np.cos(np.arange(self._params.size))
+        here, there = self._params, scale * aside(shape).ravel()
+        size = max(float(here @ here), np.finfo(float).tiny)
+        self._aside = there - (there @ here) / size * here  # along this the two starts differ
+
+    def read(self, updates: np.ndarray) -> Reading:
+        """The `Reading` of a step, whose rows are the runs."""
+        with np.errstate(all="ignore"):  # what overflows or is no number is told by its name
+            return self._read(np.real(updates).reshape(len(updates), -1).astype(float))
+
+    def _read(self, u: np.ndarray) -> Reading:
+        params, push_ = self._params, self._push
+        plus, minus = u[list(PUSHED)], u[list(AGAINST)]
+        apart = plus - minus
+        size = np.max(np.abs(u[[*PUSHED, *AGAINST]]), initial=0)
+        moved = bool(np.max(np.abs(apart), initial=0) > 1e-12 * size)
+        length = np.linalg.norm(params)
+        turned = np.abs(np.linalg.norm(params + plus[0]) - length)
+        rate = _pull(u[list(QUIET)], params)
+        return Reading(
+            rate,
+            _pull(u[list(UNEVEN)], self._mixed),
+            _pull(plus, params),
+            self._centre(u[list(QUIET)], rate),
+            self._recalled(u[ELSEWHERE] - u[QUIET[0]]),
+            _finite(float(np.sum(apart @ push_))),
+            moved,
+            moved and bool(np.all(plus[0] == push_)),
+            moved and bool(turned < 1e-9 * length),
+            (bool(np.isfinite(u[list(QUIET)]).all()), bool(np.isfinite(plus).all())),
+        )
+
+    def _centre(self, pair: np.ndarray, rate: float) -> tuple[float, float, float]:
+        """Half the sum of the updates of a leaf and its negative is the pull that has no sign."""
+        if not rate:
+            return 0.0, 0.0, 0.0
+        middle = np.sum(pair, 0) / 2 / rate
+        return float(np.mean(middle)), float(np.std(middle)), float(middle @ self._mark)
+
+    def _recalled(self, change: np.ndarray) -> float:
+        size = float(self._aside @ self._aside)
+        return _finite(float(change @ self._aside) / size) if size > 1e-6 else 0.0
+
+
+def _pull(pair: np.ndarray, params: np.ndarray) -> float:
+    """The share of themselves that params lose: half the difference of theirs and their negative's.
+
+    What depends on their norm alone, as a trust ratio does, or not on them at all, as noise, is
+    gone with that.
+    """
+    response = (pair[0] - pair[1]) / 2
+    top = np.max(np.abs(response), initial=0)
+    if not (np.isfinite(top) and top > 0):
+        return 0.0
+    shape = response / top  # squares neither overflow nor vanish
+    inward, size = -float(shape @ params), float(params @ params)
+    along = abs(inward) >= _ALONG * np.sqrt(float(shape @ shape) * size)
+    rate = top * inward / size
+    return float(rate) if along and abs(rate) > FLOOR else 0.0
+
+
+def _finite(value: float) -> float:
+    return value if np.isfinite(value) else 0.0
+
+
+def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
+    """What the readings of all steps come to."""
+    rates = [reading for reading in readings if reading.rate or reading.uneven]
+    first = rates[0] if rates else readings[0]
+    calm, hard = zip(*(reading.finite for reading in readings), strict=True)
+    rate, pushed = first.rate or first.uneven, _first(readings, lambda r: r.pushed)
+    recalled = _first(readings, lambda r: r.recalled if abs(r.recalled) > FLOOR else 0.0)
+    return Behaviour(
+        rate,
+        pushed,
+        abs(first.uneven - first.rate) <= _ALIKE * max(abs(first.rate), abs(first.uneven)),
+        len(rates) > 1 and abs(rates[-1].rate) <= (1 + _STEADY) * abs(first.rate),
+        _centre(first, rates[-1]) if rates else 0.0,
+        recalled if 0 < recalled < _RECOMPUTED else 0.0,
+        _first(readings, lambda r: r.answer),
+        any(reading.moved for reading in readings),
+        any(reading.climbs_raw for reading in readings),
+        _all_kept(readings),
+        not (all(calm) or all(hard) or rate or pushed),
+    )
+
+
+def _first(readings: Sequence[Reading], of: Callable[[Reading], float]) -> float:
+    """The first number that is not 0."""
+    return next((value for value in map(of, readings) if value), 0.0)
+
+
+def _all_kept(readings: Sequence[Reading]) -> bool:
+    moving = [reading.kept for reading in readings if reading.moved]
+    return bool(moving) and all(moving)
+
+
+def _centre(first: Reading, last: Reading) -> float:
+    """What a leaf is pulled to, if that is the same in two steps, as noise is not."""
+    one, other = np.array(first.centre), np.array(last.centre)
+    if np.max(np.abs(one - other)) > _STEADY * np.max(np.abs(one)):
+        return 0.0
+    mean, spread, _ = first.centre
+    if max(abs(mean), spread) < _STEADY:
+        return 0.0
+    return mean if spread <= _STEADY * abs(mean) else float("nan")

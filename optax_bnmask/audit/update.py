@@ -1,0 +1,151 @@
+"""The program of an optimizer, traced: its state at the start, and one update."""
+
+import contextlib
+import dataclasses
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_bnmask.paths import layout
+from optax_bnmask.program.trace import without_collection
+
+_ASKED: Final = ("value", "grad", "value_fn", "obj_fn")
+"""What optimizers ask for beside a gradient: the loss, as a number and as a function."""
+
+_FORMS: Final = 3
+"""A state may change its form in the first updates, as that of `optax.monitor` does in one."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Update:
+    """What an optimizer computes, as programs on flat lists of arrays.
+
+    Attributes:
+      leaves: The shapes and dtypes of the params.
+      start: From the params to the leaves of the state.
+      steps: From gradient, params and state to the update of each param and the next state: one
+        program for each step in which the state changes its form, then the one that is repeated.
+      state: The shapes and dtypes of the state at the start.
+    """
+
+    leaves: tuple[jax.ShapeDtypeStruct, ...]
+    start: Any
+    steps: tuple[Any, ...]
+    state: tuple[jax.ShapeDtypeStruct, ...]
+
+
+def traced(tx: Any, params: Any) -> Update:  # noqa: ANN401 - an optimizer, any pytree
+    """Traces `init` and `update` of an optimizer; nothing is computed.
+
+    An optimizer that refuses the arguments that others ask for is traced without them.
+
+    Args:
+      tx: An `optax.GradientTransformation`.
+      params: The params' shapes and dtypes.
+
+    Returns:
+      The `Update`.
+
+    Raises:
+      Exception: Whatever the optimizer raises.
+    """
+    wants_more = isinstance(tx, optax.GradientTransformationExtraArgs)
+    first: TypeError | None = None
+    for count in (4, 0, 3, 2, 1) if wants_more else (0,):
+        for names in itertools.combinations(_ASKED, count):
+            try:
+                with _lenient(), without_collection():
+                    return _traced(tx, params, names)
+            except TypeError as error:  # an argument that it does not take is one
+                first = first or error
+    raise first or TypeError
+
+
+@contextlib.contextmanager
+def _lenient() -> Iterator[None]:
+    """JAX's own promotion: a user's stricter setting is about their code, not about Optax's."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _traced(tx: Any, params: Any, names: tuple[str, ...]) -> Update:  # noqa: ANN401 - as above
+    """The `Update`, given the names of what is handed over beside the gradient."""
+    leaves, treedef = jax.tree.flatten(params)
+
+    def init(*flat: Any) -> Any:  # noqa: ANN401 - leaves, a state
+        return tx.init(jax.tree.unflatten(treedef, flat))
+
+    start, state = jax.make_jaxpr(init, return_shape=True)(*leaves)
+    first = tuple(jax.tree.leaves(state))
+    step = _flat_update(tx, treedef, names)
+    steps = []
+    for _ in range(_FORMS):
+        program, (_, after) = jax.make_jaxpr(step, return_shape=True)(leaves, leaves, state)
+        steps.append(program)
+        if _form(after) == _form(state):
+            return Update(tuple(leaves), start, tuple(steps), first)
+        state = after
+    raise ValueError(f"its state must keep its form, and has another after each of {_FORMS} steps")
+
+
+def _form(state: Any) -> Any:  # noqa: ANN401 - any pytree
+    """The containers, shapes and dtypes of a state."""
+    leaves, treedef = jax.tree.flatten(state)
+    return treedef, [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _flat_update(tx: Any, treedef: Any, names: tuple[str, ...]) -> Callable[..., Any]:  # noqa: ANN401
+    """The update from lists of leaves to one array for each leaf of the params, and the state."""
+
+    def step(gradient: Any, flat: Any, state: Any) -> Any:  # noqa: ANN401 - pytrees
+        gradient, params = jax.tree.unflatten(treedef, gradient), jax.tree.unflatten(treedef, flat)
+        two = _has_slow_params(state)
+        given = optax.LookaheadParams.init_synced(params) if two else params
+        updates, state = tx.update(gradient, state, given, **_asked(gradient, params, names))
+        made = layout(updates.fast if two else updates, "updates").leaves
+        # holes, as of `optax.masked`, are leaves that stay where they are
+        whole = [
+            jnp.asarray(made[path]) if path in made else jnp.zeros(leaf.shape, leaf.dtype)
+            for path, leaf in layout(params).leaves.items()
+        ]
+        return whole, state
+
+    return step
+
+
+def _asked(gradient: Any, params: Any, names: tuple[str, ...]) -> dict[str, Any]:  # noqa: ANN401
+    """A loss that has that very gradient everywhere, in the forms that optimizers ask for."""
+
+    def loss(params: Any) -> jax.Array:  # noqa: ANN401 - a pytree
+        terms = zip(jax.tree.leaves(gradient), jax.tree.leaves(params), strict=True)
+        return sum(
+            (jnp.sum(jnp.real(g * p)).astype(jnp.float32) for g, p in terms), start=jnp.ones(())
+        )
+
+    made = {
+        "value": lambda: loss(params),
+        "grad": lambda: gradient,
+        "value_fn": lambda: loss,
+        "obj_fn": lambda: loss,
+    }
+    return {name: made[name]() for name in names}
+
+
+def _has_slow_params(state: Any) -> bool:  # noqa: ANN401 - any pytree
+    """Whether a state is, or holds, that of `optax.lookahead`, which wants its params in pairs."""
+
+    def is_pair(node: object) -> bool:
+        return isinstance(node, optax.LookaheadState)
+
+    return any(map(is_pair, jax.tree.leaves(state, is_leaf=is_pair)))
+
+
+def optimizer_of(tx: Any) -> Any:  # noqa: ANN401 - an optimizer, or one of NNX
+    """The Optax optimizer in an `nnx.Optimizer`, which holds params too; all else as it is."""
+    nnx = sys.modules.get("flax.nnx")  # not imported by `import flax`, nor by us
+    return tx.tx if nnx is not None and isinstance(tx, nnx.Optimizer) else tx
