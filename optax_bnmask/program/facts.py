@@ -5,7 +5,7 @@ known of their operands; a rule may know more. A value without `NONNEG` may be n
 `CLIPPED` or `MASKED` may be exactly 0, and where nothing is known it has these two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -48,7 +48,7 @@ class Facts:
         self.tape = tape
         self.numbers: list[float | None] = [None] * len(tape.shapes)
         self.flags = [0] * len(tape.shapes)
-        self.depends = _dependents(tape, leaves)
+        self.depends = dependents(tape, leaves)
         for x, value in tape.literals.items():
             self.numbers[x], self.flags[x] = known_of(value)
         for x, value in tape.captured.items():
@@ -117,10 +117,10 @@ class Facts:
         return place if number is not None and not self.flags[e.ins[place]] & EVERY else None
 
 
-def _dependents(tape: Tape, leaves: Sequence[int]) -> bytearray:
-    """Which values depend on a leaf, loops included."""
+def dependents(tape: Tape, origins: Iterable[int]) -> bytearray:
+    """Which values depend on one of some others, loops included: a 1 for each that does."""
     depends = bytearray(len(tape.shapes))
-    for x in leaves:
+    for x in origins:
         depends[x] = 1
     loops = [e for e in tape.equations if e.op is CARRIED]
     while True:
