@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
+from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EVERY, HUGE, NOW, PACKED
 from optax_bnmask.program.indices import Atom, Indices, Mismatch, Segments, joined
@@ -69,10 +70,12 @@ class Axes:
       indices: The index sets of the axes.
       of: The axes of each value that has any, the hidden ones last.
       plans: For each equation what the second pass needs of it; `None` where all is rigid.
+      epsilons: Which small constants the second pass may take as 0.
     """
 
     def __init__(self, facts: Facts, leaves: Sequence[int]) -> None:
         self.facts, self.tape = facts, facts.tape
+        self.epsilons = Epsilons(facts)
         self.indices = Indices()
         self.of: dict[int, list[Atom]] = {}
         try:
@@ -103,18 +106,15 @@ class Axes:
         flags = self.facts.flags[e.out]
         if flags & EVERY:
             return ZEROS if flags & NOW else None
-        rule = RULES.get(e.op)
-        if rule is None or rule.law is PIN or self._takes_factors_for_a_matrix(e, rule.kind):
+        law = self.facts.law(e)
+        if law is PIN or self._takes_factors_for_a_matrix(e):
             return PINNED
         special = _SPECIAL.get(e.op)
-        if special is not None:
-            return special(self, e)
-        law = rule.law if isinstance(rule.law, Law) else rule.law(e, self.facts)
-        return PINNED if law is PIN else self._mapped(e, law)
+        return special(self, e) if special is not None else self._mapped(e, law)
 
-    def _takes_factors_for_a_matrix(self, e: Equation, kind: Kind) -> bool:
+    def _takes_factors_for_a_matrix(self, e: Equation) -> bool:
         """Whether a packed factorisation meets anything but a solver, or is taken into a loop."""
-        if kind is Kind.SOLUTION or not self.facts.any(e, PACKED):
+        if not self.facts.any(e, PACKED) or RULES[e.op].kind is Kind.SOLUTION:
             return False
         return e.op is not MOVE or any(a != q for a, q in e.params["to"].items())
 

@@ -28,7 +28,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts, dependents
 from optax_bnmask.program.flags import CLIPPED, EPSILON, MASKED, NONNEG
-from optax_bnmask.program.registry import RULES, Kind, Law
+from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRIED, Equation
 
 _ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
@@ -155,8 +155,7 @@ class Epsilons:
 
     def _power_of(self, e: Equation) -> Number:
         """The power that an equation takes its operand to; 0 if that is not known."""
-        law = RULES[e.op].law
-        law = law if isinstance(law, Law) else law(e, self.facts)
+        law = self.facts.law(e)
         return law.powers[0] if law is not None and law.powers else 0
 
     def _size(self, x: int) -> int:

@@ -76,7 +76,7 @@ class Explainer:
 
     def _live(self) -> set[int]:
         tape = self.axes.tape
-        return {place for place, x in enumerate(tape.ins) if x in tape.live}
+        return {place for place, x in enumerate(tape.ins) if tape.live[x]}
 
     def _direction(self, number: int) -> tuple[Vector, bool]:
         """The exponents of the symmetry that scales a leaf, if there is one."""

@@ -25,7 +25,7 @@ from optax_bnmask.program.flags import (
     SOLID,
     ZERO_TEST,
 )
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import PIN, RULES, Kind, Law
 from optax_bnmask.program.tape import BRANCH, CARRIED, Equation, Tape
 
 _SUB, _MAX = compat.primitive("sub_p"), compat.primitive("max_p")
@@ -54,8 +54,16 @@ class Facts:
         for x, value in tape.captured.items():
             self.numbers[x], self.flags[x] = known_of(value)
             self.flags[x] |= NOW if self.flags[x] & EVERY else solid(value)
+        self._laws: dict[int, Law | None] = {}
         for e in tape.equations:
             self._read(e)
+
+    def law(self, e: Equation) -> Law | None:
+        """How the result of an equation scales; `PIN` where it has no rule, too."""
+        if e.out not in self._laws:
+            law = RULES[e.op].law if e.op in RULES else PIN
+            self._laws[e.out] = law if law is PIN or isinstance(law, Law) else law(e, self)
+        return self._laws[e.out]
 
     def _read(self, e: Equation) -> None:
         numbers = self.numbers
@@ -120,20 +128,18 @@ class Facts:
 def dependents(tape: Tape, origins: Iterable[int]) -> bytearray:
     """Which values depend on one of some others, loops included: a 1 for each that does."""
     depends = bytearray(len(tape.shapes))
-    for x in origins:
-        depends[x] = 1
     loops = [e for e in tape.equations if e.op is CARRIED]
-    while True:
+    grown = list(origins)
+    while grown:
+        for x in grown:
+            depends[x] = 1
         for e in tape.equations:
             for x in e.ins:
                 if depends[x]:
                     depends[e.out] = 1
                     break
         grown = [e.ins[0] for e in loops if depends[e.ins[1]] and not depends[e.ins[0]]]
-        if not grown:
-            return depends
-        for x in grown:
-            depends[x] = 1
+    return depends
 
 
 # What each kind of operation keeps.

@@ -29,6 +29,8 @@ from optax_bnmask.program.tape import Map
 class Kind(enum.Enum):
     """What operations of one idea have in common."""
 
+    __hash__ = object.__hash__  # members are single objects; by name, as in `Enum`, it is slow
+
     VIEW = enum.auto()
     """The same entries, some of them, or repeated: keeps all that is known of them."""
     CAST = enum.auto()

@@ -18,7 +18,6 @@ from optax_bnmask.program.demands import (
     Plan,
     Regrouped,
 )
-from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.equations import NOTHING, Components, System
 from optax_bnmask.program.exponents import Cell, Degree, Degrees, spread
 from optax_bnmask.program.flags import EVERY, HUGE, NOW
@@ -68,7 +67,6 @@ class Solution:
         self.axes, self.facts, self.tape = axes, axes.facts, axes.tape
         self.system = system or System()
         self.arithmetic = Degrees(self.system)
-        self.epsilons = Epsilons(self.facts)
         self.taken: list[Taken] = []
         self.unhandled: dict[str, int] = {}
         self.at: tuple[Equation, Any] | None = None
@@ -85,7 +83,7 @@ class Solution:
         """Reads the equations that `outputs` need, and were not read before."""
         needed = self.tape.needed(outputs)
         for place, (e, plan) in enumerate(zip(self.tape.equations, self.axes.plans, strict=True)):
-            if e.out in needed and place not in self._done:
+            if needed[e.out] and place not in self._done:
                 self._done.add(place)
                 if plan is not None:
                     self._read(e, plan)
@@ -233,7 +231,7 @@ class Solution:
             return False
         if flags & HUGE:
             return self._take("infinity", number, e, scaling, segments)
-        if self.epsilons.is_epsilon(e, place):
+        if self.axes.epsilons.is_epsilon(e, place):
             return self._take("epsilon", number, e, scaling, segments)
         return False
 
