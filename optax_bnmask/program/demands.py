@@ -50,12 +50,6 @@ class Joined(NamedTuple):
     flat: set[int]
 
 
-class Padded(NamedTuple):
-    """For a pad: the pieces of each axis, and whether the first of them is padding."""
-
-    pieces: list[tuple[list[Atom], int]]
-
-
 PINNED: Final = "pinned"
 """In the place of a plan: no operand may scale."""
 ZEROS: Final = "zeros"
@@ -265,24 +259,6 @@ class Axes:
         ]
         return Joined(axis, pieces, flat)
 
-    def _padded(self, e: Equation) -> Any:  # noqa: ANN401 - a plan
-        """Padding is a piece of its own, but between entries, or where entries are taken away."""
-        x, value = e.ins
-        config = e.params["padding_config"]
-        rank = len(config)
-        if value in self.of or not self.facts.flags[value] & (EVERY | HUGE):
-            whole = {q: q for q in range(rank) if not any(config[q])}
-            return self._mapped(e, Law((whole, {}), None))
-        if any(low < 0 or high < 0 or inside for low, high, inside in config):
-            whole = {q: q for q in range(rank) if not any(config[q])}
-            return self._mapped(e, Law((whole, None), (1, 0)))
-        pieces = []
-        for a, (low, high, _) in zip(self.of[x], config, strict=False):
-            before, after = ([Atom(n)] if n else [] for n in (low, high))
-            pieces.append(([*before, a, *after], len(before)))
-        self.of[e.out] = [*(joined(p) for p, _ in pieces), *self.of[x][rank:]]
-        return Padded(pieces)
-
     def _carried_in(self, e: Equation) -> Any:  # noqa: ANN401 - a plan
         """A carry has the axes of its start, or of its own where that is a constant."""
         if e.ins[0] in self.of:
@@ -297,7 +273,6 @@ _SPECIAL: Mapping[Any, Any] = {
     CARRY: Axes._carried_in,
     compat.primitive("dynamic_slice_p"): Axes._cut_dynamically,
     compat.primitive("concatenate_p"): Axes._joined,
-    compat.primitive("pad_p"): Axes._padded,
 }
 
 

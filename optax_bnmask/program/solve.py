@@ -5,7 +5,8 @@ uniform as the plan of the first pass says; where operands must agree, constants
 for infinity are set apart first, and recorded.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from optax_bnmask.program.demands import (
@@ -14,16 +15,15 @@ from optax_bnmask.program.demands import (
     Axes,
     Cut,
     Joined,
-    Padded,
     Plan,
     Regrouped,
 )
 from optax_bnmask.program.equations import NOTHING, Components, System
 from optax_bnmask.program.exponents import Cell, Degree, Degrees, spread
 from optax_bnmask.program.flags import EVERY, HUGE, NOW
-from optax_bnmask.program.indices import Segments
+from optax_bnmask.program.indices import Atom, Segments
 from optax_bnmask.program.registry import AGREE, RULES, SAME
-from optax_bnmask.program.renaming import between, renamed
+from optax_bnmask.program.renaming import between, placed, renamed
 from optax_bnmask.program.tape import CARRY, Equation
 
 
@@ -150,29 +150,31 @@ class Solution:
             return self._reshaped(e, plan)
         if isinstance(plan, Cut):
             return self._cut(e, plan)
-        return self._joined(e, plan) if isinstance(plan, Joined) else self._padded(e, plan)
+        return self._joined(e, plan)
 
     def _segments(self, x: int) -> Callable[[], list[Segments]]:
         return lambda: self.axes.segments(x)
 
-    def _counts(self, plan: Plan) -> list[int]:
-        return [len(self.axes.indices.segments(a)) for a in plan.axes]
+    def _counts(self, axes: Iterable[Atom]) -> list[int]:
+        """How many segments each axis has."""
+        return [len(self.axes.indices.segments(a)) for a in axes]
 
     def _constant(self, rank: int, *, every: bool = False) -> Degree:
         return {(0,) * rank: None if every else NOTHING}
 
+    def _operand(self, x: int, m: Any, plan: Plan) -> Degree | None:  # noqa: ANN401 - a map
+        """The degree of an operand along the axes of the result; `None` if it does not count."""
+        if m is None or m == SAME:
+            return None if m is None else self.degrees[x]
+        rank = len(plan.axes)
+        d = self.arithmetic.moved(self.degrees[x], m, rank, self._segments(x))
+        if len(d) == 1:
+            return d
+        return spread(d, self._counts(plan.axes), set(range(rank)) - set(m.values()))
+
     def _by_law(self, e: Equation, plan: Plan) -> Degree:
-        law, counts = plan.law, None
-        operands: list[Degree | None] = []
-        for x, m in zip(e.ins, plan.maps, strict=True):
-            if m is None:
-                operands.append(None)
-            elif m == SAME:
-                operands.append(self.degrees[x])
-            else:
-                counts = counts or self._counts(plan)
-                d = self.degrees[x]
-                operands.append(self.arithmetic.moved(d, m, counts, self._segments(x)))
+        law = plan.law
+        operands = [self._operand(x, m, plan) for x, m in zip(e.ins, plan.maps, strict=True)]
         if law.pinned:
             self.pin(e.ins[k] for k in law.pinned)
         if alike := plan.law.alike:
@@ -267,85 +269,56 @@ class Solution:
             self._take("zeros", 0.0, e, [out], segments)
         return out
 
+    def _even(self, x: int, flat: Collection[int]) -> tuple[Degree, list[Segments]]:
+        """The degree of a value cell by cell, and its segments: of `flat` axes, only one.
+
+        Along these it is made not to vary.
+        """
+        inside, d = self.axes.segments(x), self.degrees[x]
+        if flat:
+            to = {q: q for q in range(len(inside)) if q not in flat}
+            d = self.arithmetic.moved(d, to, len(inside), self._segments(x))
+            inside = [((),) if q in flat else s for q, s in enumerate(inside)]
+        return self.arithmetic.full(d, inside), inside
+
     def _reshaped(self, e: Equation, plan: Regrouped) -> Degree:
         """Cells and components renamed: the atoms of the old axes, in order, are the new ones'."""
-        x = e.ins[0]
-        old, new = self.axes.of[x], self.axes.of[e.out]
-        d, groups = self.degrees[x], plan.groups
-        if all(len(a) == len(b) == 1 and old[a[0]] is new[b[0]] for a, b in groups):
-            counts = [len(self.axes.indices.segments(a)) for a in new]
-            to = {a[0]: b[0] for a, b in groups}
-            return self.arithmetic.moved(d, to, counts, self._segments(x))
-        inside, outside = self.axes.segments(x), self.axes.segments(e.out)
-        kept = {q for a, _ in groups for q in a}
-        if len(kept) < len(old):
-            counts = [len(s) if q in kept else 1 for q, s in enumerate(inside)]
-            to = {q: q for q in kept}
-            d = self.arithmetic.moved(d, to, counts, self._segments(x))
-        if len(d) == 1 and not any(d.values()):
-            return dict.fromkeys([(0,) * len(new)], *d.values())
-        d = self.arithmetic.full(d, [s if q in kept else ((),) for q, s in enumerate(inside)])
-        out = renamed(d, groups, inside, outside)
-        reached = {q for _, b in groups for q in b}
-        counts = [len(s) for s in outside]
-        return spread(out, counts, [q for q in range(len(new)) if q not in reached])
+        kept = {q for before, _ in plan.groups for q in before}
+        reached = {q for _, after in plan.groups for q in after}
+        x, outside = e.ins[0], self.axes.segments(e.out)
+        d, inside = self._even(x, set(range(len(self.axes.of[x]))) - kept)
+        out = renamed(d, plan.groups, inside, outside)
+        return spread(out, list(map(len, outside)), set(range(len(outside))) - reached)
 
     def _cut(self, e: Equation, plan: Cut) -> Degree:
-        x = e.ins[0]
-        inside, d = self.axes.segments(x), self.degrees[x]
-        bounds = [*plan.bounds, *[(0, a.size) for a in self.axes.of[x][len(plan.bounds) :]]]
-        flat = [q for q, b in enumerate(bounds) if b is None]
-        if flat:
-            counts = [1 if q in flat else len(s) for q, s in enumerate(inside)]
-            to = {q: q for q in range(len(inside)) if q not in flat}
-            d = self.arithmetic.moved(d, to, counts, self._segments(x))
-        inside = [((),) if q in flat else s for q, s in enumerate(inside)]
-        d = self.arithmetic.full(d, inside)
-        kept = [
-            {0: 0} if b is None else between(s, *b) for s, b in zip(inside, bounds, strict=True)
+        """The cells between the bounds."""
+        flat = [q for q, b in enumerate(plan.bounds) if b is None]
+        d, inside = self._even(e.ins[0], flat)
+        places = [
+            between(s, *b) if b else {t: t for t in range(len(s))}
+            for s, b in zip_longest(inside, plan.bounds)  # hidden axes have no bounds
         ]
-        out: Degree = {
-            tuple(m[t] for m, t in zip(kept, c, strict=True)): components
-            for c, components in d.items()
-            if all(t in m for m, t in zip(kept, c, strict=True))
-        }
-        counts = [len(s) for s in self.axes.segments(e.out)]
-        return spread(out, counts, flat)
+        return spread(placed(d, places), self._counts(self.axes.of[e.out]), flat)
 
     def _joined(self, e: Equation, plan: Joined) -> Degree:
-        axis, axes = plan.axis, self.axes.of[e.out]
-        counts = [len(self.axes.indices.segments(a)) for a in axes]
+        """The cells of all pieces, one after the other."""
         segments = self.axes.segments(e.out)
+        counts = list(map(len, segments))
+        parts = [self.degrees[x] for x in e.ins if x in self.axes.of]
         out: Degree = {}
         at = 0
-        parts = [self.degrees[x] for x in e.ins if x in self.axes.of]
         for place, (x, piece) in enumerate(zip(e.ins, plan.pieces, strict=True)):
             if not piece.size:
                 continue
-            own = self.axes.indices.segments(piece)
-            mine = [*counts[:axis], len(own), *counts[axis + 1 :]]
             if x in self.axes.of:
-                to = {q: q for q in range(len(mine)) if q not in plan.flat}
-                d = self.arithmetic.moved(self.degrees[x], to, mine, self._segments(x))
+                d, inside = self._even(x, plan.flat)
             else:
+                inside = [((),) if q in plan.flat else s for q, s in enumerate(segments)]
+                inside[plan.axis] = self.axes.indices.segments(piece)
                 apart = self._set_apart(e, place, parts, segments)
-                d = self._constant(len(mine), every=apart)
-            d = self.arithmetic.full(d, [*segments[:axis], own, *segments[axis + 1 :]])
-            out.update(((*c[:axis], c[axis] + at, *c[axis + 1 :]), f) for c, f in d.items())
-            at += len(own)
-        return out
-
-    def _padded(self, e: Equation, plan: Padded) -> Degree:
-        x, value = e.ins
-        d = self.arithmetic.full(self.degrees[x], self.axes.segments(x))
-        if self.facts.flags[value] & (HUGE | NOW):
-            self._set_apart(e, 1, [self.degrees[x]], self.axes.segments(x))
-        before = [
-            len(self.axes.indices.segments(pieces[0])) if first else 0
-            for pieces, first in plan.pieces
-        ]
-        before += [0] * (len(self.axes.of[e.out]) - len(before))
-        every = self._constant(len(before), every=True)
-        out = self.arithmetic.full(every, self.axes.segments(e.out))
-        out.update((tuple(t + b for t, b in zip(c, before, strict=True)), f) for c, f in d.items())
+                d = self.arithmetic.full(self._constant(len(inside), every=apart), inside)
+            places = [{t: t for t in range(len(s))} for s in inside]
+            places[plan.axis] = {t: t + at for t in places[plan.axis]}
+            out |= spread(placed(d, places), counts, plan.flat)
+            at += len(places[plan.axis])
         return out

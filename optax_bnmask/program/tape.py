@@ -245,8 +245,15 @@ class Writer(NamedTuple):
         return self.emit(MOVE, (x,), shape, to={**behind, **to})
 
     def reshape(self, x: int, shape: Sequence[int]) -> int:
-        """Writes that a value has other visible axes."""
-        return x if tuple(shape) == self.tape.shapes[x] else self.emit(RESHAPE, (x,), shape)
+        """Writes that a value has other visible axes: moved ones, if others have length 1."""
+        old = self.tape.shapes[x]
+        if tuple(shape) == old:
+            return x
+        before = [a for a, n in enumerate(old) if n != 1]
+        after = [q for q, n in enumerate(shape) if n != 1]
+        if [old[a] for a in before] == [shape[q] for q in after]:
+            return self.move(x, dict(zip(before, after, strict=True)), shape)
+        return self.emit(RESHAPE, (x,), shape)
 
     def within(self, hidden: Sequence[int] = (), devices: Mapping[Hashable, int] = {}) -> "Writer":
         """The same equation, seen from the programs in it, which hide more axes."""

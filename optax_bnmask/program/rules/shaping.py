@@ -54,9 +54,6 @@ def reverse(e: Equation, reading: Facts) -> Law:
 # (2, 3) of degree s beside (4, 3) of degree t along axis 0 has the cells [2] of s and [4] of t.
 rule(Kind.JOIN, "concatenate_p")(Law())
 
-# As a concatenation with a constant, of which a zero has every degree.
-rule(Kind.JOIN, "pad_p")(Law())
-
 
 def _of_sum(reading: Facts, e: Equation, flags: int) -> int:
     """A sum of several values that are 0 here and there is 0 by accident only."""
