@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.constants import folded, known_of, solid
+from optax_bnmask.program.constants import folded, known_of
 from optax_bnmask.program.flags import (
     CLIPPED,
     EPSILON,
@@ -24,14 +24,14 @@ from optax_bnmask.program.flags import (
     NOW,
     SOLID,
     ZERO_TEST,
+    ZEROS,
 )
 from optax_bnmask.program.registry import PIN, RULES, Kind, Law
 from optax_bnmask.program.tape import BRANCH, CARRIED, Equation, Tape
 
 _SUB, _MAX = compat.primitive("sub_p"), compat.primitive("max_p")
 
-_ZEROS: Final = CLIPPED | MASKED
-_KEPT: Final = NONNEG | CLIPPED | MASKED
+_KEPT: Final = NONNEG | ZEROS
 
 
 class Facts:
@@ -49,11 +49,10 @@ class Facts:
         self.numbers: list[float | None] = [None] * len(tape.shapes)
         self.flags = [0] * len(tape.shapes)
         self.depends = dependents(tape, leaves)
-        for x, value in tape.literals.items():
+        for x, value in (tape.literals | tape.captured).items():
             self.numbers[x], self.flags[x] = known_of(value)
-        for x, value in tape.captured.items():
-            self.numbers[x], self.flags[x] = known_of(value)
-            self.flags[x] |= NOW if self.flags[x] & EVERY else solid(value)
+        for x in tape.captured:
+            self.flags[x] |= NOW if self.flags[x] & EVERY else 0
         self._laws: dict[int, Law | None] = {}
         for e in tape.equations:
             self._read(e)
@@ -102,7 +101,7 @@ class Facts:
 
     def may_be_zero(self, x: int) -> bool:
         """Whether a value may well be exactly 0 where nothing is wrong."""
-        return bool(not self.depends[x] or self.flags[x] & (_ZEROS | EVERY))
+        return bool(not self.depends[x] or self.flags[x] & (ZEROS | EVERY))
 
     def is_never_chosen(self, e: Equation, place: int) -> bool:
         """Whether an operand of a choice is one that a known number does not choose."""
@@ -158,7 +157,7 @@ def _mixed(facts: Facts, e: Equation) -> int:
 def _of_factors(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros of either factor are zeros; data may be 0 wherever they are a mask."""
     x, y = e.ins[:2]
-    flags = facts.any(e, EVERY | NOW | CLIPPED | MASKED) | _scaled(facts, x, y)
+    flags = facts.any(e, EVERY | NOW | ZEROS) | _scaled(facts, x, y)
     flags |= NONNEG if x == y else facts.all(e, NONNEG)
     masks = facts.depends[e.out] and (facts.is_data(x) or facts.is_data(y))
     return flags | MASKED if masks else flags
@@ -167,7 +166,7 @@ def _of_factors(facts: Facts, e: Equation) -> int:
 def _of_quotient(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros are those of the numerator."""
     x = e.ins[0]
-    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & _ZEROS
+    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & ZEROS
     flags |= _scaled(facts, *e.ins)
     return flags | MASKED if facts.depends[e.out] and facts.is_data(x) else flags
 
@@ -197,7 +196,7 @@ def _of_sum(facts: Facts, e: Equation) -> int:
     if not difference:
         return facts.all(e, _KEPT)
     from_mean = x != y and facts.any(e, MEAN)
-    return CLIPPED | facts.all(e, MASKED) if from_mean else CLIPPED | MASKED
+    return CLIPPED | facts.all(e, MASKED) if from_mean else ZEROS
 
 
 def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
@@ -207,8 +206,8 @@ def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
     zeros = facts.numbers[constant] == 0
     keeps_sign = flags[other] & flags[constant] & NONNEG and e.op is not _SUB
     nonneg = NONNEG if keeps_sign or (zeros and constant == y and flags[x] & NONNEG) else 0
-    kept = flags[other] & (_ZEROS | EVERY) | flags[constant] & NOW | nonneg
-    return kept if zeros or flags[other] & EVERY else kept | MASKED | CLIPPED
+    kept = flags[other] & (ZEROS | EVERY) | flags[constant] & NOW | nonneg
+    return kept if zeros or flags[other] & EVERY else kept | ZEROS
 
 
 def _of_extremum(facts: Facts, e: Equation) -> int:
@@ -247,7 +246,7 @@ def _clipped(facts: Facts, xs: Sequence[int]) -> int:
 
 def _of_parts(facts: Facts, e: Equation) -> int:
     """Values side by side: zeros among them are rows that may come to stand anywhere."""
-    flags = facts.any(e, _ZEROS | NOW) | facts.all(e, NONNEG | EVERY)
+    flags = facts.any(e, ZEROS | NOW) | facts.all(e, NONNEG | EVERY)
     return flags | MASKED if facts.any(e, EVERY) else flags
 
 
@@ -256,7 +255,7 @@ def _of_cast(facts: Facts, e: Equation) -> int:
     x = e.ins[0]
     new = e.source.outvars[e.place].aval.dtype
     if facts.tape.floats[e.out]:
-        masks = facts.flags[x] & EVERY | CLIPPED | MASKED  # numbers made of integers
+        masks = facts.flags[x] & EVERY | ZEROS  # numbers made of integers
         return facts.flags[x] & ~HUGE if facts.tape.floats[x] else masks
     if new == np.bool_:
         if facts.flags[x] & (NONZERO | ZERO_TEST):
@@ -288,7 +287,7 @@ def _of_comparison(facts: Facts, e: Equation) -> int:
 def _unknown(facts: Facts, e: Equation) -> int:
     """Nothing: entries may be 0, one here and there or in whole rows."""
     del facts, e
-    return CLIPPED | MASKED
+    return ZEROS
 
 
 _BY_KIND: dict[Kind, Callable[[Facts, Equation], int]] = {

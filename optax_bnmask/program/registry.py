@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
+from optax_bnmask.program.flags import ZEROS
 from optax_bnmask.program.tape import Map
 
 
@@ -154,6 +155,20 @@ def rule(kind: Kind, *keys: Any, facts: Callable[..., int] | None = None) -> Cal
         return law
 
     return register
+
+
+def known(*, keeps: int = ~0, adds: int = 0) -> Callable[..., int]:
+    """For `Rule.facts`: of the flags that the kind tells those in `keeps`, and those in `adds`."""
+
+    def facts(reading: object, e: object, flags: int) -> int:
+        del reading, e
+        return flags & keeps | adds
+
+    return facts
+
+
+ANYTHING: Final = known(keeps=0, adds=ZEROS)
+"""For `Rule.facts`: nothing is known of the result."""
 
 
 def full_map(visible: Mapping[int, int], hidden: int, shown_in: int, shown_out: int) -> Map:
