@@ -70,7 +70,7 @@ def _analysis_of(program: Program) -> Analysis:
     solution.read(tape.outs)
     solution.pin(tape.outs)
     found, exponents = found_by(solution)
-    parts = free_parts(solution.system, exponents, biases)
+    parts = free_parts(exponents, biases)
     names = program.paths
     return Analysis(
         tuple(
