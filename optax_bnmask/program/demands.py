@@ -149,18 +149,20 @@ class Axes:
         refused: set[int] = set()
         for x, m in zip(e.ins, maps, strict=True):
             if m is not None:
-                own = self.of[x]
-                pairs = enumerate(range(len(own))) if m == SAME else m.items()
-                refused.update(r for q, r in pairs if not self._is_met(axes, r, own[q]))
+                refused |= self._refused(axes, self.of[x], m)
         if refused:
             maps = [m and _without(m, refused, len(sizes)) for m in maps]
-        axes = [
-            Atom(n) if a is None or r in refused else a
-            for r, (a, n) in enumerate(zip(axes, sizes, strict=True))
-        ]
+        for r, n in enumerate(sizes):
+            if axes[r] is None or r in refused:
+                axes[r] = Atom(n)
         if law.scales:
             self.of[e.out] = axes
         return Plan(law, maps, axes)
+
+    def _refused(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
+        """Demands that axes of an operand are those of the result; returns where that is refused."""
+        pairs = m.items() if m != SAME else enumerate(range(len(own)))
+        return {r for q, r in pairs if axes[r] is not own[q] and not self._is_met(axes, r, own[q])}
 
     def _is_met(self, axes: list[Any], place: int, axis: Atom) -> bool:
         """Demands that an axis is the one at some place of the result, the first to come there."""

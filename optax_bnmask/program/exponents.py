@@ -12,6 +12,22 @@ of every ``w[j]`` alike. "The same along axis 1" is ``w = x = y = 0``.
 A *degree* gives, for each *cell* (a choice of one segment of each axis), its components: the axes
 and atoms along which it varies, each with a linear *form* in the unknowns. Cells are never changed;
 they are shared, and what is computed of one is kept under its identity.
+
+Along an axis of several segments a leaf starts with one component for the axis *as a whole*, taken
+apart once a part of it is asked for. A leaf of shape (5,) in segments of 2 and 3 has two unknowns::
+
+    k = u0 + u1[i]                                 {(0,): {(): {0: 1}, ((0, WHOLE),): {1: 1}}}
+
+With ``k = (1, 3, 7, 8, 9)`` the ``u1`` is of mean 0 over the *first* segment: ``u0 = 2`` and ``u1 =
+(-1, 1, 5, 6, 7)``. Products and powers need no more. A slice ``[2:]`` asks for the second segment,
+and takes ``u1`` apart (`Degrees.apart`)::
+
+    u1[:2] = u2[i]              u2 = (-1, 1)       {(0,): {(): {0: 1}, ((0, 0),): {2: 1}},
+    u1[2:] = u3 + u4[i]         u3 = 6              (1,): {(): {0: 1, 3: 1}, ((0, 0),): {4: 1}}}
+                                u4 = (-1, 0, 1)
+
+So ``u1 = 0`` is the same as ``u2 = u3 = u4 = 0``, and whatever is solved of ``u1`` later is imposed
+on its parts as well (`equations.System.zero`).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,12 +52,11 @@ Cell = tuple[int, ...]
 Degree = dict[Cell, Components | None]
 """By cell its components; `None` where the entries are constants of every degree at once (zeros).
 
-A degree of one cell stands for all cells, however many segments the axes have. Along an axis of
-several segments it may vary by one component for the axis as a whole, ``((axis, WHOLE),)``, of mean
-0 over the first segment.
+A degree of one cell stands for all cells, however many segments the axes have.
 """
 
 WHOLE = -1
+"""In the place of an atom: all segments of the axis, of mean 0 over the first."""
 
 
 class Degrees:
