@@ -160,7 +160,7 @@ class Axes:
         return Plan(law, maps, axes)
 
     def _refused(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
-        """Demands that axes of an operand are those of the result; returns where that is refused."""
+        """Demands that axes of an operand are those of the result; those where it is refused."""
         pairs = m.items() if m != SAME else enumerate(range(len(own)))
         return {r for q, r in pairs if axes[r] is not own[q] and not self._is_met(axes, r, own[q])}
 

@@ -27,7 +27,7 @@ from typing import NamedTuple
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts, dependents
-from optax_bnmask.program.flags import EPSILON, NONNEG, ZEROS
+from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRIED, Equation
 
@@ -104,7 +104,7 @@ class Epsilons:
         """Whether the sum is under a root, or a shared divisor, and no saturation is made of it."""
         flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
         nonneg = all(flags[x] & NONNEG for x in beside)
-        may_be_0 = any(flags[x] & ZEROS for x in beside)
+        may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
         factors = self._factors(beside)
         behind = self._near(beside) if may_be_0 else set[int]()
         found = False

@@ -18,20 +18,20 @@ from optax_bnmask.program.flags import (
     EVERY,
     HUGE,
     MASKED,
+    MAY_BE_0,
     MEAN,
     NONNEG,
     NONZERO,
     NOW,
     SOLID,
     ZERO_TEST,
-    ZEROS,
 )
 from optax_bnmask.program.registry import PIN, RULES, Kind, Law
 from optax_bnmask.program.tape import BRANCH, CARRIED, Equation, Tape
 
 _SUB, _MAX = compat.primitive("sub_p"), compat.primitive("max_p")
 
-_KEPT: Final = NONNEG | ZEROS
+_KEPT: Final = NONNEG | MAY_BE_0
 
 
 class Facts:
@@ -101,7 +101,7 @@ class Facts:
 
     def may_be_zero(self, x: int) -> bool:
         """Whether a value may well be exactly 0 where nothing is wrong."""
-        return bool(not self.depends[x] or self.flags[x] & (ZEROS | EVERY))
+        return bool(not self.depends[x] or self.flags[x] & (MAY_BE_0 | EVERY))
 
     def is_never_chosen(self, e: Equation, place: int) -> bool:
         """Whether an operand of a choice is one that a known number does not choose."""
@@ -157,7 +157,7 @@ def _mixed(facts: Facts, e: Equation) -> int:
 def _of_factors(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros of either factor are zeros; data may be 0 wherever they are a mask."""
     x, y = e.ins[:2]
-    flags = facts.any(e, EVERY | NOW | ZEROS) | _scaled(facts, x, y)
+    flags = facts.any(e, EVERY | NOW | MAY_BE_0) | _scaled(facts, x, y)
     flags |= NONNEG if x == y else facts.all(e, NONNEG)
     masks = facts.depends[e.out] and (facts.is_data(x) or facts.is_data(y))
     return flags | MASKED if masks else flags
@@ -166,7 +166,7 @@ def _of_factors(facts: Facts, e: Equation) -> int:
 def _of_quotient(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros are those of the numerator."""
     x = e.ins[0]
-    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & ZEROS
+    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & MAY_BE_0
     flags |= _scaled(facts, *e.ins)
     return flags | MASKED if facts.depends[e.out] and facts.is_data(x) else flags
 
@@ -196,7 +196,7 @@ def _of_sum(facts: Facts, e: Equation) -> int:
     if not difference:
         return facts.all(e, _KEPT)
     from_mean = x != y and facts.any(e, MEAN)
-    return CLIPPED | facts.all(e, MASKED) if from_mean else ZEROS
+    return CLIPPED | facts.all(e, MASKED) if from_mean else MAY_BE_0
 
 
 def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
@@ -206,8 +206,8 @@ def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
     zeros = facts.numbers[constant] == 0
     keeps_sign = flags[other] & flags[constant] & NONNEG and e.op is not _SUB
     nonneg = NONNEG if keeps_sign or (zeros and constant == y and flags[x] & NONNEG) else 0
-    kept = flags[other] & (ZEROS | EVERY) | flags[constant] & NOW | nonneg
-    return kept if zeros or flags[other] & EVERY else kept | ZEROS
+    kept = flags[other] & (MAY_BE_0 | EVERY) | flags[constant] & NOW | nonneg
+    return kept if zeros or flags[other] & EVERY else kept | MAY_BE_0
 
 
 def _of_extremum(facts: Facts, e: Equation) -> int:
@@ -246,7 +246,7 @@ def _clipped(facts: Facts, xs: Sequence[int]) -> int:
 
 def _of_parts(facts: Facts, e: Equation) -> int:
     """Values side by side: zeros among them are rows that may come to stand anywhere."""
-    flags = facts.any(e, ZEROS | NOW) | facts.all(e, NONNEG | EVERY)
+    flags = facts.any(e, MAY_BE_0 | NOW) | facts.all(e, NONNEG | EVERY)
     return flags | MASKED if facts.any(e, EVERY) else flags
 
 
@@ -255,7 +255,7 @@ def _of_cast(facts: Facts, e: Equation) -> int:
     x = e.ins[0]
     new = e.source.outvars[e.place].aval.dtype
     if facts.tape.floats[e.out]:
-        masks = facts.flags[x] & EVERY | ZEROS  # numbers made of integers
+        masks = facts.flags[x] & EVERY | MAY_BE_0  # numbers made of integers
         return facts.flags[x] & ~HUGE if facts.tape.floats[x] else masks
     if new == np.bool_:
         if facts.flags[x] & (NONZERO | ZERO_TEST):
@@ -287,7 +287,7 @@ def _of_comparison(facts: Facts, e: Equation) -> int:
 def _unknown(facts: Facts, e: Equation) -> int:
     """Nothing: entries may be 0, one here and there or in whole rows."""
     del facts, e
-    return ZEROS
+    return MAY_BE_0
 
 
 _BY_KIND: dict[Kind, Callable[[Facts, Equation], int]] = {

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
-from optax_bnmask.program.flags import ZEROS
+from optax_bnmask.program.flags import MAY_BE_0
 from optax_bnmask.program.tape import Map
 
 
@@ -167,7 +167,7 @@ def known(*, keeps: int = ~0, adds: int = 0) -> Callable[..., int]:
     return facts
 
 
-ANYTHING: Final = known(keeps=0, adds=ZEROS)
+ANYTHING: Final = known(keeps=0, adds=MAY_BE_0)
 """For `Rule.facts`: nothing is known of the result."""
 
 

@@ -35,14 +35,14 @@ class Taken(NamedTuple):
       value: The constant.
       equation: Where.
       degree: The degree; `None` if it scales in any case.
-      axes: The segments of its axes.
+      axes: What returns the segments of its axes.
     """
 
     kind: str
     value: float
     equation: Equation
     degree: Degree | None
-    axes: Sequence[Segments]
+    axes: Callable[[], Sequence[Segments]]
 
 
 class Solution:
@@ -92,7 +92,7 @@ class Solution:
         """Imposes that values do not scale."""
         for x in values:
             if x in self.axes.of:
-                self.arithmetic.pin(self.degrees[x], self._segments(x))
+                self.arithmetic.pin(self.degrees[x], self._segments(self.axes.of[x]))
 
     def finish(self) -> None:
         """Takes back what was taken for an epsilon beside values that no leaf makes scale.
@@ -112,7 +112,7 @@ class Solution:
         if not d:
             return False
         resolve, many = self.system.resolve, t.degree is not None and len(t.degree) > 1
-        components = self.arithmetic.apart(cell, d, t.axes) if many else d
+        components = self.arithmetic.apart(cell, d, t.axes()) if many else d
         forms = [f for f in map(resolve, components.values()) if f]
         if not forms or any(u not in self.system.own for f in forms for u in f):
             return False
@@ -127,11 +127,10 @@ class Solution:
     def _read(self, e: Equation, plan: Any) -> None:  # noqa: ANN401 - a plan of the first pass
         self.at = e, plan
         if plan is ZEROS:
-            self._take("zeros", 0.0, e, None)
+            self._take("zeros", 0.0, e, None, list)
             return
-        ins = [self.degrees[x] for x in e.ins if x in self.axes.of]
         if plan is PINNED:
-            if e.op not in RULES and any(not self.is_zero(d) for d in ins):
+            if e.op not in RULES and not all(map(self.is_zero, self._operands(e))):
                 self.unhandled[e.name] = self.unhandled.get(e.name, 0) + 1
             self.pin(e.ins)
             out = None
@@ -141,7 +140,11 @@ class Solution:
             if out is not None:
                 self.degrees[e.out] = out
         if self._heard:
-            self._heard(e, ins, out)
+            self._heard(e, self._operands(e), out)
+
+    def _operands(self, e: Equation) -> list[Degree]:
+        """The degrees of the operands that have any."""
+        return [self.degrees[x] for x in e.ins if x in self.axes.of]
 
     def _result(self, e: Equation, plan: Any) -> Degree:  # noqa: ANN401 - a plan of the first pass
         if isinstance(plan, Plan):
@@ -152,12 +155,13 @@ class Solution:
             return self._cut(e, plan)
         return self._joined(e, plan)
 
-    def _segments(self, x: int) -> Callable[[], list[Segments]]:
-        return lambda: self.axes.segments(x)
+    def _segments(self, axes: Iterable[Atom]) -> Callable[[], list[Segments]]:
+        """What returns the segments of some axes: most of the time nobody asks."""
+        return lambda: [self.axes.indices.segments(a) for a in axes]
 
     def _counts(self, axes: Iterable[Atom]) -> list[int]:
         """How many segments each axis has."""
-        return [len(self.axes.indices.segments(a)) for a in axes]
+        return list(map(len, self._segments(axes)()))
 
     def _constant(self, rank: int, *, every: bool = False) -> Degree:
         return {(0,) * rank: None if every else NOTHING}
@@ -167,7 +171,7 @@ class Solution:
         if m is None or m == SAME:
             return None if m is None else self.degrees[x]
         rank = len(plan.axes)
-        d = self.arithmetic.moved(self.degrees[x], m, rank, self._segments(x))
+        d = self.arithmetic.moved(self.degrees[x], m, rank, self._segments(self.axes.of[x]))
         if len(d) == 1:
             return d
         return spread(d, self._counts(plan.axes), set(range(rank)) - set(m.values()))
@@ -206,7 +210,7 @@ class Solution:
     ) -> Degree:
         """The one degree of the operands at some places, constants set apart."""
         scaling = [d for d in operands if d is not None]
-        segments = [self.axes.indices.segments(a) for a in plan.axes]
+        segments = self._segments(plan.axes)
         guard = self.facts.is_guard(e) if len(e.ins) == 3 and plan.law.pinned == (0,) else None
         for place in places:
             x = e.ins[place]
@@ -219,10 +223,14 @@ class Solution:
                     scaling = [*scaling, self._constant(len(plan.axes))]
         if not scaling:
             return self._constant(len(plan.axes), every=True)
-        return self.arithmetic.agree(scaling, lambda: segments)
+        return self.arithmetic.agree(scaling, segments)
 
     def _set_apart(
-        self, e: Equation, place: int, scaling: Sequence[Degree], segments: Sequence[Segments]
+        self,
+        e: Equation,
+        place: int,
+        scaling: Sequence[Degree],
+        segments: Callable[[], Sequence[Segments]],
     ) -> bool:
         """Whether a constant among values that must agree stands for 0 or for infinity."""
         x = e.ins[place]
@@ -243,7 +251,7 @@ class Solution:
         value: float,
         e: Equation,
         scaling: Sequence[Degree] | None,
-        segments: Sequence[Segments] = (),
+        segments: Callable[[], Sequence[Segments]],
     ) -> bool:
         """Records an approximation."""
         degree = scaling[0] if scaling else None
@@ -264,9 +272,9 @@ class Solution:
             out, own = (self.arithmetic.full(d, segments) for d in (out, own))
         out = {c: own[c] if d is None else d for c, d in out.items()}
         if self.facts.flags[e.ins[0]] & HUGE:
-            self._take("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], segments)
+            self._take("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], lambda: segments)
         elif self.facts.flags[e.ins[0]] & NOW:
-            self._take("zeros", 0.0, e, [out], segments)
+            self._take("zeros", 0.0, e, [out], lambda: segments)
         return out
 
     def _even(self, x: int, flat: Collection[int]) -> tuple[Degree, list[Segments]]:
@@ -277,7 +285,7 @@ class Solution:
         inside, d = self.axes.segments(x), self.degrees[x]
         if flat:
             to = {q: q for q in range(len(inside)) if q not in flat}
-            d = self.arithmetic.moved(d, to, len(inside), self._segments(x))
+            d = self.arithmetic.moved(d, to, len(inside), self._segments(self.axes.of[x]))
             inside = [((),) if q in flat else s for q, s in enumerate(inside)]
         return self.arithmetic.full(d, inside), inside
 
@@ -315,7 +323,7 @@ class Solution:
             else:
                 inside = [((),) if q in plan.flat else s for q, s in enumerate(segments)]
                 inside[plan.axis] = self.axes.indices.segments(piece)
-                apart = self._set_apart(e, place, parts, segments)
+                apart = self._set_apart(e, place, parts, lambda: segments)
                 d = self.arithmetic.full(self._constant(len(inside), every=apart), inside)
             places = [{t: t for t in range(len(s))} for s in inside]
             places[plan.axis] = {t: t + at for t in places[plan.axis]}

@@ -7,7 +7,7 @@ import numpy as np
 
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EVERY, HUGE, NONNEG, NONZERO, NOW, ZERO_TEST, ZEROS
+from optax_bnmask.program.flags import EVERY, HUGE, MAY_BE_0, NONNEG, NONZERO, NOW, ZERO_TEST
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law, known, rule
 from optax_bnmask.program.tape import BRANCH, CARRIED, CARRY, Equation
 
@@ -90,7 +90,7 @@ rule(Kind.EXTREMUM, "clamp_p", facts=_of_clamp)(Law(SAME, AGREE))
 
 
 # ``f(a*x, a*y) = a * f(x, y)``.
-rule(Kind.EXTREMUM, "rem_p", "complex_p", facts=known(keeps=EVERY | NOW, adds=ZEROS))(
+rule(Kind.EXTREMUM, "rem_p", "complex_p", facts=known(keeps=EVERY | NOW, adds=MAY_BE_0))(
     Law(SAME, AGREE)
 )
 
@@ -149,7 +149,7 @@ def cast(e: Equation, reading: Facts) -> Law | None:
 def _is_positive(reading: Facts, e: Equation, flags: int) -> int:
     """No sign, and 0 only at minus infinity, as masks have it."""
     del flags
-    return NONNEG | reading.flags[e.ins[0]] & ZEROS
+    return NONNEG | reading.flags[e.ins[0]] & MAY_BE_0
 
 
 # No power of `a` can be taken out of ``f(a*x)``: the operand must not scale.

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from math import prod
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import CLIPPED, EVERY, MEAN, NONNEG, ZEROS
+from optax_bnmask.program.flags import CLIPPED, EVERY, MAY_BE_0, MEAN, NONNEG
 from optax_bnmask.program.registry import PIN, Kind, Law, known, rule
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
 
@@ -28,7 +28,7 @@ rule(Kind.VIEW, RESHAPE, SLICE)(Law())
 def _of_collected(reading: Facts, e: Equation, flags: int) -> int:
     """Devices that get nothing have zeros."""
     del reading
-    return flags | ZEROS if e.params["clips"] else flags
+    return flags | MAY_BE_0 if e.params["clips"] else flags
 
 
 @rule(Kind.VIEW, COLLECT, facts=_of_collected)
@@ -132,14 +132,14 @@ def by_window(e: Equation, reading: Facts) -> Law:
     return Law((to, to), (1, 0))
 
 
-rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=known(keeps=EVERY, adds=ZEROS))(by_window)
+rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=known(keeps=EVERY, adds=MAY_BE_0))(by_window)
 rule(Kind.REDUCTION, "select_and_gather_add_p", facts=known(keeps=~NONNEG))(by_window)
 
 
 def _of_sorted(reading: Facts, e: Equation, flags: int) -> int:
     """What is known of the operand that is the result once it is sorted."""
     del flags
-    return reading.flags[e.ins[e.place]] & (NONNEG | ZEROS | EVERY)
+    return reading.flags[e.ins[e.place]] & (NONNEG | MAY_BE_0 | EVERY)
 
 
 @rule(Kind.REDUCTION, "sort_p", facts=_of_sorted)
