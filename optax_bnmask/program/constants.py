@@ -22,12 +22,12 @@ def known_of(value: Any) -> tuple[float | None, int]:  # noqa: ANN401 - a litera
     array = _entries(value)
     if array is None:
         return None, 0
+    if array.size == 1 and not np.iscomplexobj(array):
+        return number_of(float(array.item()), getattr(value, "dtype", None))
     solid = SOLID if bool(np.all(array != 0)) else 0
     if np.iscomplexobj(array):  # an infinity of which no product is one
         return None, solid or (EVERY if bool(np.all(array == 0)) else 0)
-    if array.size == 1:
-        number, flags = number_of(array.item(), getattr(value, "dtype", None))
-        return number, flags | solid
+    array = array.astype(np.float64)
     trivial = bool(np.all((array == 0) | ~np.isfinite(array)))
     return None, (EVERY if trivial else solid) | (NONNEG if bool(np.all(array >= 0)) else 0)
 
@@ -40,8 +40,7 @@ def _entries(value: Any) -> Any:  # noqa: ANN401 - as above
         return None
     if np.size(value) > _LARGEST:
         return None
-    array = np.asarray(value)
-    return array if np.iscomplexobj(array) else array.astype(np.float64)
+    return np.asarray(value)
 
 
 def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
