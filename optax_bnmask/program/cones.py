@@ -1,38 +1,29 @@
 """Null spaces, and the cones of their vectors without negative entries."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
-from optax_bnmask.program.equations import NOTHING, Form, Number, plus, quotient, times
+from optax_bnmask.program.equations import NOTHING, Form, Number, System, plus
 
 Vector = dict[int, Number]
 """Exponents by leaf number, without the zeros."""
 
 
-def null_space(free: Sequence[int], equations: Sequence[Vector]) -> list[Vector]:
-    """A basis of the points that fulfil all equations."""
-    solved: dict[int, Vector] = {}
-    for equation in equations:
-        rest: Form = NOTHING
-        for leaf, c in equation.items():
-            rest = plus(rest, solved[leaf], c) if leaf in solved else plus(rest, {leaf: c})
-        if not rest:
-            continue
-        pivot = min(rest)
-        value = times({k: c for k, c in rest.items() if k != pivot}, quotient(-1, rest[pivot]))
-        for leaf, form in solved.items():
-            if pivot in form:
-                c = form[pivot]
-                trimmed = {k: d for k, d in form.items() if k != pivot}
-                solved[leaf] = dict(plus(trimmed, value, c))
-        solved[pivot] = dict(value)
-    out = []
-    for leaf in free:
-        if leaf not in solved:
-            point: Vector = {leaf: 1}
-            point.update({k: f[leaf] for k, f in solved.items() if f.get(leaf)})
-            out.append(point)
+def transposed(rows: Mapping[int, Vector]) -> dict[int, Vector]:
+    """The columns of a matrix that is given by its rows."""
+    out: dict[int, Vector] = {}
+    for i, row in rows.items():
+        for j, c in row.items():
+            out.setdefault(j, {})[i] = c
     return out
+
+
+def null_space(free: Iterable[int], equations: Iterable[Vector]) -> list[Vector]:
+    """A basis of the points with the coordinates `free` that fulfil all equations."""
+    system = System()
+    for equation in equations:
+        system.zero(equation)
+    return list(transposed({leaf: system.resolve({leaf: 1}) for leaf in free}).values())
 
 
 def cone_of(basis: Sequence[Vector]) -> Vector:
@@ -41,10 +32,7 @@ def cone_of(basis: Sequence[Vector]) -> Vector:
     Nearly always a few rounds of doubling find a point at which nothing is negative, so that the
     linear program, and SciPy, are the last resort.
     """
-    rows: dict[int, Vector] = {}
-    for j, v in enumerate(basis):
-        for i, c in v.items():
-            rows.setdefault(i, {})[j] = c
+    rows = transposed(dict(enumerate(basis)))
     alive = _possible(rows, len(basis))
     rows = {i: {j: c for j, c in row.items() if j in alive} for i, row in rows.items()}
     rows = {i: row for i, row in rows.items() if row}

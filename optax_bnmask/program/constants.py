@@ -19,38 +19,28 @@ _LARGEST: Final = 1 << 22
 
 def known_of(value: Any) -> tuple[float | None, int]:  # noqa: ANN401 - a literal's or a constant's value
     """The number that all entries of a constant are, if it is one, and its flags."""
-    dtype = getattr(value, "dtype", None)
-    if not is_here(value) or (dtype is not None and not _is_number(dtype)):
-        return None, 0
-    if np.size(value) == 1:
-        entry = np.asarray(value).reshape(())
-        if np.iscomplexobj(entry):  # an infinity of which no product is one
-            return None, EVERY if entry == 0 else 0
-        return number_of(float(entry), dtype) if _is_number(entry.dtype) else (None, 0)
-    array = _looked_into(value)
+    array = _entries(value)
     if array is None:
         return None, 0
-    if np.iscomplexobj(array):
-        return None, EVERY if bool(np.all(array == 0)) else 0
+    if array.size == 1 and not np.iscomplexobj(array):
+        return number_of(float(array.item()), getattr(value, "dtype", None))
+    solid = SOLID if bool(np.all(array != 0)) else 0
+    if np.iscomplexobj(array):  # an infinity of which no product is one
+        return None, solid or (EVERY if bool(np.all(array == 0)) else 0)
+    array = array.astype(np.float64)
     trivial = bool(np.all((array == 0) | ~np.isfinite(array)))
-    return None, (EVERY if trivial else 0) | (NONNEG if bool(np.all(array >= 0)) else 0)
+    return None, (EVERY if trivial else solid) | (NONNEG if bool(np.all(array >= 0)) else 0)
 
 
-def solid(value: Any) -> int:  # noqa: ANN401 - as above
-    """`SOLID` for an array that is known to hold no 0."""
-    array = _looked_into(value) if is_here(value) else None
-    return SOLID if array is not None and bool(np.all(array != 0)) else 0
-
-
-def _looked_into(value: Any) -> Any:  # noqa: ANN401 - as above
-    """The entries of a constant in NumPy, if it has any that can and may be looked at."""
-    if np.size(value) > _LARGEST or not isinstance(getattr(value, "shape", ()), tuple):
-        return None
+def _entries(value: Any) -> Any:  # noqa: ANN401 - as above
+    """The entries of a constant in NumPy, if they are numbers that can and may be looked at."""
+    readable = isinstance(getattr(value, "shape", ()), tuple) and is_here(value)
     dtype = getattr(value, "dtype", None)
-    if dtype is not None and not _is_number(dtype):
+    if not readable or (dtype is not None and not _is_number(dtype)):
         return None
-    array = np.asarray(value)
-    return array if np.iscomplexobj(array) else array.astype(np.float64)
+    if np.size(value) > _LARGEST:
+        return None
+    return np.asarray(value)
 
 
 def is_here(value: Any) -> bool:  # noqa: ANN401 - as above

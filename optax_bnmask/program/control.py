@@ -74,9 +74,8 @@ def scan(w: Writer, *ins: int) -> list[int]:
     rows = []
     for x in ins[n_consts + n_carry :]:  # the first axis becomes the last hidden one
         shape = tape.shapes[x][1:]
-        behind = {len(shape) + 1 + j: len(shape) + j for j in range(len(tape.hidden[x]))}
         to = {0: len(shape) + len(w.frame.hidden), **{a + 1: a for a in range(len(shape))}}
-        rows.append(inner.move(x, {**behind, **to}, shape))
+        rows.append(inner.move(x, to, shape))
     outs = inner.run(w.params["jaxpr"], *consts, *carry, *rows)
     stacks = []
     for x in outs[n_carry:]:  # and the other way round

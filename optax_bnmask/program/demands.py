@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
+from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EVERY, HUGE, NOW, PACKED
 from optax_bnmask.program.indices import Atom, Indices, Mismatch, Segments, joined
@@ -49,12 +50,6 @@ class Joined(NamedTuple):
     flat: set[int]
 
 
-class Padded(NamedTuple):
-    """For a pad: the pieces of each axis, and whether the first of them is padding."""
-
-    pieces: list[tuple[list[Atom], int]]
-
-
 PINNED: Final = "pinned"
 """In the place of a plan: no operand may scale."""
 ZEROS: Final = "zeros"
@@ -69,10 +64,12 @@ class Axes:
       indices: The index sets of the axes.
       of: The axes of each value that has any, the hidden ones last.
       plans: For each equation what the second pass needs of it; `None` where all is rigid.
+      epsilons: Which small constants the second pass may take as 0.
     """
 
     def __init__(self, facts: Facts, leaves: Sequence[int]) -> None:
         self.facts, self.tape = facts, facts.tape
+        self.epsilons = Epsilons(facts)
         self.indices = Indices()
         self.of: dict[int, list[Atom]] = {}
         try:
@@ -103,18 +100,15 @@ class Axes:
         flags = self.facts.flags[e.out]
         if flags & EVERY:
             return ZEROS if flags & NOW else None
-        rule = RULES.get(e.op)
-        if rule is None or rule.law is PIN or self._takes_factors_for_a_matrix(e, rule.kind):
+        law = self.facts.law(e)
+        if law is PIN or self._takes_factors_for_a_matrix(e):
             return PINNED
         special = _SPECIAL.get(e.op)
-        if special is not None:
-            return special(self, e)
-        law = rule.law if isinstance(rule.law, Law) else rule.law(e, self.facts)
-        return PINNED if law is PIN else self._mapped(e, law)
+        return special(self, e) if special is not None else self._mapped(e, law)
 
-    def _takes_factors_for_a_matrix(self, e: Equation, kind: Kind) -> bool:
+    def _takes_factors_for_a_matrix(self, e: Equation) -> bool:
         """Whether a packed factorisation meets anything but a solver, or is taken into a loop."""
-        if kind is Kind.SOLUTION or not self.facts.any(e, PACKED):
+        if not self.facts.any(e, PACKED) or RULES[e.op].kind is Kind.SOLUTION:
             return False
         return e.op is not MOVE or any(a != q for a, q in e.params["to"].items())
 
@@ -155,18 +149,20 @@ class Axes:
         refused: set[int] = set()
         for x, m in zip(e.ins, maps, strict=True):
             if m is not None:
-                own = self.of[x]
-                pairs = enumerate(range(len(own))) if m == SAME else m.items()
-                refused.update(r for q, r in pairs if not self._is_met(axes, r, own[q]))
+                refused |= self._refused(axes, self.of[x], m)
         if refused:
             maps = [m and _without(m, refused, len(sizes)) for m in maps]
-        axes = [
-            Atom(n) if a is None or r in refused else a
-            for r, (a, n) in enumerate(zip(axes, sizes, strict=True))
-        ]
+        for r, n in enumerate(sizes):
+            if axes[r] is None or r in refused:
+                axes[r] = Atom(n)
         if law.scales:
             self.of[e.out] = axes
         return Plan(law, maps, axes)
+
+    def _refused(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
+        """Demands that axes of an operand are those of the result; those where it is refused."""
+        pairs = m.items() if m != SAME else enumerate(range(len(own)))
+        return {r for q, r in pairs if axes[r] is not own[q] and not self._is_met(axes, r, own[q])}
 
     def _is_met(self, axes: list[Any], place: int, axis: Atom) -> bool:
         """Demands that an axis is the one at some place of the result, the first to come there."""
@@ -265,24 +261,6 @@ class Axes:
         ]
         return Joined(axis, pieces, flat)
 
-    def _padded(self, e: Equation) -> Any:  # noqa: ANN401 - a plan
-        """Padding is a piece of its own, but between entries, or where entries are taken away."""
-        x, value = e.ins
-        config = e.params["padding_config"]
-        rank = len(config)
-        if value in self.of or not self.facts.flags[value] & (EVERY | HUGE):
-            whole = {q: q for q in range(rank) if not any(config[q])}
-            return self._mapped(e, Law((whole, {}), None))
-        if any(low < 0 or high < 0 or inside for low, high, inside in config):
-            whole = {q: q for q in range(rank) if not any(config[q])}
-            return self._mapped(e, Law((whole, None), (1, 0)))
-        pieces = []
-        for a, (low, high, _) in zip(self.of[x], config, strict=False):
-            before, after = ([Atom(n)] if n else [] for n in (low, high))
-            pieces.append(([*before, a, *after], len(before)))
-        self.of[e.out] = [*(joined(p) for p, _ in pieces), *self.of[x][rank:]]
-        return Padded(pieces)
-
     def _carried_in(self, e: Equation) -> Any:  # noqa: ANN401 - a plan
         """A carry has the axes of its start, or of its own where that is a constant."""
         if e.ins[0] in self.of:
@@ -297,7 +275,6 @@ _SPECIAL: Mapping[Any, Any] = {
     CARRY: Axes._carried_in,
     compat.primitive("dynamic_slice_p"): Axes._cut_dynamically,
     compat.primitive("concatenate_p"): Axes._joined,
-    compat.primitive("pad_p"): Axes._padded,
 }
 
 

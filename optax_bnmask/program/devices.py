@@ -58,9 +58,7 @@ def _part(w: Writer, inner: Writer, x: int, split: Split) -> int:
     pairs = list(zip(w.tape.shapes[x], counts, strict=True))
     apart = w.reshape(x, [m for n, c in pairs for m in (*c, n // prod(c))])
     local = [n // prod(c) for n, c in pairs]
-    shown = len(w.tape.shapes[apart])
-    outer = {shown + j: len(local) + j for j in range(len(w.tape.hidden[x]))}
-    return inner.move(apart, {**outer, **_places(split)}, local)
+    return inner.move(apart, _places(split), local)
 
 
 def _whole(w: Writer, inner: Writer, x: int, split: Split) -> int:

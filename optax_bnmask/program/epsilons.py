@@ -26,9 +26,9 @@ from typing import NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
-from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import CLIPPED, EPSILON, MASKED, NONNEG
-from optax_bnmask.program.registry import RULES, Kind, Law
+from optax_bnmask.program.facts import Facts, dependents
+from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
+from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRIED, Equation
 
 _ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
@@ -42,8 +42,7 @@ _FUNCTIONS = {*_PASSING, *_FACTORS, Kind.REDUCTION, Kind.LOOP}
 """Kinds whose results are nothing but functions of their operands' entries."""
 
 _MOST = 256
-"""How many steps to go at most, to or fro; what lies farther is not seen, and is no epsilon."""
-
+"""How many uses of a sum are looked at; where there are more, it is no epsilon on their account."""
 
 _NEAR = 64
 """Within so many values a divisor and what it divides have one in common, if they ever have."""
@@ -74,6 +73,7 @@ class Epsilons:
         self.facts, self.tape = facts, facts.tape
         self._readers: dict[int, list[Equation]] = {}
         self._writers: dict[int, Equation] = {}
+        self._knows_data = bytearray()
         self._known: dict[int, bool] = {}
 
     def is_epsilon(self, e: Equation, place: int) -> bool:
@@ -89,6 +89,8 @@ class Epsilons:
     def _index(self) -> None:
         """Finds who reads and who writes each value, at the first question."""
         if not self._writers:
+            data = (x for x in self.tape.ins if not self.facts.depends[x])
+            self._knows_data = dependents(self.tape, data)
             for e in self.tape.equations:
                 self._writers[e.out] = e
                 for x in set(e.ins):
@@ -102,9 +104,9 @@ class Epsilons:
         """Whether the sum is under a root, or a shared divisor, and no saturation is made of it."""
         flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
         nonneg = all(flags[x] & NONNEG for x in beside)
-        may_be_0 = any(flags[x] & (CLIPPED | MASKED) for x in beside)
+        may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
         factors = self._factors(beside)
-        behind = self._behind(beside, _NEAR, _FUNCTIONS) if may_be_0 else set[int]()
+        behind = self._near(beside) if may_be_0 else set[int]()
         found = False
         for use in self._uses(e.out, abs(number)):
             if use.power > 0:
@@ -117,7 +119,7 @@ class Epsilons:
                 bool(others)
                 and (nonneg or e.op in (_ADD, _SUB))
                 and (use.shared or self._is_of_another_kind(factors, others))
-                and (not may_be_0 or self._meets(behind, others))
+                and (not may_be_0 or not behind.isdisjoint(self._near(others)))
             )
         return found
 
@@ -153,8 +155,7 @@ class Epsilons:
 
     def _power_of(self, e: Equation) -> Number:
         """The power that an equation takes its operand to; 0 if that is not known."""
-        law = RULES[e.op].law
-        law = law if isinstance(law, Law) else law(e, self.facts)
+        law = self.facts.law(e)
         return law.powers[0] if law is not None and law.powers else 0
 
     def _size(self, x: int) -> int:
@@ -220,27 +221,15 @@ class Epsilons:
             self._is_same(factors[0], f) for f in factors
         ):
             return True
-        return not self._origins(factors) & self._data and bool(self._origins(others) & self._data)
+        knows = self._knows_data
+        return not any(knows[f] for f in factors) and any(knows[o] for o in others)
 
-    @property
-    def _data(self) -> set[int]:
-        """The inputs that are no leaves."""
-        return {x for x in self.tape.ins if not self.facts.depends[x]}
-
-    def _meets(self, behind: set[int], xs: Iterable[int]) -> bool:
-        """Whether some values are functions, of entries or reductions, of one of those in a set."""
-        return not behind.isdisjoint(self._behind(xs, _NEAR, _FUNCTIONS))
-
-    def _origins(self, xs: Iterable[int]) -> set[int]:
-        """The values that some values are computed from, and these."""
-        return self._behind(xs, _MOST, None)
-
-    def _behind(self, xs: Iterable[int], most: int, kinds: set[Kind] | None) -> set[int]:
-        """So many values behind some values, the next first, through operations of some kinds."""
+    def _near(self, xs: Iterable[int]) -> set[int]:
+        """Some values, and those nearest of which they are functions, of entries or reductions."""
         waiting, seen = list(xs), set(xs)
         for x in waiting:
             e = self._writers.get(x)
-            if e is not None and len(seen) < most and (not kinds or self._kind(e) in kinds):
+            if e is not None and len(seen) < _NEAR and self._kind(e) in _FUNCTIONS:
                 new = [y for y in e.ins if y not in seen and self.facts.numbers[y] is None]
                 seen.update(new)
                 waiting += new

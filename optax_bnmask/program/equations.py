@@ -75,10 +75,10 @@ class System:
         return {len(self.atoms) - 1: 1}
 
     def copy(self) -> "System":
-        """An independent copy, to try further equations on."""
+        """A copy to try further equations on; new unknowns have numbers of their own in all."""
         other = System()
-        other.solved, other.atoms = dict(self.solved), list(self.atoms)
-        other.parts = dict(self.parts)
+        other.atoms = self.atoms
+        other.solved, other.parts = dict(self.solved), dict(self.parts)
         return other
 
     def resolve(self, form: Form) -> Form:

@@ -64,7 +64,8 @@ class Explainer:
           Lines of text.
         """
         number = self.program.paths.index(path)
-        if self.program.inputs.index(number) not in self._live():
+        tape = self.axes.tape
+        if not tape.live[tape.ins[self.program.inputs.index(number)]]:
             return f"{path}: no output depends on it."
         exponents, is_symmetry = self._direction(number)
         if not is_symmetry:
@@ -73,10 +74,6 @@ class Explainer:
         others = [self.program.paths[i] for i in exponents if i != number]
         head = f"{path} times c" + (f", together with {_some(others)}" if others else "")
         return "\n".join([f"{head}:", *_shortened(steps)])
-
-    def _live(self) -> set[int]:
-        tape = self.axes.tape
-        return {place for place, x in enumerate(tape.ins) if x in tape.live}
 
     def _direction(self, number: int) -> tuple[Vector, bool]:
         """The exponents of the symmetry that scales a leaf, if there is one."""

@@ -12,9 +12,25 @@ of every ``w[j]`` alike. "The same along axis 1" is ``w = x = y = 0``.
 A *degree* gives, for each *cell* (a choice of one segment of each axis), its components: the axes
 and atoms along which it varies, each with a linear *form* in the unknowns. Cells are never changed;
 they are shared, and what is computed of one is kept under its identity.
+
+Along an axis of several segments a leaf starts with one component for the axis *as a whole*, taken
+apart once a part of it is asked for. A leaf of shape (5,) in segments of 2 and 3 has two unknowns::
+
+    k = u0 + u1[i]                                 {(0,): {(): {0: 1}, ((0, WHOLE),): {1: 1}}}
+
+With ``k = (1, 3, 7, 8, 9)`` the ``u1`` is of mean 0 over the *first* segment: ``u0 = 2`` and ``u1 =
+(-1, 1, 5, 6, 7)``. Products and powers need no more. A slice ``[2:]`` asks for the second segment,
+and takes ``u1`` apart (`Degrees.apart`)::
+
+    u1[:2] = u2[i]              u2 = (-1, 1)       {(0,): {(): {0: 1}, ((0, 0),): {2: 1}},
+    u1[2:] = u3 + u4[i]         u3 = 6              (1,): {(): {0: 1, 3: 1}, ((0, 0),): {4: 1}}}
+                                u4 = (-1, 0, 1)
+
+So ``u1 = 0`` is the same as ``u2 = u3 = u4 = 0``, and whatever is solved of ``u1`` later is imposed
+on its parts as well (`equations.System.zero`).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -36,12 +52,11 @@ Cell = tuple[int, ...]
 Degree = dict[Cell, Components | None]
 """By cell its components; `None` where the entries are constants of every degree at once (zeros).
 
-A degree of one cell stands for all cells, however many segments the axes have. Along an axis of
-several segments it may vary by one component for the axis as a whole, ``((axis, WHOLE),)``, of mean
-0 over the first segment.
+A degree of one cell stands for all cells, however many segments the axes have.
 """
 
 WHOLE = -1
+"""In the place of an atom: all segments of the axis, of mean 0 over the first."""
 
 
 class Degrees:
@@ -200,71 +215,75 @@ class Degrees:
         self,
         x: Degree,
         to: Mapping[int, int],
-        counts: Sequence[int],
+        rank: int,
         axes: Callable[[], Sequence[Segments]],
     ) -> Degree:
         """The degree once axis ``p`` is axis ``to[p]``; along the others it must not vary.
 
+        Where there are several cells, along axes that are new there is only the first: see
+        `spread`.
+
         Args:
           x: The degree.
           to: Where each axis goes.
-          counts: The number of segments of each axis of the result.
+          rank: The number of axes of the result.
           axes: The segments of the axes of `x`.
         """
-        rank, old = len(counts), len(next(iter(x)))
-        lost = [p for p in range(old) if p not in to]
-        renamed = any(p != q for p, q in to.items())
-        if not lost and not renamed and rank == old:
+        key = tuple(to.items())
+        if len(key) == rank == len(next(iter(x))) and all(p == q for p, q in key):
             return x
-        key, places, many = tuple(to.items()), set(to.values()), len(x) > 1
-        out: dict[Cell, tuple[Cell, Components | None]] = {}
+
+        def one(d: Components) -> Components:
+            out = {}
+            for c, form in d.items():
+                if all(p in to for p, _ in c):
+                    out[tuple((to[p], k) for p, k in c)] = form
+                else:
+                    self.system.zero(form)
+            return out or NOTHING
+
+        if len(x) == 1:
+            (d,) = x.values()
+            return {(0,) * rank: self._kept(key, (d,), one) if d else d}
+        back = {q: p for p, q in key}
+        origins = [back.get(q) for q in range(rank)]
+        out: Degree = {}
         for c, d in x.items():
-            kept = self._without(c, d, lost, axes if many else None) if d and lost else d
-            cell = [0] * rank
-            if many:
-                for p, q in key:
-                    cell[q] = c[p]
-            there = out.get(tuple(cell))
-            if there is None or there[1] is None:
-                out[tuple(cell)] = c, kept
-            elif kept is not None:
-                self.equal(there[1], kept, c, axes)
+            whole = d and any(_is_whole(k) and k[0][0] not in to for k in d)
+            own = self.apart(c, d, axes()) if d and whole else d
+            cell = tuple(0 if p is None else c[p] for p in origins)
+            self._add(out, cell, self._kept(key, (own,), one) if own else own, origins, axes)
+        return out
 
-        def rename(d: Components) -> Components:
-            return {tuple((to[p], k) for p, k in c): f for c, f in d.items()}
-
-        found: Degree = {
-            cell: self._kept(key, (d,), rename) if d and renamed else d
-            for cell, (_, d) in out.items()
-        }
-        return spread(found, counts, [q for q in range(rank) if q not in places])
-
-    def _without(
+    def _add(
         self,
+        out: Degree,
         cell: Cell,
-        d: Components,
-        lost: Sequence[int],
-        axes: Callable[[], Sequence[Segments]] | None,
-    ) -> Components:
-        """The components of a cell that do not vary along `lost` axes; the others are made 0."""
-        if axes and any(_is_whole(c) and c[0][0] in lost for c in d):
-            d = self.apart(cell, d, axes())
-        for c, form in d.items():
-            if any(p in lost for p, _ in c):
-                self.system.zero(form)
+        d: Components | None,
+        origins: Sequence[int | None],
+        axes: Callable[[], Sequence[Segments]],
+    ) -> None:
+        """Adds a cell to a degree; if it is there already, imposes that the two are equal.
 
-        def keep(d: Components) -> Components:
-            return {c: f for c, f in d.items() if all(p not in lost for p, _ in c)} or NOTHING
+        Args:
+          out: The degree.
+          cell: Which cell.
+          d: Its components.
+          origins: For each axis of the degree, which it was before it was moved.
+          axes: The segments of these.
+        """
+        there = out.get(cell)
+        if there is None:
+            out[cell] = d
+        elif d is not None:
+            self.equal(there, d, cell, lambda: [((),) if p is None else axes()[p] for p in origins])
 
-        return self._kept(("without", *lost), (d,), keep)
 
-
-def spread(x: Degree, counts: Sequence[int], axes: Sequence[int]) -> Degree:
+def spread(x: Degree, counts: Sequence[int], axes: Iterable[int]) -> Degree:
     """The degree with a cell for each segment of `axes`, along which it does not vary."""
-    if len(x) > 1:
-        for q in axes:
-            if counts[q] > 1:
-                x = {(*c[:q], t, *c[q + 1 :]): d for c, d in x.items() for t in range(counts[q])}
+    for q in axes:
+        if counts[q] > 1:
+            x = {(*c[:q], t, *c[q + 1 :]): d for c, d in x.items() for t in range(counts[q])}
     return x
 
 

@@ -5,19 +5,20 @@ known of their operands; a rule may know more. A value without `NONNEG` may be n
 `CLIPPED` or `MASKED` may be exactly 0, and where nothing is known it has these two.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.constants import folded, known_of, solid
+from optax_bnmask.program.constants import folded, known_of
 from optax_bnmask.program.flags import (
     CLIPPED,
     EPSILON,
     EVERY,
     HUGE,
     MASKED,
+    MAY_BE_0,
     MEAN,
     NONNEG,
     NONZERO,
@@ -25,13 +26,12 @@ from optax_bnmask.program.flags import (
     SOLID,
     ZERO_TEST,
 )
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import PIN, RULES, Kind, Law
 from optax_bnmask.program.tape import BRANCH, CARRIED, Equation, Tape
 
 _SUB, _MAX = compat.primitive("sub_p"), compat.primitive("max_p")
 
-_ZEROS: Final = CLIPPED | MASKED
-_KEPT: Final = NONNEG | CLIPPED | MASKED
+_KEPT: Final = NONNEG | MAY_BE_0
 
 
 class Facts:
@@ -48,14 +48,21 @@ class Facts:
         self.tape = tape
         self.numbers: list[float | None] = [None] * len(tape.shapes)
         self.flags = [0] * len(tape.shapes)
-        self.depends = _dependents(tape, leaves)
-        for x, value in tape.literals.items():
+        self.depends = dependents(tape, leaves)
+        for x, value in (tape.literals | tape.captured).items():
             self.numbers[x], self.flags[x] = known_of(value)
-        for x, value in tape.captured.items():
-            self.numbers[x], self.flags[x] = known_of(value)
-            self.flags[x] |= NOW if self.flags[x] & EVERY else solid(value)
+        for x in tape.captured:
+            self.flags[x] |= NOW if self.flags[x] & EVERY else 0
+        self._laws: dict[int, Law | None] = {}
         for e in tape.equations:
             self._read(e)
+
+    def law(self, e: Equation) -> Law | None:
+        """How the result of an equation scales; `PIN` where it has no rule, too."""
+        if e.out not in self._laws:
+            law = RULES[e.op].law if e.op in RULES else PIN
+            self._laws[e.out] = law if law is PIN or isinstance(law, Law) else law(e, self)
+        return self._laws[e.out]
 
     def _read(self, e: Equation) -> None:
         numbers = self.numbers
@@ -94,7 +101,7 @@ class Facts:
 
     def may_be_zero(self, x: int) -> bool:
         """Whether a value may well be exactly 0 where nothing is wrong."""
-        return bool(not self.depends[x] or self.flags[x] & (_ZEROS | EVERY))
+        return bool(not self.depends[x] or self.flags[x] & (MAY_BE_0 | EVERY))
 
     def is_never_chosen(self, e: Equation, place: int) -> bool:
         """Whether an operand of a choice is one that a known number does not choose."""
@@ -117,23 +124,31 @@ class Facts:
         return place if number is not None and not self.flags[e.ins[place]] & EVERY else None
 
 
-def _dependents(tape: Tape, leaves: Sequence[int]) -> bytearray:
-    """Which values depend on a leaf, loops included."""
+def dependents(
+    tape: Tape,
+    origins: Iterable[int],
+    passes: Callable[[Tape, Equation], bool] = lambda _, __: True,
+) -> bytearray:
+    """Which values depend on one of some others, loops included: a 1 for each that does.
+
+    Args:
+      tape: The program.
+      origins: The others.
+      passes: Whether an equation counts.
+    """
     depends = bytearray(len(tape.shapes))
-    for x in leaves:
-        depends[x] = 1
     loops = [e for e in tape.equations if e.op is CARRIED]
-    while True:
+    grown = list(origins)
+    while grown:
+        for x in grown:
+            depends[x] = 1
         for e in tape.equations:
             for x in e.ins:
                 if depends[x]:
-                    depends[e.out] = 1
+                    depends[e.out] = passes(tape, e)
                     break
         grown = [e.ins[0] for e in loops if depends[e.ins[1]] and not depends[e.ins[0]]]
-        if not grown:
-            return depends
-        for x in grown:
-            depends[x] = 1
+    return depends
 
 
 # What each kind of operation keeps.
@@ -152,7 +167,7 @@ def _mixed(facts: Facts, e: Equation) -> int:
 def _of_factors(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros of either factor are zeros; data may be 0 wherever they are a mask."""
     x, y = e.ins[:2]
-    flags = facts.any(e, EVERY | NOW | CLIPPED | MASKED) | _scaled(facts, x, y)
+    flags = facts.any(e, EVERY | NOW | MAY_BE_0) | _scaled(facts, x, y)
     flags |= NONNEG if x == y else facts.all(e, NONNEG)
     masks = facts.depends[e.out] and (facts.is_data(x) or facts.is_data(y))
     return flags | MASKED if masks else flags
@@ -161,7 +176,7 @@ def _of_factors(facts: Facts, e: Equation) -> int:
 def _of_quotient(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros are those of the numerator."""
     x = e.ins[0]
-    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & _ZEROS
+    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & MAY_BE_0
     flags |= _scaled(facts, *e.ins)
     return flags | MASKED if facts.depends[e.out] and facts.is_data(x) else flags
 
@@ -191,7 +206,7 @@ def _of_sum(facts: Facts, e: Equation) -> int:
     if not difference:
         return facts.all(e, _KEPT)
     from_mean = x != y and facts.any(e, MEAN)
-    return CLIPPED | facts.all(e, MASKED) if from_mean else CLIPPED | MASKED
+    return CLIPPED | facts.all(e, MASKED) if from_mean else MAY_BE_0
 
 
 def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
@@ -201,8 +216,8 @@ def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
     zeros = facts.numbers[constant] == 0
     keeps_sign = flags[other] & flags[constant] & NONNEG and e.op is not _SUB
     nonneg = NONNEG if keeps_sign or (zeros and constant == y and flags[x] & NONNEG) else 0
-    kept = flags[other] & (_ZEROS | EVERY) | flags[constant] & NOW | nonneg
-    return kept if zeros or flags[other] & EVERY else kept | MASKED | CLIPPED
+    kept = flags[other] & (MAY_BE_0 | EVERY) | flags[constant] & NOW | nonneg
+    return kept if zeros or flags[other] & EVERY else kept | MAY_BE_0
 
 
 def _of_extremum(facts: Facts, e: Equation) -> int:
@@ -241,7 +256,7 @@ def _clipped(facts: Facts, xs: Sequence[int]) -> int:
 
 def _of_parts(facts: Facts, e: Equation) -> int:
     """Values side by side: zeros among them are rows that may come to stand anywhere."""
-    flags = facts.any(e, _ZEROS | NOW) | facts.all(e, NONNEG | EVERY)
+    flags = facts.any(e, MAY_BE_0 | NOW) | facts.all(e, NONNEG | EVERY)
     return flags | MASKED if facts.any(e, EVERY) else flags
 
 
@@ -250,7 +265,7 @@ def _of_cast(facts: Facts, e: Equation) -> int:
     x = e.ins[0]
     new = e.source.outvars[e.place].aval.dtype
     if facts.tape.floats[e.out]:
-        masks = facts.flags[x] & EVERY | CLIPPED | MASKED  # numbers made of integers
+        masks = facts.flags[x] & EVERY | MAY_BE_0  # numbers made of integers
         return facts.flags[x] & ~HUGE if facts.tape.floats[x] else masks
     if new == np.bool_:
         if facts.flags[x] & (NONZERO | ZERO_TEST):
@@ -282,7 +297,7 @@ def _of_comparison(facts: Facts, e: Equation) -> int:
 def _unknown(facts: Facts, e: Equation) -> int:
     """Nothing: entries may be 0, one here and there or in whole rows."""
     del facts, e
-    return CLIPPED | MASKED
+    return MAY_BE_0
 
 
 _BY_KIND: dict[Kind, Callable[[Facts, Equation], int]] = {

@@ -14,6 +14,8 @@ A sum of several is not."""
 MASKED: Final = 16
 """Whole rows may be exactly 0 on ordinary inputs: behind masks, padding, loops. Sums of them are,
 too, and so is what a kernel makes of them."""
+MAY_BE_0: Final = CLIPPED | MASKED
+"""Nothing is known of zeros: any entry may be one."""
 SOLID: Final = 32
 """An array that the function closes over, without a 0 in it."""
 HUGE: Final = 64

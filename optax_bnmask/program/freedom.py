@@ -93,12 +93,11 @@ class Range(NamedTuple):
 
 
 def free_parts(
-    system: System, leaves: Mapping[int, LeafExponents], biases: Sequence[Iterable[int]]
+    leaves: Mapping[int, LeafExponents], biases: Sequence[Iterable[int]]
 ) -> dict[int, dict[int, list[Range]]]:
     """Where along their axes leaves may be scaled by themselves, with the biases they own.
 
     Args:
-      system: The unknowns, solved as far as the program demands.
       leaves: The exponents of the live leaves, by number.
       biases: For each leaf, the biases added to its own output.
 
@@ -110,7 +109,7 @@ def free_parts(
     for i, leaf in leaves.items():
         if not any(True for _ in leaf.varying()):
             continue  # it scales as a whole or not at all, which is no question of parts
-        alone = _without_others(system, holders, leaf, {i, *biases[i]})
+        alone = _without_others(holders, leaf, {i, *biases[i]})
         for axis, parts in enumerate(leaf.axes):
             free = _free(alone, leaf, axis) if sum(p.size for p in parts) > 1 else ()
             ranges = [Range(p.start, p.start + p.size, _block(alone, leaf, p)) for p in free]
@@ -132,7 +131,6 @@ def _holders(leaves: Mapping[int, LeafExponents]) -> dict[int, list[tuple[int, F
 
 
 def _without_others(
-    system: System,
     holders: Mapping[int, list[tuple[int, Form]]],
     leaf: LeafExponents,
     allowed: set[int],
@@ -144,7 +142,6 @@ def _without_others(
     some other leaf's exponent is 0, and leads no farther.
     """
     alone = System()
-    alone.atoms = system.atoms
     waiting = [u for form in (leaf.level, *leaf.varying()) for u in form]
     seen = set(waiting)
     while waiting:
@@ -160,15 +157,9 @@ def _without_others(
     return alone
 
 
-def _branch(alone: System) -> System:
-    branch = System()
-    branch.atoms, branch.solved = alone.atoms, dict(alone.solved)
-    return branch
-
-
 def _free(alone: System, leaf: LeafExponents, axis: int) -> Iterator[Part]:
     """The parts of an axis that may be scaled evenly and without the rest."""
-    even = _branch(alone)
+    even = alone.copy()
     for q, parts in enumerate(leaf.axes):
         for component, form in (item for part in parts for item in part.components.items()):
             if component or q != axis:
@@ -179,7 +170,7 @@ def _free(alone: System, leaf: LeafExponents, axis: int) -> Iterator[Part]:
     for t, (part, mean) in enumerate(zip(parts, means, strict=True)):
         if not mean or alike[frozenset(mean.items())] > 1:  # 0, or the same as another part's
             continue
-        trial = _branch(even)
+        trial = even.copy()
         for other in (*means[:t], *means[t + 1 :]):
             trial.zero(other)
         if trial.resolve(mean):
@@ -207,7 +198,7 @@ def _varies_freely(alone: System, leaf: LeafExponents, part: Part, atoms: tuple[
     form = part.components.get(component)
     if not form:
         return False
-    trial = _branch(alone)
+    trial = alone.copy()
     trial.zero(leaf.level)
     for parts in leaf.axes:
         for other in parts:

@@ -43,20 +43,29 @@ def cut(w: Writer, x: int) -> list[int]:
     return [w.emit(SLICE, (x,), w.shape, bounds=bounds, strides=strides)]
 
 
-def _pieces(w: Writer, x: int, axis: int, sizes: Sequence[int]) -> list[int]:
-    """Writes slices of those sizes along an axis, one after the other."""
-    shape, out = w.tape.shapes[x], list[int]()
-    for end, n in zip(accumulate(sizes), sizes, strict=True):
-        bounds = [(end - n, end) if a == axis else (0, m) for a, m in enumerate(shape)]
-        part = (*shape[:axis], n, *shape[axis + 1 :])
-        out.append(w.emit(SLICE, (x,), part, bounds=bounds, strides=(1,) * len(shape)))
-    return out
+def _piece(w: Writer, x: int, axis: int, low: int, high: int) -> int:
+    """Writes a slice along one axis."""
+    shape = w.tape.shapes[x]
+    bounds = [(low, high) if a == axis else (0, n) for a, n in enumerate(shape)]
+    part = [b - a for a, b in bounds]
+    return w.emit(SLICE, (x,), part, bounds=bounds, strides=(1,) * len(shape))
+
+
+def _joined(w: Writer, xs: Sequence[int], axis: int) -> int:
+    """Writes a concatenation."""
+    shapes = [w.tape.shapes[x] for x in xs]
+    wide = [sum(s[a] for s in shapes) if a == axis else n for a, n in enumerate(shapes[0])]
+    return w.emit(compat.primitive("concatenate_p"), xs, wide, 0, dimension=axis)
 
 
 @lowering("split_p")
 def split(w: Writer, x: int) -> list[int]:
     """Slices, one after the other."""
-    return _pieces(w, x, w.params["axis"], w.params["sizes"])
+    sizes = w.params["sizes"]
+    return [
+        _piece(w, x, w.params["axis"], end - n, end)
+        for end, n in zip(accumulate(sizes), sizes, strict=True)
+    ]
 
 
 @lowering("unstack_p")
@@ -64,7 +73,7 @@ def unstack(w: Writer, x: int) -> list[int]:
     """Slices of length 1, without that axis."""
     axis, shape = w.params["axis"], w.tape.shapes[x]
     to = {a: a - (a > axis) for a in range(len(shape)) if a != axis}
-    return [w.move(row, to, w.shape) for row in _pieces(w, x, axis, [1] * shape[axis])]
+    return [w.move(_piece(w, x, axis, t, t + 1), to, w.shape) for t in range(shape[axis])]
 
 
 @lowering("stack_p")
@@ -73,8 +82,41 @@ def stack(w: Writer, *xs: int) -> list[int]:
     axis = w.params["axis"]
     row = (*w.shape[:axis], 1, *w.shape[axis + 1 :])
     to = {a: a + (a >= axis) for a in range(len(w.shape) - 1)}
-    rows = [w.move(x, to, row) for x in xs]
-    return [w.emit(compat.primitive("concatenate_p"), rows, w.shape, 0, dimension=axis)]
+    return [_joined(w, [w.move(x, to, row) for x in xs], axis)]
+
+
+@lowering("pad_p")
+def pad(w: Writer, x: int, value: int) -> list[int]:
+    """Concatenations with the padding, and slices where it is negative."""
+    for axis, (low, high, inside) in enumerate(w.params["padding_config"]):
+        if inside and w.tape.shapes[x][axis] > 1:
+            x = _dilated(w, x, value, axis, inside)
+        x = _padded(w, x, value, axis, (max(low, 0), max(high, 0)))
+        if low < 0 or high < 0:
+            x = _piece(w, x, axis, max(-low, 0), w.tape.shapes[x][axis] + min(high, 0))
+    return [x]
+
+
+def _padded(w: Writer, x: int, value: int, axis: int, sides: tuple[int, int]) -> int:
+    """Writes a concatenation with so many entries of some value on either side."""
+    shape = w.tape.shapes[x]
+    before, after = (
+        [w.move(value, {}, (*shape[:axis], n, *shape[axis + 1 :]))] if n else [] for n in sides
+    )
+    around = [*before, x, *after]
+    return _joined(w, around, axis) if len(around) > 1 else x
+
+
+def _dilated(w: Writer, x: int, value: int, axis: int, inside: int) -> int:
+    """Writes so many entries of some value between any two neighbours.
+
+    With 2 of them, (5,) is (5, 1), joined with padding (5, 3), merged (15,), and cut to (13,).
+    """
+    shape = w.tape.shapes[x]
+    n, before, behind = shape[axis], shape[:axis], shape[axis + 1 :]
+    rows = _padded(w, w.reshape(x, (*before, n, 1, *behind)), value, axis + 1, (0, inside))
+    merged = w.reshape(rows, (*before, n * (1 + inside), *behind))
+    return _piece(w, merged, axis, 0, n + (n - 1) * inside)
 
 
 @lowering("tile_p")

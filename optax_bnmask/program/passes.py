@@ -55,7 +55,7 @@ def _analysis_of(program: Program) -> Analysis:
     facts = Facts(tape, leaves)
     axes = Axes(facts, leaves)
     uses = uses_of(facts, program.inputs, program.shapes, moved(tape, leaves))
-    alive = {i for x, i in number.items() if x in tape.live and i is not None}
+    alive = {i for x, i in number.items() if tape.live[x] and i is not None}
     biases = [
         [b for b in bs if b in alive and uses.role(b) in (Role.BIAS, Role.NORM_BIAS)]
         for bs in uses.biases
@@ -74,7 +74,7 @@ def _analysis_of(program: Program) -> Analysis:
     solution.read(tape.outs)
     solution.pin(tape.outs)
     found, exponents = found_by(solution)
-    parts = free_parts(solution.system, exponents, biases)
+    parts = free_parts(exponents, biases)
     names = program.paths
     where, touched = positions(uses), reached(tape)
     known = {i: x for x, i in number.items() if i is not None}
@@ -101,7 +101,7 @@ def _analysis_of(program: Program) -> Analysis:
         assumptions=_assumptions(solution),
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
-            *_narrowing_outputs(program, Solution(axes, leaves), found, found_by),
+            *_narrowing_outputs(program, axes, leaves, found, found_by),
             *_running_statistics(program, tape),
         ),
         proof=Explainer(program, axes, found, biases),
@@ -110,14 +110,15 @@ def _analysis_of(program: Program) -> Analysis:
 
 def _in_order_of_use(tape: Tape) -> list[int]:
     """The live inputs, in the order in which the program first reads them."""
-    inputs = set(tape.ins) & tape.live
+    inputs = {x for x in tape.ins if tape.live[x]}
     read = (x for e in tape.equations for x in e.ins if x in inputs)
     return list(dict.fromkeys((*read, *(x for x in tape.ins if x in inputs))))
 
 
 def _narrowing_outputs(
     program: Program,
-    solution: Solution,
+    axes: Axes,
+    leaves: Sequence[int],
     found: Symmetries,
     found_by: Callable[[Solution], tuple[Symmetries, Any]],
 ) -> list[str]:
@@ -125,13 +126,15 @@ def _narrowing_outputs(
 
     Args:
       program: The function.
-      solution: A reading of its program that has not begun.
+      axes: The axes of its values.
+      leaves: Its live leaves.
       found: What all outputs leave free.
       found_by: What a reading leaves free so far.
     """
-    outs = solution.tape.outs
+    outs = axes.tape.outs
     if len(outs) == 1:
         return []
+    solution = Solution(axes, leaves)
     solution.read(outs[:1])
     solution.pin(outs[:1])
     before, _ = found_by(solution)
@@ -273,7 +276,7 @@ def _running_statistics(program: Program, tape: Tape) -> list[str]:
     arguments = [x for x, i in zip(tape.ins, program.inputs, strict=True) if i is None]
     live = zip(arguments, program.argument_paths, strict=True)
     # An NNX Variable's array is its `value`, which is no part of its name.
-    paths = [path.removesuffix("/value") for x, path in live if x in tape.live]
+    paths = [path.removesuffix("/value") for x, path in live if tape.live[x]]
     read = set(paths)
     scopes = {path.rpartition("/")[0] for path in program.paths}
     out = []

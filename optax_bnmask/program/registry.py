@@ -23,13 +23,14 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
-from optax_bnmask.program.tape import Equation, Map
+from optax_bnmask.program.flags import MAY_BE_0
+from optax_bnmask.program.tape import Map
 
 
 class Kind(enum.Enum):
     """What operations of one idea have in common."""
 
-    __hash__ = object.__hash__  # that of `enum` is Python, and passes look kinds up all the time
+    __hash__ = object.__hash__  # members are single objects; by name, as in `Enum`, it is slow
 
     VIEW = enum.auto()
     """The same entries, some of them, or repeated: keeps all that is known of them."""
@@ -156,10 +157,18 @@ def rule(kind: Kind, *keys: Any, facts: Callable[..., int] | None = None) -> Cal
     return register
 
 
-def law_of(e: Equation, reading: Any) -> Law | None:  # noqa: ANN401 - the facts of the tape
-    """The law of one equation; `PIN` where there is none."""
-    law = RULES[e.op].law if e.op in RULES else PIN
-    return law if law is PIN or isinstance(law, Law) else law(e, reading)
+def known(*, keeps: int = ~0, adds: int = 0) -> Callable[..., int]:
+    """For `Rule.facts`: of the flags that the kind tells those in `keeps`, and those in `adds`."""
+
+    def facts(reading: object, e: object, flags: int) -> int:
+        del reading, e
+        return flags & keeps | adds
+
+    return facts
+
+
+ANYTHING: Final = known(keeps=0, adds=MAY_BE_0)
+"""For `Rule.facts`: nothing is known of the result."""
 
 
 def full_map(visible: Mapping[int, int], hidden: int, shown_in: int, shown_out: int) -> Map:

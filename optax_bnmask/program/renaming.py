@@ -1,6 +1,6 @@
 """What a reshape and a slice make of the cells of a degree: other names. Knows no JAX."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optax_bnmask.program.exponents import Cell, Degree
@@ -11,6 +11,15 @@ def between(segments: Segments, low: int, high: int) -> dict[int, int]:
     """The segments between two borders, and which they are there."""
     inside = [t for t, at in enumerate(starts_of(segments)) if low <= at < high]
     return {t: k for k, t in enumerate(inside)}
+
+
+def placed(x: Degree, places: Sequence[Mapping[int, int]]) -> Degree:
+    """The cells of a value that have a place: which segment of an axis becomes which."""
+    return {
+        tuple(there[t] for there, t in zip(places, c, strict=True)): components
+        for c, components in x.items()
+        if all(t in there for there, t in zip(places, c, strict=True))
+    }
 
 
 def renamed(

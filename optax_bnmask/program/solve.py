@@ -5,7 +5,8 @@ uniform as the plan of the first pass says; where operands must agree, constants
 for infinity are set apart first, and recorded.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 from optax_bnmask.program.demands import (
@@ -14,17 +15,15 @@ from optax_bnmask.program.demands import (
     Axes,
     Cut,
     Joined,
-    Padded,
     Plan,
     Regrouped,
 )
-from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.equations import NOTHING, Components, System
 from optax_bnmask.program.exponents import Cell, Degree, Degrees, spread
 from optax_bnmask.program.flags import EVERY, HUGE, NOW
-from optax_bnmask.program.indices import Segments
+from optax_bnmask.program.indices import Atom, Segments
 from optax_bnmask.program.registry import AGREE, RULES, SAME
-from optax_bnmask.program.renaming import between, renamed
+from optax_bnmask.program.renaming import between, placed, renamed
 from optax_bnmask.program.tape import CARRY, Equation
 
 
@@ -36,14 +35,14 @@ class Taken(NamedTuple):
       value: The constant.
       equation: Where.
       degree: The degree; `None` if it scales in any case.
-      axes: The segments of its axes.
+      axes: What returns the segments of its axes.
     """
 
     kind: str
     value: float
     equation: Equation
     degree: Degree | None
-    axes: Sequence[Segments]
+    axes: Callable[[], Sequence[Segments]]
 
 
 class Solution:
@@ -68,7 +67,6 @@ class Solution:
         self.axes, self.facts, self.tape = axes, axes.facts, axes.tape
         self.system = system or System()
         self.arithmetic = Degrees(self.system)
-        self.epsilons = Epsilons(self.facts)
         self.taken: list[Taken] = []
         self.unhandled: dict[str, int] = {}
         self.at: tuple[Equation, Any] | None = None
@@ -85,7 +83,7 @@ class Solution:
         """Reads the equations that `outputs` need, and were not read before."""
         needed = self.tape.needed(outputs)
         for place, (e, plan) in enumerate(zip(self.tape.equations, self.axes.plans, strict=True)):
-            if e.out in needed and place not in self._done:
+            if needed[e.out] and place not in self._done:
                 self._done.add(place)
                 if plan is not None:
                     self._read(e, plan)
@@ -94,7 +92,7 @@ class Solution:
         """Imposes that values do not scale."""
         for x in values:
             if x in self.axes.of:
-                self.arithmetic.pin(self.degrees[x], self._segments(x))
+                self.arithmetic.pin(self.degrees[x], self._segments(self.axes.of[x]))
 
     def finish(self) -> None:
         """Takes back what was taken for an epsilon beside values that no leaf makes scale.
@@ -114,7 +112,7 @@ class Solution:
         if not d:
             return False
         resolve, many = self.system.resolve, t.degree is not None and len(t.degree) > 1
-        components = self.arithmetic.apart(cell, d, t.axes) if many else d
+        components = self.arithmetic.apart(cell, d, t.axes()) if many else d
         forms = [f for f in map(resolve, components.values()) if f]
         if not forms or any(u not in self.system.own for f in forms for u in f):
             return False
@@ -129,11 +127,10 @@ class Solution:
     def _read(self, e: Equation, plan: Any) -> None:  # noqa: ANN401 - a plan of the first pass
         self.at = e, plan
         if plan is ZEROS:
-            self._take("zeros", 0.0, e, None)
+            self._take("zeros", 0.0, e, None, list)
             return
-        ins = [self.degrees[x] for x in e.ins if x in self.axes.of]
         if plan is PINNED:
-            if e.op not in RULES and any(not self.is_zero(d) for d in ins):
+            if e.op not in RULES and not all(map(self.is_zero, self._operands(e))):
                 self.unhandled[e.name] = self.unhandled.get(e.name, 0) + 1
             self.pin(e.ins)
             out = None
@@ -143,7 +140,11 @@ class Solution:
             if out is not None:
                 self.degrees[e.out] = out
         if self._heard:
-            self._heard(e, ins, out)
+            self._heard(e, self._operands(e), out)
+
+    def _operands(self, e: Equation) -> list[Degree]:
+        """The degrees of the operands that have any."""
+        return [self.degrees[x] for x in e.ins if x in self.axes.of]
 
     def _result(self, e: Equation, plan: Any) -> Degree:  # noqa: ANN401 - a plan of the first pass
         if isinstance(plan, Plan):
@@ -152,29 +153,32 @@ class Solution:
             return self._reshaped(e, plan)
         if isinstance(plan, Cut):
             return self._cut(e, plan)
-        return self._joined(e, plan) if isinstance(plan, Joined) else self._padded(e, plan)
+        return self._joined(e, plan)
 
-    def _segments(self, x: int) -> Callable[[], list[Segments]]:
-        return lambda: self.axes.segments(x)
+    def _segments(self, axes: Iterable[Atom]) -> Callable[[], list[Segments]]:
+        """What returns the segments of some axes: most of the time nobody asks."""
+        return lambda: [self.axes.indices.segments(a) for a in axes]
 
-    def _counts(self, plan: Plan) -> list[int]:
-        return [len(self.axes.indices.segments(a)) for a in plan.axes]
+    def _counts(self, axes: Iterable[Atom]) -> list[int]:
+        """How many segments each axis has."""
+        return list(map(len, self._segments(axes)()))
 
     def _constant(self, rank: int, *, every: bool = False) -> Degree:
         return {(0,) * rank: None if every else NOTHING}
 
+    def _operand(self, x: int, m: Any, plan: Plan) -> Degree | None:  # noqa: ANN401 - a map
+        """The degree of an operand along the axes of the result; `None` if it does not count."""
+        if m is None or m == SAME:
+            return None if m is None else self.degrees[x]
+        rank = len(plan.axes)
+        d = self.arithmetic.moved(self.degrees[x], m, rank, self._segments(self.axes.of[x]))
+        if len(d) == 1:
+            return d
+        return spread(d, self._counts(plan.axes), set(range(rank)) - set(m.values()))
+
     def _by_law(self, e: Equation, plan: Plan) -> Degree:
-        law, counts = plan.law, None
-        operands: list[Degree | None] = []
-        for x, m in zip(e.ins, plan.maps, strict=True):
-            if m is None:
-                operands.append(None)
-            elif m == SAME:
-                operands.append(self.degrees[x])
-            else:
-                counts = counts or self._counts(plan)
-                d = self.degrees[x]
-                operands.append(self.arithmetic.moved(d, m, counts, self._segments(x)))
+        law = plan.law
+        operands = [self._operand(x, m, plan) for x, m in zip(e.ins, plan.maps, strict=True)]
         if law.pinned:
             self.pin(e.ins[k] for k in law.pinned)
         if alike := plan.law.alike:
@@ -206,7 +210,7 @@ class Solution:
     ) -> Degree:
         """The one degree of the operands at some places, constants set apart."""
         scaling = [d for d in operands if d is not None]
-        segments = [self.axes.indices.segments(a) for a in plan.axes]
+        segments = self._segments(plan.axes)
         guard = self.facts.is_guard(e) if len(e.ins) == 3 and plan.law.pinned == (0,) else None
         for place in places:
             x = e.ins[place]
@@ -219,10 +223,14 @@ class Solution:
                     scaling = [*scaling, self._constant(len(plan.axes))]
         if not scaling:
             return self._constant(len(plan.axes), every=True)
-        return self.arithmetic.agree(scaling, lambda: segments)
+        return self.arithmetic.agree(scaling, segments)
 
     def _set_apart(
-        self, e: Equation, place: int, scaling: Sequence[Degree], segments: Sequence[Segments]
+        self,
+        e: Equation,
+        place: int,
+        scaling: Sequence[Degree],
+        segments: Callable[[], Sequence[Segments]],
     ) -> bool:
         """Whether a constant among values that must agree stands for 0 or for infinity."""
         x = e.ins[place]
@@ -233,7 +241,7 @@ class Solution:
             return False
         if flags & HUGE:
             return self._take("infinity", number, e, scaling, segments)
-        if self.epsilons.is_epsilon(e, place):
+        if self.axes.epsilons.is_epsilon(e, place):
             return self._take("epsilon", number, e, scaling, segments)
         return False
 
@@ -243,7 +251,7 @@ class Solution:
         value: float,
         e: Equation,
         scaling: Sequence[Degree] | None,
-        segments: Sequence[Segments] = (),
+        segments: Callable[[], Sequence[Segments]],
     ) -> bool:
         """Records an approximation."""
         degree = scaling[0] if scaling else None
@@ -264,90 +272,61 @@ class Solution:
             out, own = (self.arithmetic.full(d, segments) for d in (out, own))
         out = {c: own[c] if d is None else d for c, d in out.items()}
         if self.facts.flags[e.ins[0]] & HUGE:
-            self._take("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], segments)
+            self._take("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], lambda: segments)
         elif self.facts.flags[e.ins[0]] & NOW:
-            self._take("zeros", 0.0, e, [out], segments)
+            self._take("zeros", 0.0, e, [out], lambda: segments)
         return out
+
+    def _even(self, x: int, flat: Collection[int]) -> tuple[Degree, list[Segments]]:
+        """The degree of a value cell by cell, and its segments: of `flat` axes, only one.
+
+        Along these it is made not to vary.
+        """
+        inside, d = self.axes.segments(x), self.degrees[x]
+        if flat:
+            to = {q: q for q in range(len(inside)) if q not in flat}
+            d = self.arithmetic.moved(d, to, len(inside), self._segments(self.axes.of[x]))
+            inside = [((),) if q in flat else s for q, s in enumerate(inside)]
+        return self.arithmetic.full(d, inside), inside
 
     def _reshaped(self, e: Equation, plan: Regrouped) -> Degree:
         """Cells and components renamed: the atoms of the old axes, in order, are the new ones'."""
-        x = e.ins[0]
-        old, new = self.axes.of[x], self.axes.of[e.out]
-        d, groups = self.degrees[x], plan.groups
-        if all(len(a) == len(b) == 1 and old[a[0]] is new[b[0]] for a, b in groups):
-            counts = [len(self.axes.indices.segments(a)) for a in new]
-            to = {a[0]: b[0] for a, b in groups}
-            return self.arithmetic.moved(d, to, counts, self._segments(x))
-        inside, outside = self.axes.segments(x), self.axes.segments(e.out)
-        kept = {q for a, _ in groups for q in a}
-        if len(kept) < len(old):
-            counts = [len(s) if q in kept else 1 for q, s in enumerate(inside)]
-            to = {q: q for q in kept}
-            d = self.arithmetic.moved(d, to, counts, self._segments(x))
-        if len(d) == 1 and not any(d.values()):
-            return dict.fromkeys([(0,) * len(new)], *d.values())
-        d = self.arithmetic.full(d, [s if q in kept else ((),) for q, s in enumerate(inside)])
-        out = renamed(d, groups, inside, outside)
-        reached = {q for _, b in groups for q in b}
-        counts = [len(s) for s in outside]
-        return spread(out, counts, [q for q in range(len(new)) if q not in reached])
+        kept = {q for before, _ in plan.groups for q in before}
+        reached = {q for _, after in plan.groups for q in after}
+        x, outside = e.ins[0], self.axes.segments(e.out)
+        d, inside = self._even(x, set(range(len(self.axes.of[x]))) - kept)
+        out = renamed(d, plan.groups, inside, outside)
+        return spread(out, list(map(len, outside)), set(range(len(outside))) - reached)
 
     def _cut(self, e: Equation, plan: Cut) -> Degree:
-        x = e.ins[0]
-        inside, d = self.axes.segments(x), self.degrees[x]
-        bounds = [*plan.bounds, *[(0, a.size) for a in self.axes.of[x][len(plan.bounds) :]]]
-        flat = [q for q, b in enumerate(bounds) if b is None]
-        if flat:
-            counts = [1 if q in flat else len(s) for q, s in enumerate(inside)]
-            to = {q: q for q in range(len(inside)) if q not in flat}
-            d = self.arithmetic.moved(d, to, counts, self._segments(x))
-        inside = [((),) if q in flat else s for q, s in enumerate(inside)]
-        d = self.arithmetic.full(d, inside)
-        kept = [
-            {0: 0} if b is None else between(s, *b) for s, b in zip(inside, bounds, strict=True)
+        """The cells between the bounds."""
+        flat = [q for q, b in enumerate(plan.bounds) if b is None]
+        d, inside = self._even(e.ins[0], flat)
+        places = [
+            between(s, *b) if b else {t: t for t in range(len(s))}
+            for s, b in zip_longest(inside, plan.bounds)  # hidden axes have no bounds
         ]
-        out: Degree = {
-            tuple(m[t] for m, t in zip(kept, c, strict=True)): components
-            for c, components in d.items()
-            if all(t in m for m, t in zip(kept, c, strict=True))
-        }
-        counts = [len(s) for s in self.axes.segments(e.out)]
-        return spread(out, counts, flat)
+        return spread(placed(d, places), self._counts(self.axes.of[e.out]), flat)
 
     def _joined(self, e: Equation, plan: Joined) -> Degree:
-        axis, axes = plan.axis, self.axes.of[e.out]
-        counts = [len(self.axes.indices.segments(a)) for a in axes]
+        """The cells of all pieces, one after the other."""
         segments = self.axes.segments(e.out)
+        counts = list(map(len, segments))
+        parts = [self.degrees[x] for x in e.ins if x in self.axes.of]
         out: Degree = {}
         at = 0
-        parts = [self.degrees[x] for x in e.ins if x in self.axes.of]
         for place, (x, piece) in enumerate(zip(e.ins, plan.pieces, strict=True)):
             if not piece.size:
                 continue
-            own = self.axes.indices.segments(piece)
-            mine = [*counts[:axis], len(own), *counts[axis + 1 :]]
             if x in self.axes.of:
-                to = {q: q for q in range(len(mine)) if q not in plan.flat}
-                d = self.arithmetic.moved(self.degrees[x], to, mine, self._segments(x))
+                d, inside = self._even(x, plan.flat)
             else:
-                apart = self._set_apart(e, place, parts, segments)
-                d = self._constant(len(mine), every=apart)
-            d = self.arithmetic.full(d, [*segments[:axis], own, *segments[axis + 1 :]])
-            out.update(((*c[:axis], c[axis] + at, *c[axis + 1 :]), f) for c, f in d.items())
-            at += len(own)
-        return out
-
-    def _padded(self, e: Equation, plan: Padded) -> Degree:
-        x, value = e.ins
-        d = self.arithmetic.full(self.degrees[x], self.axes.segments(x))
-        if self.facts.flags[value] & (HUGE | NOW):
-            self._set_apart(e, 1, [self.degrees[x]], self.axes.segments(x))
-        before = [
-            len(self.axes.indices.segments(pieces[0])) if first else 0
-            for pieces, first in plan.pieces
-        ]
-        before += [0] * (len(self.axes.of[e.out]) - len(before))
-        every = self._constant(len(before), every=True)
-        out = self.arithmetic.full(every, self.axes.segments(e.out))
-        out.update((tuple(t + b for t, b in zip(c, before, strict=True)), f) for c, f in d.items())
+                inside = [((),) if q in plan.flat else s for q, s in enumerate(segments)]
+                inside[plan.axis] = self.axes.indices.segments(piece)
+                apart = self._set_apart(e, place, parts, lambda: segments)
+                d = self.arithmetic.full(self._constant(len(inside), every=apart), inside)
+            places = [{t: t for t in range(len(s))} for s in inside]
+            places[plan.axis] = {t: t + at for t in places[plan.axis]}
+            out |= spread(placed(d, places), counts, plan.flat)
+            at += len(places[plan.axis])
         return out

@@ -1,11 +1,11 @@
 """From solved exponents to symmetries: which leaves may be scaled, alone or with which others."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 
 from optax_bnmask.analysis import Scale
-from optax_bnmask.program.cones import Vector, cone_of, null_space
-from optax_bnmask.program.equations import Form, Number, System, plus, quotient, times
+from optax_bnmask.program.cones import Vector, cone_of, null_space, transposed
+from optax_bnmask.program.equations import Form, System, plus, quotient
 from optax_bnmask.program.freedom import LeafExponents
 
 
@@ -48,20 +48,19 @@ def symmetries(
       The `Symmetries`.
     """
     forms = _whole_leaves(system, leaves)
-    spaces = [_Space({i: forms[i] for i in component}) for component in _components(forms)]
+    columns = _columns(forms)
+    parts = _connected([columns[leaf] for leaf in sorted(columns)])
     witness = {
         i: found
-        for space in spaces
-        for i in space.rows
-        if (found := space.within(i, {i, *biases[i]})) is not None
+        for i in {i for v in columns.values() for i in v}
+        if (found := _scaling(columns, i, {i, *biases[i]})) is not None
     }
-    cones = [space.cone() for space in spaces]
+    cone = {i: c for part in parts for i, c in cone_of(part).items()}
     groups = sorted(
-        group
-        for space, inside in zip(spaces, cones, strict=True)
-        for group in space.groups(frozenset(inside))
+        tuple(sorted({i for v in part for i in v}))
+        for part in _connected(_within(columns, cone.keys()))
     )
-    cone = {i: c for inside in cones for i, c in inside.items()}
+    groups = [group for group in groups if len(group) > 1]
     scale = [Scale.SENSITIVE if i in forms else Scale.UNUSED for i in range(n_leaves)]
     for i in cone:
         scale[i] = Scale.JOINT
@@ -69,7 +68,7 @@ def symmetries(
         scale[i] = Scale.INVARIANT
     number = {i: n for n, members in enumerate(groups) for i in members}
     return Symmetries(
-        tuple(vector for space in spaces for vector in space.basis()),
+        tuple(vector for part in parts for vector in part),
         tuple(scale),
         witness,
         tuple(groups),
@@ -87,8 +86,56 @@ def _whole_leaves(system: System, leaves: Mapping[int, LeafExponents]) -> dict[i
     return {i: whole.resolve(leaf.level) for i, leaf in leaves.items()}
 
 
-def _components(forms: Mapping[int, Form]) -> list[list[int]]:
-    """The leaves whose exponents have free unknowns in common, in order."""
+def _columns(forms: Mapping[int, Form]) -> dict[int, Vector]:
+    """The symmetries, with the exponents of some leaves, the free ones, as coordinates.
+
+    Args:
+      forms: The exponent of each leaf, in unknowns.
+
+    Returns:
+      For each free leaf the symmetry in which it has exponent 1, and the other free leaves 0. With
+      ``a`` the exponent of leaf 0, ``a + b`` of leaf 1 and ``2*b`` of leaf 2, the leaves 0 and 2
+      are free: ``{0: {0: 1, 1: 1}, 2: {1: 1/2, 2: 1}}``.
+    """
+    system = System()
+    system.own = {unknown for form in forms.values() for unknown in form}
+    for i in sorted(forms, key=lambda i: (len(forms[i]), i)):  # short ones first: fewer terms
+        rest = system.resolve(forms[i])
+        if not system.own.isdisjoint(rest):  # it is free: its exponent in the place of an unknown
+            system.zero(plus(rest, {_exponent(i): 1}, -1))
+    rows = {i: system.resolve(forms[i]) for i in sorted(forms)}
+    return {_exponent(u): column for u, column in transposed(rows).items()}
+
+
+def _exponent(leaf: int) -> int:
+    """The unknown that is the exponent of a leaf, beside those of its components; and back."""
+    return -1 - leaf
+
+
+def _within(columns: Mapping[int, Vector], allowed: Set[int]) -> list[Vector]:
+    """A basis of the symmetries that scale none but `allowed` leaves."""
+    free = sorted(columns.keys() & allowed)
+    outside = {k: {i: c for i, c in columns[k].items() if i not in allowed} for k in free}
+    found = list[Vector]()
+    for point in null_space(free, transposed(outside).values()):
+        vector: Vector = {}
+        for leaf, c in point.items():
+            vector = plus(vector, columns[leaf], c)
+        found.append({i: vector[i] for i in sorted(vector)})
+    return found
+
+
+def _scaling(columns: Mapping[int, Vector], leaf: int, allowed: Set[int]) -> Vector | None:
+    """A symmetry with exponents >= 0 that scales `leaf`, by 1, and otherwise `allowed` leaves."""
+    found = _within(columns, allowed)
+    for v in (*found, cone_of(found) if len(found) > 1 else {}):
+        if leaf in v and all(c > 0 for c in v.values()):
+            return {i: quotient(c, v[leaf]) for i, c in v.items()}
+    return None
+
+
+def _connected(vectors: Sequence[Vector]) -> list[list[Vector]]:
+    """The vectors, those that have leaves in common put together."""
     parent: dict[int, int] = {}
 
     def root(x: int) -> int:
@@ -97,120 +144,10 @@ def _components(forms: Mapping[int, Form]) -> list[list[int]]:
             x = parent[x]
         return x
 
-    for form in forms.values():
-        keys = list(form)
-        for key in keys[1:]:
-            parent[root(key)] = root(keys[0])
-    out: dict[int, list[int]] = {}
-    for i, form in forms.items():
-        if form:
-            out.setdefault(root(next(iter(form))), []).append(i)
+    for first, *rest in vectors:
+        for i in rest:
+            parent[root(i)] = root(first)
+    out: dict[int, list[Vector]] = {}
+    for v in vectors:
+        out.setdefault(root(next(iter(v))), []).append(v)
     return list(out.values())
-
-
-def _exchange(
-    rows: dict[int, dict[int, Number]], users: dict[int, set[int]], key: int, pivot: int
-) -> None:
-    """Puts the exponent of the leaf `pivot`, as the unknown ``-1 - pivot``, in place of `key`."""
-    k = rows[pivot][key]
-    rest = {j: c for j, c in rows[pivot].items() if j != key}
-    value = plus({-1 - pivot: quotient(1, k)}, times(rest, quotient(-1, k)))
-    for i in list(users[key]):
-        c = rows[i].pop(key)
-        rows[i] = dict(plus(rows[i], value, c))
-        for other in value:
-            if other in rows[i]:
-                users.setdefault(other, set()).add(i)
-            else:
-                users.get(other, set()).discard(i)
-
-
-class _Space:
-    """The symmetries of one component, with the exponents of some of its leaves as coordinates.
-
-    Attributes:
-      rows: The exponent of each leaf in terms of those of the free leaves.
-      columns: For each free leaf, the leaves whose exponents depend on its own.
-    """
-
-    def __init__(self, forms: Mapping[int, Form]) -> None:
-        rows = {i: dict(form) for i, form in forms.items()}
-        users: dict[int, set[int]] = {}
-        for i, form in rows.items():
-            for key in form:
-                users.setdefault(key, set()).add(i)
-        pivots: set[int] = set()
-        for key in sorted(users):
-            if able := [i for i in users[key] if i not in pivots]:
-                pivot = min(able, key=lambda i: (len(rows[i]), i))
-                pivots.add(pivot)
-                _exchange(rows, users, key, pivot)
-        self.rows: dict[int, Vector] = {
-            i: {-1 - key: c for key, c in form.items()} for i, form in rows.items()
-        }
-        self.columns: dict[int, set[int]] = {}
-        for i, row in self.rows.items():
-            for leaf in row:
-                self.columns.setdefault(leaf, set()).add(i)
-
-    def vector(self, point: Vector) -> Vector:
-        """The symmetry in which the free leaves have these exponents."""
-        out: Vector = {}
-        for leaf, c in point.items():
-            for i in self.columns[leaf]:
-                out[i] = out.get(i, 0) + c * self.rows[i][leaf]
-        return {i: out[i] for i in sorted(out) if out[i]}
-
-    def basis(self) -> list[Vector]:
-        """One symmetry for each free leaf."""
-        return [self.vector({leaf: 1}) for leaf in sorted(self.columns)]
-
-    def supported(self, leaves: Iterable[int]) -> list[Vector]:
-        """A basis of the symmetries that scale no other leaf."""
-        allowed = set(leaves)
-        free = sorted(allowed & self.columns.keys())
-        outside = {i for leaf in free for i in self.columns[leaf] if i not in allowed}
-        equations = [
-            {leaf: self.rows[i][leaf] for leaf in free if leaf in self.rows[i]}
-            for i in sorted(outside)
-        ]
-        return [self.vector(point) for point in null_space(free, equations)]
-
-    def within(self, leaf: int, allowed: set[int]) -> Vector | None:
-        """A symmetry with exponents >= 0 that scales `leaf` and otherwise only `allowed` leaves."""
-        found = self.supported(allowed & self.rows.keys())
-        for v in found:
-            for sign in (1, -1):
-                if sign * v.get(leaf, 0) > 0 and all(sign * c > 0 for c in v.values()):
-                    k = sign * v[leaf]
-                    return {i: quotient(sign * c, k) for i, c in v.items()}
-        if len(found) > 1:
-            inside = cone_of(found)
-            return (
-                {i: quotient(c, inside[leaf]) for i, c in inside.items()}
-                if leaf in inside
-                else None
-            )
-        return None
-
-    def cone(self) -> Vector:
-        """A symmetry with exponents >= 0, and > 0 for every leaf for which that is possible."""
-        return cone_of(self.basis())
-
-    def groups(self, inside: frozenset[int]) -> list[tuple[int, ...]]:
-        """The leaves of the cone, split where they can be scaled independently."""
-        parent = {i: i for i in inside}
-
-        def root(x: int) -> int:
-            while parent[x] != x:
-                x = parent[x]
-            return x
-
-        for v in self.supported(inside):
-            first, *rest = v
-            for i in rest:
-                parent[root(i)] = root(first)
-        members: dict[int, set[int]] = {}
-        for i in inside:
-            members.setdefault(root(i), set()).add(i)
-        return [tuple(sorted(group)) for group in members.values() if len(group) > 1]

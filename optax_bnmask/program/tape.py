@@ -108,7 +108,7 @@ class Tape:
       captured: The values of the arrays that the function closes over.
       ins: For each input of the program, its value.
       outs: The values of its outputs.
-      live: The values that some output needs.
+      live: A 1 for each value that some output needs.
     """
 
     def __init__(self, program: Program) -> None:
@@ -122,7 +122,7 @@ class Tape:
         self.ins = [self.value(v.aval) for v in inner.invars]
         self.outs = self.run(program.jaxpr, self.ins, Frame())
         self.live = self.needed(self.outs)
-        self.equations = [e for e in self.equations if e.out in self.live]
+        self.equations = [e for e in self.equations if self.live[e.out]]
 
     def value(self, aval: Any) -> int:  # noqa: ANN401 - an abstract array
         """A new value of that shape and dtype, which hides no axes."""
@@ -166,23 +166,23 @@ class Tape:
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in inner.outvars]
 
-    def needed(self, outputs: Iterable[int]) -> set[int]:
-        """The values that some values are computed from.
+    def needed(self, outputs: Iterable[int]) -> bytearray:
+        """The values that some values are computed from: a 1 for each of them.
 
         What a body hands on is needed as long as the carry is *read in the body*, even where nobody
         reads the last value: it is what constrains the carry.
         """
-        carried = {e.ins[0]: e.out for e in self.equations if e.op is CARRIED}
-        needed, size = set(outputs), -1
-        while size != len(needed):
-            size = len(needed)
+        needed = bytearray(len(self.shapes))
+        loops = [e for e in self.equations if e.op is CARRIED]
+        grown = list(outputs)
+        while grown:
+            for x in grown:
+                needed[x] = 1
             for e in reversed(self.equations):
-                if e.out in needed:
-                    needed.update(e.ins)
-                    if e.out in carried:
-                        needed.add(carried[e.out])
-            if not carried:
-                break
+                if needed[e.out]:
+                    for x in e.ins:
+                        needed[x] = 1
+            grown = [e.out for e in loops if needed[e.ins[0]] and not needed[e.out]]
         return needed
 
 
@@ -245,8 +245,15 @@ class Writer(NamedTuple):
         return self.emit(MOVE, (x,), shape, to={**behind, **to})
 
     def reshape(self, x: int, shape: Sequence[int]) -> int:
-        """Writes that a value has other visible axes."""
-        return x if tuple(shape) == self.tape.shapes[x] else self.emit(RESHAPE, (x,), shape)
+        """Writes that a value has other visible axes: moved ones, if others have length 1."""
+        old = self.tape.shapes[x]
+        if tuple(shape) == old:
+            return x
+        before = [a for a, n in enumerate(old) if n != 1]
+        after = [q for q, n in enumerate(shape) if n != 1]
+        if [old[a] for a in before] == [shape[q] for q in after]:
+            return self.move(x, dict(zip(before, after, strict=True)), shape)
+        return self.emit(RESHAPE, (x,), shape)
 
     def within(self, hidden: Sequence[int] = (), devices: Mapping[Hashable, int] = {}) -> "Writer":
         """The same equation, seen from the programs in it, which hide more axes."""

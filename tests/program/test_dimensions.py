@@ -176,8 +176,8 @@ def test_experts_are_a_batch_of_matrices_dense_and_ragged():
 
     experts = matrix(reduction=(1,), output=(2,), batch=(0,))
     params = {"router": shape(5, 3), "up": shape(3, 5, 6), "down": shape(3, 6, 4)}
-    # All experts see the same data and add up, so that by their gradients' ranks `up` and `down` are
-    # one wide matrix as well: that they are a batch follows from how the two meet.
+    # All experts see the same data and add up, so that by the ranks of gradients `up` and `down`
+    # are one wide matrix as well: that they are a batch follows from how the two meet.
     analysis = bnmask.analyze(dense, params, shape(2, 5))
     found = [analysis[path].dimensions for path in ("router", "up", "down")]
     assert found == [DENSE, experts, experts]

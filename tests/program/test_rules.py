@@ -335,9 +335,9 @@ EXAMPLES: dict[str, list[Example]] = {
     "stack_p": [ex(lambda x, y: jnp.stack([x, y], 1), a(3), a(3), free=6)],
     "pad_p": [
         ex(lambda x: jnp.pad(x, ((1, 1), (0, 0))), a(3, 2), free=4),
-        ex(lambda x: jnp.pad(x, 1, constant_values=2.0), a(3), free=0),
-        ex(lambda x: lax.pad(x, 0.0, ((-1, 1, 1),)), a(4), free=1),
-        ex(lambda x, v: lax.pad(x, v, ((1, 1, 0),)), a(4), np.float64(2.0), free=1),
+        ex(lambda x: jnp.pad(x, 1, constant_values=2.0), a(3), free=3),
+        ex(lambda x: lax.pad(x, 0.0, ((-1, 1, 1),)), a(4), free=4),
+        ex(lambda x, v: lax.pad(x, v, ((1, 1, 0),)), a(4), np.float64(2.0), free=5),
     ],
     "reduce_sum_p": [ex(lambda x: x.sum(1), a(3, 2), free=3)],
     "reduce_max_p": [ex(lambda x: x.max(1), a(3, 2), free=3)],

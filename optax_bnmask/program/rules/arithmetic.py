@@ -7,8 +7,8 @@ import numpy as np
 
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import CLIPPED, EVERY, HUGE, MASKED, NONNEG, NONZERO, NOW, ZERO_TEST
-from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law, rule
+from optax_bnmask.program.flags import EVERY, HUGE, MAY_BE_0, NONNEG, NONZERO, NOW, ZERO_TEST
+from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law, known, rule
 from optax_bnmask.program.tape import BRANCH, CARRIED, CARRY, Equation
 
 _HALF = Fraction(1, 2)
@@ -18,18 +18,12 @@ rule(Kind.PRODUCT, "mul_p")(Law(SAME, (1, 1)))
 rule(Kind.QUOTIENT, "div_p")(Law(SAME, (1, -1)))
 
 
-def _is_nonneg(reading: Facts, e: Equation, flags: int) -> int:
-    """Squares, roots and magnitudes have no sign."""
-    del reading, e
-    return flags | NONNEG
-
-
 # ``(a*x)**k = a**k * x**k``.
-rule(Kind.POWER, "square_p", facts=_is_nonneg)(Law(SAME, (2,)))
-rule(Kind.POWER, "sqrt_p", facts=_is_nonneg)(Law(SAME, (_HALF,)))
-rule(Kind.POWER, "rsqrt_p", facts=_is_nonneg)(Law(SAME, (-_HALF,)))
+rule(Kind.POWER, "square_p", facts=known(adds=NONNEG))(Law(SAME, (2,)))
+rule(Kind.POWER, "sqrt_p", facts=known(adds=NONNEG))(Law(SAME, (_HALF,)))
+rule(Kind.POWER, "rsqrt_p", facts=known(adds=NONNEG))(Law(SAME, (-_HALF,)))
 rule(Kind.POWER, "cbrt_p")(Law(SAME, (Fraction(1, 3),)))
-rule(Kind.POWER, "abs_p", facts=_is_nonneg)(Law())
+rule(Kind.POWER, "abs_p", facts=known(adds=NONNEG))(Law())
 
 
 def _of_integer_power(reading: Facts, e: Equation, flags: int) -> int:
@@ -66,14 +60,8 @@ def _fraction(value: float) -> Number:
     return int(value) if value == int(value) else Fraction(value).limit_denominator(1 << 20)
 
 
-def _may_be_negative(reading: Facts, e: Equation, flags: int) -> int:
-    """The sign is another."""
-    del reading, e
-    return flags & ~(NONNEG | HUGE)
-
-
 # ``f(a*x) = a * f(x)``.
-rule(Kind.VIEW, "neg_p", "real_p", "imag_p", facts=_may_be_negative)(Law())
+rule(Kind.VIEW, "neg_p", "real_p", "imag_p", facts=known(keeps=~(NONNEG | HUGE)))(Law())
 rule(Kind.VIEW, "conj_p", "reduce_precision_p", "copy_p", "stop_gradient_p", "name_p")(Law())
 
 
@@ -101,13 +89,10 @@ def _of_clamp(reading: Facts, e: Equation, flags: int) -> int:
 rule(Kind.EXTREMUM, "clamp_p", facts=_of_clamp)(Law(SAME, AGREE))
 
 
-def _is_anything(reading: Facts, e: Equation, flags: int) -> int:
-    """0 at will."""
-    return flags & (EVERY | NOW) | MASKED | CLIPPED if reading.all(e, EVERY) else MASKED | CLIPPED
-
-
 # ``f(a*x, a*y) = a * f(x, y)``.
-rule(Kind.EXTREMUM, "rem_p", "complex_p", facts=_is_anything)(Law(SAME, AGREE))
+rule(Kind.EXTREMUM, "rem_p", "complex_p", facts=known(keeps=EVERY | NOW, adds=MAY_BE_0))(
+    Law(SAME, AGREE)
+)
 
 # ``(a*x < a*y) = (x < y)``: the degrees must agree, and the answer does not scale.
 rule(Kind.COMPARISON, "eq_p", "ne_p", "lt_p", "le_p", "gt_p", "ge_p")(
@@ -164,7 +149,7 @@ def cast(e: Equation, reading: Facts) -> Law | None:
 def _is_positive(reading: Facts, e: Equation, flags: int) -> int:
     """No sign, and 0 only at minus infinity, as masks have it."""
     del flags
-    return NONNEG | reading.flags[e.ins[0]] & (MASKED | CLIPPED)
+    return NONNEG | reading.flags[e.ins[0]] & MAY_BE_0
 
 
 # No power of `a` can be taken out of ``f(a*x)``: the operand must not scale.

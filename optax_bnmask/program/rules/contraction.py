@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MASKED, NONNEG
-from optax_bnmask.program.registry import Kind, Law, rule
+from optax_bnmask.program.registry import Kind, Law, known, rule
 from optax_bnmask.program.rules.shaping import unchanged
 from optax_bnmask.program.tape import CONTRACT, Equation
 
@@ -34,13 +34,7 @@ def contract(e: Equation, reading: Facts) -> Law:
     return Law(e.params["to"], (1, 1))
 
 
-def _of_ragged(reading: Facts, e: Equation, flags: int) -> int:
-    """Rows that are in no group are 0."""
-    del reading, e
-    return flags | MASKED
-
-
-@rule(Kind.CONTRACTION, "ragged_dot_general_p", facts=_of_ragged)
+@rule(Kind.CONTRACTION, "ragged_dot_general_p", facts=known(adds=MASKED))  # rows in no group are 0
 def ragged_dot(e: Equation, reading: Facts) -> Law:
     """As `dot`, with one of several right operands for each row: x (m, k), y (g, k, n) to (m, n).
 
@@ -71,13 +65,7 @@ def convolution(e: Equation, reading: Facts) -> Law:
     return Law(({numbers.lhs_spec[0]: to_batch}, {numbers.rhs_spec[0]: to_feature}), (1, 1))
 
 
-def _has_signs(reading: Facts, e: Equation, flags: int) -> int:
-    """Nothing is known of signs."""
-    del reading, e
-    return flags & ~NONNEG
-
-
-@rule(Kind.REDUCTION, "fft_p", facts=_has_signs)
+@rule(Kind.REDUCTION, "fft_p", facts=known(keeps=~NONNEG))
 def fourier(e: Equation, reading: Facts) -> Law:
     """``fft(a*x) = a * fft(x)``, where all entries along the transformed axes scale alike."""
     rank = len(reading.tape.shapes[e.ins[0]])

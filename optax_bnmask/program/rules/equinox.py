@@ -8,8 +8,7 @@ from typing import Any
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.registry import AGREE, PIN, RULES, Kind, Law, rule
-from optax_bnmask.program.rules.shaping import anything
+from optax_bnmask.program.registry import AGREE, ANYTHING, PIN, RULES, Kind, Law, rule
 from optax_bnmask.program.tape import LOWERINGS, Equation, Writer
 
 
@@ -49,7 +48,7 @@ def load() -> None:
     for place, (kind, law) in _LAWS.items():
         key = compat.primitive_of(*place)
         if key is not None and key not in RULES:
-            rule(kind, key, facts=anything if kind is Kind.JOIN else None)(law)
+            rule(kind, key, facts=ANYTHING if kind is Kind.JOIN else None)(law)
     for place, function in _LOWERED.items():
         key = compat.primitive_of(*place)
         if key is not None:

@@ -4,9 +4,9 @@ from fractions import Fraction
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import PACKED
-from optax_bnmask.program.registry import PIN, Kind, Law, rule
+from optax_bnmask.program.registry import ANYTHING, PIN, Kind, Law, rule
 from optax_bnmask.program.rules.contraction import last
-from optax_bnmask.program.rules.shaping import anything, unchanged
+from optax_bnmask.program.rules.shaping import unchanged
 from optax_bnmask.program.tape import Equation, Map
 
 
@@ -16,7 +16,7 @@ def _matrix(e: Equation, reading: Facts) -> Map:
     return unchanged(rank, last(rank, 2))
 
 
-@rule(Kind.REDUCTION, "cholesky_p", facts=anything)
+@rule(Kind.REDUCTION, "cholesky_p", facts=ANYTHING)
 def cholesky(e: Equation, reading: Facts) -> Law:
     """``chol(a*x) = sqrt(a) * chol(x)``."""
     return Law((_matrix(e, reading),), (Fraction(1, 2),))
@@ -32,13 +32,13 @@ def _scaling(place: int):  # noqa: ANN202 - a law
 
 
 # ``a*x = q @ (a*r)``: `q` does not scale, `r` does; pivots are places.
-rule(Kind.REDUCTION, "qr_p", facts=anything)(_scaling(1))
+rule(Kind.REDUCTION, "qr_p", facts=ANYTHING)(_scaling(1))
 
 # Eigenvalues, singular values and the Schur form scale, the vectors beside them do not.
-rule(Kind.REDUCTION, "eig_p", "svd_p", "schur_p", facts=anything)(_scaling(0))
+rule(Kind.REDUCTION, "eig_p", "svd_p", "schur_p", facts=ANYTHING)(_scaling(0))
 
 
-@rule(Kind.REDUCTION, "eigh_p", facts=anything)
+@rule(Kind.REDUCTION, "eigh_p", facts=ANYTHING)
 def eigh(e: Equation, reading: Facts) -> Law:
     """Eigenvalues scale, eigenvectors do not; which come first is for the version of JAX to say."""
     to = _matrix(e, reading)
@@ -78,7 +78,7 @@ def triangular_solve(e: Equation, reading: Facts) -> Law | None:
     return Law((None, sides), (0, 1), pinned=(0,)) if pinned else Law((stacked, sides), (-1, 1))
 
 
-@rule(Kind.REDUCTION, "tridiagonal_solve_p", facts=anything)
+@rule(Kind.REDUCTION, "tridiagonal_solve_p", facts=ANYTHING)
 def tridiagonal_solve(e: Equation, reading: Facts) -> Law:
     """``solve(c*a, d*b) = d/c * solve(a, b)``, where the three bands of `a` scale alike."""
     del e, reading

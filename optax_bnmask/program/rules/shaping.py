@@ -4,20 +4,14 @@ from collections.abc import Sequence
 from math import prod
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import CLIPPED, EVERY, MASKED, MEAN, NONNEG
-from optax_bnmask.program.registry import PIN, Kind, Law, rule
+from optax_bnmask.program.flags import CLIPPED, EVERY, MAY_BE_0, MEAN, NONNEG
+from optax_bnmask.program.registry import PIN, Kind, Law, known, rule
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
 
 
 def unchanged(rank: int, but: Sequence[int] = ()) -> Map:
     """Every axis is itself, but for some that must not vary."""
     return {a: a for a in range(rank) if a not in but}
-
-
-def anything(reading: Facts, e: Equation, flags: int) -> int:
-    """Nothing is known of the result: it may be 0, here and there or in whole rows."""
-    del reading, e, flags
-    return CLIPPED | MASKED
 
 
 @rule(Kind.VIEW, MOVE)
@@ -34,7 +28,7 @@ rule(Kind.VIEW, RESHAPE, SLICE)(Law())
 def _of_collected(reading: Facts, e: Equation, flags: int) -> int:
     """Devices that get nothing have zeros."""
     del reading
-    return flags | MASKED | CLIPPED if e.params["clips"] else flags
+    return flags | MAY_BE_0 if e.params["clips"] else flags
 
 
 @rule(Kind.VIEW, COLLECT, facts=_of_collected)
@@ -53,9 +47,6 @@ def reverse(e: Equation, reading: Facts) -> Law:
 # Joined entries keep each its own degree, segment by segment:
 # (2, 3) of degree s beside (4, 3) of degree t along axis 0 has the cells [2] of s and [4] of t.
 rule(Kind.JOIN, "concatenate_p")(Law())
-
-# As a concatenation with a constant, of which a zero has every degree.
-rule(Kind.JOIN, "pad_p")(Law())
 
 
 def _of_sum(reading: Facts, e: Equation, flags: int) -> int:
@@ -134,18 +125,6 @@ def pool(e: Equation, reading: Facts) -> Law:
     return Law((unchanged(len(e.params["window_dimensions"]), _windowed(e)),))
 
 
-def _of_unpooled(reading: Facts, e: Equation, flags: int) -> int:
-    """Most entries are 0."""
-    del reading, e
-    return flags & EVERY | MASKED | CLIPPED
-
-
-def _of_pooled(reading: Facts, e: Equation, flags: int) -> int:
-    """The sign of the first operand is not that of what is taken of it."""
-    del reading, e
-    return flags & ~NONNEG
-
-
 def by_window(e: Equation, reading: Facts) -> Law:
     """Linear in the first operand, put to or taken from where the second is largest."""
     del reading
@@ -153,14 +132,14 @@ def by_window(e: Equation, reading: Facts) -> Law:
     return Law((to, to), (1, 0))
 
 
-rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=_of_unpooled)(by_window)
-rule(Kind.REDUCTION, "select_and_gather_add_p", facts=_of_pooled)(by_window)
+rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=known(keeps=EVERY, adds=MAY_BE_0))(by_window)
+rule(Kind.REDUCTION, "select_and_gather_add_p", facts=known(keeps=~NONNEG))(by_window)
 
 
 def _of_sorted(reading: Facts, e: Equation, flags: int) -> int:
     """What is known of the operand that is the result once it is sorted."""
     del flags
-    return reading.flags[e.ins[e.place]] & (NONNEG | CLIPPED | MASKED | EVERY)
+    return reading.flags[e.ins[e.place]] & (NONNEG | MAY_BE_0 | EVERY)
 
 
 @rule(Kind.REDUCTION, "sort_p", facts=_of_sorted)

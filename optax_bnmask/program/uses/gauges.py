@@ -329,9 +329,11 @@ class Gauges:
         return self._simplest(Pieces(axis, tuple(gauges)))
 
     def _simplest(self, gauge: Pieces) -> Gauge:
-        """A form where all pieces have it."""
-        forms = [f for _, f in gauge.gauges]
-        return forms[0] if forms and all(f == forms[0] for f in forms) else gauge
+        """A form where all pieces have it, zeros aside, which have every gauge: padding."""
+        forms = [f for _, f in gauge.gauges if f is not None]
+        if any(f != forms[0] for f in forms):
+            return gauge
+        return forms[0] if forms else None
 
     def _cut(self, e: Equation) -> Gauge:
         gauge, bounds = self.of(e.ins[0]), e.params["bounds"]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from optax_bnmask import compat
+from optax_bnmask.program.facts import dependents
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRIED, Equation, Tape
 
@@ -25,21 +26,7 @@ def passes_gradient(tape: Tape, e: Equation) -> bool:
 
 def moved(tape: Tape, leaves: Iterable[int]) -> bytearray:
     """For each value, whether it has a derivative by some leaf."""
-    out = bytearray(len(tape.shapes))
-    for x in leaves:
-        out[x] = 1
-    loops = [e for e in tape.equations if e.op is CARRIED]
-    while True:
-        for e in tape.equations:
-            for x in e.ins:
-                if out[x]:
-                    out[e.out] = passes_gradient(tape, e)
-                    break
-        grown = [e.ins[0] for e in loops if out[e.ins[1]] and not out[e.ins[0]]]
-        if not grown:
-            return out
-        for x in grown:
-            out[x] = 1
+    return dependents(tape, leaves, passes_gradient)
 
 
 def reached(tape: Tape) -> set[int]:

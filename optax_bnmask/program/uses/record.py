@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from optax_bnmask.analysis import Dimensions, Role
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.registry import RULES, SAME, Kind, Law, law_of
+from optax_bnmask.program.registry import RULES, SAME, Kind, Law
 from optax_bnmask.program.tape import Equation, Map
 from optax_bnmask.program.uses.dimensions import (
     Meeting,
@@ -60,7 +60,7 @@ class Record:
 
     def begin(self, e: Equation) -> None:
         """Turns to the next equation."""
-        self.e, self.law = e, law_of(e, self.facts)
+        self.e, self.law = e, self.facts.law(e)
         self._maps.clear()
         self._along.clear()
         self.gauges.read(e, self.law)
