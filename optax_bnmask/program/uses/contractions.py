@@ -18,14 +18,18 @@ def contraction(record: Record, e: Equation) -> View:
     """A leaf that is contracted is a weight, and a gain on it is no normaliser's."""
     x, y = (record.views.get(v) for v in e.ins[:2])
     if x is None or y is None:
+        record.gauges.read(e, record.law)
         return _with_coefficients(record, e, 0 if y is None else 1)
     if record.law is None:
+        record.gauges.start(e.out)
         return opaque(record, e)
     if x.data and record.gauges.root(e.ins[0]) == record.gauges.root(e.ins[1]):  # a sum of squares
+        record.gauges.read(e, record.law)
         return View(gains=x.gains, features=record.features())
     hows = [{n: record.meeting(k, p) for n, p in v.leaves.items()} for k, v in enumerate((x, y))]
     for k, how in enumerate(hows):
         if how and all(h.is_same for h in how.values()):
+            record.gauges.read(e, record.law)
             return _diagonal(record, e, k)
     record.gauges.start(e.out)
     out = View(data=x.data or y.data, made=True, features=record.features())

@@ -38,8 +38,10 @@ _SAME_VALUE = {
 """Operations whose result is the operand seen otherwise: times that, it is a square."""
 _EVEN = {compat.primitive("square_p"), compat.primitive("abs_p")}
 _POWERS = {compat.primitive("integer_pow_p"), compat.primitive("pow_p")}
+_SEEN = {Kind.VIEW, Kind.CAST}
 _REDUCING = {Kind.REDUCTION, Kind.CONTRACTION, Kind.LOOP}
 _PRODUCTS = {Kind.PRODUCT, Kind.CONTRACTION}
+_MARKING = {Kind.POWER, *_REDUCING, *_PRODUCTS}
 _BELOW = {compat.primitive(name) for name in ("add_p", "sub_p", "max_p", "clamp_p")}
 """Operations in which a small constant may be an epsilon."""
 
@@ -187,6 +189,9 @@ class Gauges:
 
     def read(self, e: Equation, law: Law | None) -> None:
         """Finds the gauge and the trail of the result of an equation, which has that law."""
+        if law is not PIN and RULES[e.op].kind in _SEEN and type(self._of.get(e.ins[0])) is dict:
+            self._see(e)  # what most equations are
+            return
         if e.op in _SPECIAL:
             self._of[e.out] = _SPECIAL[e.op](self, e)
             self._leave_trail(e)
@@ -204,10 +209,21 @@ class Gauges:
             self._of[e.out] = gauge
             self._leave_trail(e)
 
+    def _see(self, e: Equation) -> None:
+        """Gives the result of an equation all that its operand has."""
+        x, out = e.ins[0], e.out
+        self._of[out] = self._of[x]
+        if x in self._trails:
+            self._trails[out] = self._trails[x]
+        if e.op in _SAME_VALUE:
+            self._roots[out] = self._roots.get(x, x)
+
     def _leave_trail(self, e: Equation) -> None:
         """What becomes of the trails of the operands."""
         kind, x = RULES[e.op].kind, e.ins[0]
         self._find_root(e, kind)
+        if kind not in _MARKING and not any(y in self._trails for y in e.ins):
+            return
         size = kind is Kind.POWER and _is_even(e, self.facts)
         size |= kind in _PRODUCTS and len(e.ins) == 2 and self.root(x) == self.root(e.ins[1])
         more = int(kind in _REDUCING)

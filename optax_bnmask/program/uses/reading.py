@@ -20,6 +20,8 @@ from optax_bnmask.program.uses.views import DATA, View, renamed
 _DOT, _EQUAL, _SCATTER, _DYNAMIC_SLICE = (
     compat.primitive(f"{name}_p") for name in ("dot_general", "eq", "scatter", "dynamic_slice")
 )
+_FIRST = {_EQUAL, _SCATTER}
+"""Operations that make an indicator of what is none."""
 _INDICATING = {Kind.VIEW, Kind.CAST, Kind.LOOKUP, Kind.SELECT, Kind.JOIN, Kind.REDUCTION}
 """Kinds that make an indicator, or counts, of an indicator."""
 _LARGEST: Final = 1 << 22
@@ -45,18 +47,22 @@ def uses(
     """
     record = Record(facts, shapes, moves)
     _inputs(record, leaves)
+    views, indicators = record.views, record.indicators
     for e in record.tape.equations:
         for x in e.ins:
-            if x in record.views:
+            if x in views:
+                kind = _kind(e)
                 record.begin(e)
-                record.views[e.out] = _NOTES[_kind(e)](record, e)
+                if kind is not Kind.CONTRACTION:  # which most often starts a new gauge
+                    record.gauges.read(e, record.law)
+                views[e.out] = _NOTES[kind](record, e)
                 break
         else:
             if e.op is CARRY:  # what a loop makes of constants is as good as data
                 record.begin(e)
-                record.views[e.out] = contractions.carried(record, e, DATA)
-        if _indicates(record, e):
-            record.indicators.add(e.out)
+                views[e.out] = contractions.carried(record, e, DATA)
+        if (indicators or e.op in _FIRST) and _indicates(record, e):
+            indicators.add(e.out)
     return record
 
 
@@ -92,8 +98,6 @@ def _indicates(record: Record, e: Equation) -> bool:
     """Whether a value is 1 where something has an index, and 0 elsewhere, times a factor."""
     if e.op is _EQUAL:
         return True
-    if not record.indicators and e.op is not _SCATTER:
-        return False
     kind = _kind(e)
     if kind is Kind.PRODUCT:
         return any(x in record.indicators for x in e.ins)

@@ -55,7 +55,7 @@ class Record:
         self.views: dict[int, View] = {}
         self.indicators: set[int] = set()
         self._maps: dict[int, Map] = {}
-        self._along: dict[int, View | None] = {}
+        self._along: dict[int, View] = {}
         self._writers: dict[int, Equation] = {}
 
     def begin(self, e: Equation) -> None:
@@ -63,7 +63,6 @@ class Record:
         self.e, self.law = e, self.facts.law(e)
         self._maps.clear()
         self._along.clear()
-        self.gauges.read(e, self.law)
 
     def role(self, number: int) -> Role:
         """The role that a leaf was seen in; the first of `PRECEDENCE` if there are several."""
@@ -116,19 +115,24 @@ class Record:
 
     def along(self, k: int) -> View | None:
         """The view of an operand along the axes of the result; none of a constant."""
-        if k not in self._along:
-            self._along[k] = self._seen_along(k, self.views.get(self.e.ins[k]))
-        return self._along[k]
+        if k in self._along:
+            return self._along[k]
+        x, law = self.e.ins[k], self.law
+        view = self.views.get(x)
+        if view is not None and law is not None:
+            if law.maps != SAME or not self.is_alike(x):
+                view = self._moved(k, view)
+            self._along[k] = view
+        return view
 
-    def _seen_along(self, k: int, view: View | None) -> View | None:
-        law, tape, e = self.law, self.tape, self.e
-        if view is None or law is None:
-            return view
-        x, out = e.ins[k], e.out
-        shapes, hidden = tape.shapes, tape.hidden
-        if law.maps == SAME and shapes[x] == shapes[out] and hidden[x] == hidden[out]:
-            return view
-        to, new = self.to(k), tape.full_shape(out)
+    def is_alike(self, x: int) -> bool:
+        """Whether an operand has the axes of the result."""
+        tape, out = self.tape, self.e.out
+        return tape.shapes[x] == tape.shapes[out] and tape.hidden[x] == tape.hidden[out]
+
+    def _moved(self, k: int, view: View) -> View:
+        """The view of an operand whose axes are others than those of the result."""
+        to, new = self.to(k), self.tape.full_shape(self.e.out)
         if view.leaves or view.met or view.factors:
             view = renamed(view, lambda p: moved(p, to, len(new)))
         features = moved(view.features, to, len(new)) if view.features else ()
