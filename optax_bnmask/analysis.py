@@ -2,7 +2,7 @@
 
 import dataclasses
 import enum
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
@@ -94,6 +94,16 @@ class Dimensions(NamedTuple):
     reduction: tuple[int, ...]
     output: tuple[int, ...]
     batch: tuple[int, ...]
+
+    def __str__(self) -> str:
+        """In words."""
+        said = (f"sums over {_axes(self.reduction)}", f"puts out {_axes(self.output)}")
+        batch = f"one for each index of {_axes(self.batch)}" if self.batch else ""
+        return ", ".join((*said, batch) if batch else said)
+
+
+def _axes(axes: Sequence[int]) -> str:
+    return f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
 
 
 class Block(NamedTuple):
@@ -394,7 +404,7 @@ class Analysis:
         leaf = self[path]
         if self.proof is None:
             return f"{path}: {leaf.role}. {leaf.reason}"
-        return self.proof.explain(path)
+        return "\n".join([self.proof.explain(path), *_in_words(leaf)])
 
     def to_text(self) -> str:
         """The analysis as an aligned table."""
@@ -438,6 +448,17 @@ class Analysis:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return self.to_html()
+
+
+def _in_words(leaf: Leaf) -> list[str]:
+    """What is known of a leaf's axes, and whether a gradient reaches it, a line each."""
+    said = [f"as a matrix: {leaf.dimensions}"] if leaf.dimensions else []
+    for axis, blocks in leaf.blocks.items():
+        sizes = [
+            f"{b.stop - b.start}" + f" by {b.inner}" * (b.inner < b.stop - b.start) for b in blocks
+        ]
+        said.append(f"axis {axis} in parts of {', '.join(sizes)}")
+    return [*said, *([] if leaf.reached else ["no gradient reaches it"])]
 
 
 def _unpickled(

@@ -114,8 +114,9 @@ def test_a_grouped_convolution_is_one_matrix_with_blocks(groups, found):
     assert leaf.blocks == {3: (bnmask.Block(0, 6, 3),)}
 
 
-def test_filters_of_depthwise_convolutions_are_no_matrices():
-    conv = nn.Conv(4, (3, 3), feature_group_count=4, use_bias=False)
+@pytest.mark.parametrize("outputs", [4, 8])
+def test_filters_of_depthwise_convolutions_are_no_matrices(outputs):
+    conv = nn.Conv(outputs, (3, 3), feature_group_count=4, use_bias=False)
     x = jnp.ones((2, 5, 5, 4))
     leaf = bnmask.analyze_linen(conv, conv.init(KEY, x), x)["kernel"]
     assert (leaf.role, leaf.dimensions) == ("weight", None)

@@ -15,7 +15,7 @@ In this order:
 
 - `views`: what is remembered of a value on the way, and what of a leaf;
 - `dimensions`: where a leaf's axes are, and what a contraction does to them;
-- `gauges`: the local scale, and where it cancels; `gradients`: what moves with the leaves;
+- `gauges` and `trails`: the local scale, and where it cancels; `gradients`: what moves with leaves;
 - `record`: what was found so far; `entrywise` and `contractions`: what operations do to it, by
-  their kind; `reading`: the loop.
+  their kind; `reading`: the loop; `positions`: heads, inputs and hidden weights.
 """

@@ -14,7 +14,7 @@ from optax_bnmask.analysis import Block, Dimensions
 from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.indices import Segments, size_of, starts_of
 from optax_bnmask.program.registry import RULES, SAME, Kind, Law, full_map
-from optax_bnmask.program.tape import COLLECT, MOVE, Equation, Map, Tape
+from optax_bnmask.program.tape import COLLECT, CONTRACT, MOVE, Equation, Map, Tape
 
 Places = tuple[frozenset[int], ...]
 """For each axis of a value, hidden ones last, the axes of the leaf that it is a part of."""
@@ -65,7 +65,17 @@ def meeting(tape: Tape, e: Equation, k: int, places: Places, maps: tuple[Map, Ma
         found[what] |= own
         entries[what] *= n if own else 1
         is_same |= n > 1 and not own and what != "batch"
-    return Meeting(**found, is_same=is_same, sizes=(entries["reduction"], entries["output"]))
+    rows = 1 if k == 1 and _is_depthwise(tape, e) else entries["reduction"]
+    return Meeting(**found, is_same=is_same, sizes=(rows, entries["output"]))
+
+
+def _is_depthwise(tape: Tape, e: Equation) -> bool:
+    """Whether each output of a grouped convolution sees one channel: its filters are no matrix."""
+    if e.op is not CONTRACT:
+        return False
+    out_feature, in_feature, *_ = e.source.params["dimension_numbers"].rhs_spec
+    groups_before = out_feature < in_feature  # the tape has an axis for them
+    return tape.shapes[e.ins[1]][in_feature + groups_before] == 1
 
 
 def _groups(e: Equation) -> Sequence[int]:

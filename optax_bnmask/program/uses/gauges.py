@@ -14,12 +14,12 @@ divides, that is
   ``sum(|m|*h) / sum(|m|)`` both are summed once, and `h` is what remains. If nothing but leaves
   remains, both may be reduced, as in the ``mean / std`` of a folded BatchNorm.
 
-So a value also has a *trail* for each unknown: how often it was reduced, and whether it is a size.
+How often a value was reduced, and whether it is a size, is in its `trails`.
 """
 
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -29,19 +29,10 @@ from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EPSILON, EVERY, HUGE
 from optax_bnmask.program.registry import AGREE, PIN, RULES, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
+from optax_bnmask.program.uses.trails import Trails
 
 _JOINED = compat.primitive("concatenate_p")
-_SAME_VALUE = {
-    *(MOVE, RESHAPE),
-    *(compat.primitive(f"{name}_p") for name in ("conj", "convert_element_type", "copy", "neg")),
-}
-"""Operations whose result is the operand seen otherwise: times that, it is a square."""
-_EVEN = {compat.primitive("square_p"), compat.primitive("abs_p")}
-_POWERS = {compat.primitive("integer_pow_p"), compat.primitive("pow_p")}
 _SEEN = {Kind.VIEW, Kind.CAST}
-_REDUCING = {Kind.REDUCTION, Kind.CONTRACTION, Kind.LOOP}
-_PRODUCTS = {Kind.PRODUCT, Kind.CONTRACTION}
-_MARKING = {Kind.POWER, *_REDUCING, *_PRODUCTS}
 _BELOW = {compat.primitive(name) for name in ("add_p", "sub_p", "max_p", "clamp_p")}
 """Operations in which a small constant may be an epsilon."""
 
@@ -65,14 +56,6 @@ _LOST: Final[Any] = object()
 """In the place of a gauge: there is none in common."""
 
 
-def _is_even(e: Equation, facts: Facts) -> bool:
-    """Whether a power does not see the sign of what it is a power of."""
-    if e.op in _POWERS:
-        n = e.params["y"] if "y" in e.params else facts.numbers[e.ins[1]]
-        return n is not None and n % 2 == 0
-    return e.op in _EVEN
-
-
 def _product(a: Form | None, b: Form | None, *, k: Any) -> Form | None:  # noqa: ANN401 - a number
     return None if a is None or b is None else plus(a, b, k)
 
@@ -91,24 +74,6 @@ def _piecewise(a: Gauge, b: Gauge, f: Callable[..., Any]) -> Any:  # noqa: ANN40
     return _LOST if any(g is _LOST for _, g in out) else Pieces(a.axis, tuple(out))
 
 
-class Mark(NamedTuple):
-    """The trail of one unknown of a gauge in one value.
-
-    Attributes:
-      reduced: How often it was summed over since the unknown started.
-      is_size: Whether it is made of squares or magnitudes.
-    """
-
-    reduced: int = 0
-    is_size: bool = False
-
-
-Trail = Mapping[int, Mark]
-"""By unknown its `Mark`; those that are missing are as they started."""
-
-_START: Final = Mark()
-
-
 class Gauges:
     """The gauge of each value of a tape; that of a constant is 0, of zeros any.
 
@@ -122,9 +87,7 @@ class Gauges:
         self.leaf_of: dict[int, int] = {}
         self.inputs: set[int] = set()
         self._of: dict[int, Gauge] = {}
-        self._trails: dict[int, Trail] = {}
-        self._roots: dict[int, int] = {}
-        self._sums: dict[Any, int] = {}
+        self._trails = Trails(facts)
         self._fresh = itertools.count()
 
     def start_input(self, x: int, leaf: int | None = None) -> None:
@@ -139,7 +102,7 @@ class Gauges:
         """Gives a value a gauge of its own, if its entries may scale at all."""
         unknown = next(self._fresh)
         self._of[x] = {unknown: 1} if self.tape.floats[x] else NOTHING
-        self._trails.pop(x, None)
+        self._trails.forget(x)
         return unknown
 
     def start_from_nothing(self, x: int) -> None:
@@ -159,7 +122,7 @@ class Gauges:
 
     def root(self, x: int) -> int:
         """The value that a value is, seen with other axes."""
-        return self._roots.get(x, x)
+        return self._trails.root(x)
 
     def cancelled(self, e: Equation) -> frozenset[int]:
         """The unknowns that a product or a quotient normalises by; none if it is no normaliser."""
@@ -177,8 +140,8 @@ class Gauges:
     def _normalises(self, u: int, x: int, y: int, second: bool, only_leaves: bool) -> bool:  # noqa: FBT001 - which operand divides; what remains
         """Whether one of two factors is a size of the other, by the trail of an unknown."""
         divided, divisor = (x, y) if second else (y, x)
-        one = self._trails.get(divided, {}).get(u, _START)
-        other = self._trails.get(divisor, {}).get(u, _START)
+        one = self._trails.mark(divided, u)
+        other = self._trails.mark(divisor, u)
         more = other.reduced > one.reduced or (only_leaves and other.reduced == one.reduced > 0)
         return other.is_size and more
 
@@ -190,11 +153,12 @@ class Gauges:
     def read(self, e: Equation, law: Law | None) -> None:
         """Finds the gauge and the trail of the result of an equation, which has that law."""
         if law is not PIN and RULES[e.op].kind in _SEEN and type(self._of.get(e.ins[0])) is dict:
-            self._see(e)  # what most equations are
+            self._of[e.out] = self._of[e.ins[0]]  # as most equations have it
+            self._trails.see(e)
             return
         if e.op in _SPECIAL:
             self._of[e.out] = _SPECIAL[e.op](self, e)
-            self._leave_trail(e)
+            self._trails.leave(e, self._unknowns)
             return
         if law is PIN:
             if any(x in self._of and self.tape.floats[x] for x in e.ins):
@@ -207,56 +171,7 @@ class Gauges:
             self.start(e.out)
         else:
             self._of[e.out] = gauge
-            self._leave_trail(e)
-
-    def _see(self, e: Equation) -> None:
-        """Gives the result of an equation all that its operand has."""
-        x, out = e.ins[0], e.out
-        self._of[out] = self._of[x]
-        if x in self._trails:
-            self._trails[out] = self._trails[x]
-        if e.op in _SAME_VALUE:
-            self._roots[out] = self._roots.get(x, x)
-
-    def _leave_trail(self, e: Equation) -> None:
-        """What becomes of the trails of the operands."""
-        kind, x = RULES[e.op].kind, e.ins[0]
-        self._find_root(e, kind)
-        if kind not in _MARKING and not any(y in self._trails for y in e.ins):
-            return
-        size = kind is Kind.POWER and _is_even(e, self.facts)
-        size |= kind in _PRODUCTS and len(e.ins) == 2 and self.root(x) == self.root(e.ins[1])
-        more = int(kind in _REDUCING)
-        held = [y for y in e.ins if y in self._trails or ((size or more) and y in self._of)]
-        if len(e.ins) == 1 and not size and not more:
-            if held:
-                self._trails[e.out] = self._trails[x]
-        elif held:
-            trail: dict[int, Mark] = {}
-            for y in e.ins:
-                self._add_marks(trail, y, kind)
-            if size or more:
-                trail = {u: Mark(m.reduced + more, m.is_size or size) for u, m in trail.items()}
-            self._trails[e.out] = trail
-
-    def _find_root(self, e: Equation, kind: Kind) -> None:
-        """Which value the result is, seen with other axes or computed once more."""
-        if e.op in _SAME_VALUE:
-            self._roots[e.out] = self.root(e.ins[0])
-        elif kind is Kind.SUM:  # programs compute ``x - mean`` more than once
-            known = (e.op, *map(self.root, e.ins))
-            self._roots[e.out] = self._sums.setdefault(known, e.out)
-
-    def _add_marks(self, trail: dict[int, Mark], x: int, kind: Kind) -> None:
-        """Adds the trail of an operand: of joined statistics, one that is a size is enough."""
-        known = self._trails.get(x, {})
-        for u in self._unknowns(x):
-            mark, other = known.get(u, _START), trail.get(u)
-            if other is not None:
-                sizes = (mark.is_size, other.is_size)
-                is_size = any(sizes) if kind is Kind.JOIN else all(sizes)
-                mark = Mark(min(mark.reduced, other.reduced), is_size)
-            trail[u] = mark
+            self._trails.leave(e, self._unknowns)
 
     def _unknowns(self, x: int) -> Form:
         """The gauge of a value, that of all its pieces together."""
