@@ -36,6 +36,9 @@ _BY_POSITION: Final = {str(position): position for position in Position}
 CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE, *_BY_POSITION, "scalar", "unreached")
 """Every category of leaf that `exempt`, `select` and `labels` understand."""
 
+PART: Final = "part along axis "
+"""How the names of parts of a leaf begin, where `by_blocks` shows them as leaves."""
+
 _STRUCTURE_SHOWS: Final = ("norm", "bias", "embedding")
 
 
@@ -87,7 +90,7 @@ class Labels:
         """
         paths = layout(tree, "tree").leaves
         try:
-            values = [self._by_path[path] for path in paths]
+            values = [self._by_path[path.partition(f"/{PART}")[0]] for path in paths]
         except KeyError as error:
             path = error.args[0]
             raise PathError(
