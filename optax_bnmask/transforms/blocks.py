@@ -1,4 +1,4 @@
-"""The parts of fused leaves as leaves of their own, where a transformation looks at whole leaves."""
+"""The parts of fused leaves as leaves of their own, for what looks at whole leaves."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
