@@ -288,7 +288,7 @@ WEIGHTS = {
     "a sum of products": (lambda p, x: (column(x) * row(p["w"])).sum(1),),
     "chosen by index": (
         lambda p, x, i: jnp.einsum("bi,bio->bo", x, p["ws"][i]),
-        shape(6, dtype=int),
+        shape(6, dtype="int32"),
     ),
 }
 
