@@ -119,6 +119,7 @@ def test_step_with_our_mask_is_that_with_a_mask_by_hand_and_not_that_without():
     assert next(differences("", ours, plain)).value > 0
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("defaults_of_jax")
 def test_table_of_steps_has_a_row_for_each_variant():
     shown = table(layers=1, width=8, rounds=1, repeats=1).splitlines()

@@ -171,6 +171,7 @@ def test_terminal_cuts_nothing_off(width):
     assert set(words.split()) <= set(shown.split())
 
 
+@pytest.mark.once
 @pytest.mark.usefixtures("optax_promotion")
 def test_demo_writes_a_report_and_a_plot_and_prints_what_it_measured(tmp_path):
     out = tmp_path / "new" / "folder"

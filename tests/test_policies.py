@@ -75,6 +75,7 @@ def noise(seed, examples):
 TASK = Task("noise", ResNet(window=(3,)), noise(0, 40), noise(1, 40), noise(2, 40), 20, 2)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_policies_are_one_policy_where_the_decay_is_zero_and_differ_where_it_is_not(name):
     runs = grid((0.05,), (0.0, 1.0), (0, 1))

@@ -20,6 +20,7 @@ def _examined(network: Network) -> None:
         assert examine(network).wrong == ()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("first", range(0, 300, 25))
 def test_no_claim_about_a_network_by_seed_fails(first: int) -> None:
     for seed in range(first, first + 25):
