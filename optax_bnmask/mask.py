@@ -90,7 +90,10 @@ class Labels:
         """
         paths = layout(tree, "tree").leaves
         try:
-            values = [self._by_path[path.partition(f"/{PART}")[0]] for path in paths]
+            try:
+                values = [self._by_path[path] for path in paths]
+            except KeyError:  # parts of a leaf
+                values = [self._by_path[path.partition(f"/{PART}")[0]] for path in paths]
         except KeyError as error:
             path = error.args[0]
             raise PathError(

@@ -1,6 +1,5 @@
 """The passes in order, and what they found put together."""
 
-import dataclasses
 import warnings
 from collections.abc import Callable, Mapping, Sequence, Set
 from fractions import Fraction
@@ -78,20 +77,20 @@ def _analysis_of(program: Program) -> Analysis:
     names = program.paths
     where, touched = positions(uses), reached(tape)
     known = {i: x for x, i in number.items() if i is not None}
-    leaf_of = [
-        _leaf(program, i, found, uses, parts.get(i, {}), is_live=i in alive)
-        for i in range(len(names))
-    ]
+
+    def of_axes(i: int) -> dict[str, Any]:
+        x = known[i]
+        return {
+            "dimensions": uses.dimensions(i),
+            "blocks": blocks(axes.segments(x)) if x in axes.of else {},
+            "position": where[i],
+            "reached": x in touched or not tape.floats[x],
+        }
+
     return Analysis(
         tuple(
-            dataclasses.replace(
-                leaf,
-                dimensions=uses.dimensions(i),
-                blocks=blocks(axes.segments(known[i])) if known[i] in axes.of else {},
-                position=where[i],
-                reached=known[i] in touched or not tape.floats[known[i]],
-            )
-            for i, leaf in enumerate(leaf_of)
+            _leaf(program, i, found, uses, parts.get(i, {}), is_live=i in alive, **of_axes(i))
+            for i in range(len(names))
         ),
         frozenset({Evidence.PROGRAM}),
         symmetries=tuple(
@@ -169,14 +168,16 @@ def _leaf(
     parts: Mapping[int, Sequence[Range]],
     *,
     is_live: bool,
+    **of_axes: Any,  # noqa: ANN401 - fields of `Leaf`
 ) -> Leaf:
     """Everything known of one leaf."""
     path, shape, dtype = program.paths[i], program.shapes[i], program.dtypes[i]
     if not compat.is_inexact(dtype):
         reason = "not of floating dtype: no optimizer moves it"
-        return Leaf(path, shape, dtype, Role.UNKNOWN, Scale.UNKNOWN, reason=reason)
+        return Leaf(path, shape, dtype, Role.UNKNOWN, Scale.UNKNOWN, reason=reason, **of_axes)
     if not is_live:
-        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason="no output depends on it")
+        reason = "no output depends on it"
+        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason=reason, **of_axes)
     scale = found.scale[i]
     axes = tuple(
         axis
@@ -185,7 +186,8 @@ def _leaf(
     )
     said = (_use(uses, i), _scale(program, i, found), _in_part(scale, shape, axes, parts))
     reason = "; ".join(part for part in said if part)
-    return Leaf(path, shape, dtype, uses.role(i), scale, axes, found.group[i], reason)
+    group = found.group[i]
+    return Leaf(path, shape, dtype, uses.role(i), scale, axes, group, reason, **of_axes)
 
 
 def _covers(ranges: Sequence[Range], size: int) -> bool:

@@ -33,8 +33,9 @@ def contraction(record: Record, e: Equation) -> View:
             return _diagonal(record, e, k)
     record.gauges.start(e.out)
     out = View(data=x.data or y.data, made=True, features=record.features())
-    for k, how in enumerate(hows):
-        out = _contracted(record, e, k, how, out)
+    for k, (one, how) in enumerate(zip((x, y), hows, strict=True)):
+        if how or one.met or not one.data:
+            out = _contracted(record, e, k, how, out)
     return out
 
 
@@ -83,10 +84,10 @@ def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
     if not features or min(how.sizes) == 1:
         return
     other, matched = record.to(1 - k), set(record.to(k).values())
-    for a, origins in enumerate(features):
-        n = record.tape.full_shape(e.ins[1 - k])[a]
-        for leaf, axis in origins if other.get(a) in matched else ():
-            if record.shapes[leaf][axis] == n:
+    sizes = record.tape.full_shape(e.ins[1 - k])
+    for a, r in other.items():
+        for leaf, axis in features[a] if r in matched else ():
+            if record.shapes[leaf][axis] == sizes[a]:
                 record.seen[leaf].batch.add(axis)
 
 

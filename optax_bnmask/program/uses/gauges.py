@@ -221,6 +221,10 @@ class Gauges:
 
     def _agreed(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
         """The common gauge of operands, but for constants that stand for 0 or for infinity."""
+        if len(e.ins) == 2 and not law.pinned:
+            first = self._of.get(e.ins[0])
+            if type(first) is dict and first == self._of.get(e.ins[1]):
+                return first
         result: Any = None
         guard = self.facts.is_guard(e) if len(e.ins) == 3 else None
         for k, x in enumerate(e.ins):

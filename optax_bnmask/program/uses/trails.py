@@ -85,8 +85,13 @@ class Trails:
         """
         kind, x = RULES[e.op].kind, e.ins[0]
         self._find_root(e, kind)
-        if kind not in _MARKING and not any(y in self._of for y in e.ins):
-            return
+        if kind not in _MARKING:
+            held = [y for y in e.ins if y in self._of]
+            if not held:
+                return
+            if len(held) == 1 and not any(y != held[0] and unknowns(y) for y in e.ins):
+                self._of[e.out] = self._of[held[0]]  # beside constants
+                return
         size = kind is Kind.POWER and self._is_even(e)
         size |= kind in _PRODUCTS and len(e.ins) == 2 and self.root(x) == self.root(e.ins[1])
         more = int(kind in _REDUCING)
