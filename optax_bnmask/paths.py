@@ -75,8 +75,7 @@ def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any
     keys = set[str]().union(*walk.scopes.values())  # models of many scopes have few distinct names
     if any(map(_is_joined, keys)):
         return _unfolded(walk)
-    nested = frozenset(path for path, is_above in walk.is_above.items() if is_above)
-    return Layout(walk.leaves, walk.scopes, nested)
+    return Layout(walk.leaves, walk.scopes, frozenset(walk.nested))
 
 
 def _is_joined(key: object) -> bool:
@@ -115,7 +114,7 @@ class _Walk:
     def __init__(self) -> None:
         self.leaves: dict[str, Any] = {}
         self.scopes: dict[str, dict[str, str]] = {}
-        self.is_above: dict[str, bool] = {}
+        self.nested: set[str] = set()
         self.count = 0
         self.clash: str | None = None
         self._kinds: dict[type, _Kind] = {
@@ -126,12 +125,7 @@ class _Walk:
 
     def level(self, node: Any, prefix: str) -> None:  # noqa: ANN401 - any pytree
         """Visits the children of a container."""
-        # JAX's own order of a dict's keys; the general way is ten times slower. Keys that are
-        # tuples need it, and as keys can be sorted, all are tuples if the first one is.
-        keys = sorted(node) if type(node) is dict else ()
-        if not keys or type(keys[0]) is tuple:
-            node = self._named(node, prefix)
-            keys = tuple(node)
+        node, keys = self._ordered(node, prefix)
         kinds, leaves, scopes_before = self._kinds, self.leaves, len(self.scopes)
         here: dict[str, str] = {}
         for key in keys:
@@ -146,17 +140,22 @@ class _Walk:
                 self.level(child, f"{prefix}{key}/")
         if here:
             self.count += len(here)
-            self.is_above[prefix[:-1]] = len(self.scopes) > scopes_before
+            if len(self.scopes) > scopes_before:
+                self.nested.add(prefix[:-1])
             self.scopes[prefix[:-1]] = here
 
-    def _named(self, node: Any, prefix: str) -> dict[str, Any]:  # noqa: ANN401 - any pytree
-        """The children of any container by their keys as strings, in JAX's order."""
+    def _ordered(self, node: Any, prefix: str) -> tuple[Any, Any]:  # noqa: ANN401 - any pytree
+        """A container as a mapping, and its keys in JAX's order: strings, or what spells as one."""
+        if type(node) is dict:  # the general way is ten times slower
+            keys = sorted(node)
+            if keys and type(keys[0]) is not tuple:  # keys can be sorted: all are tuples, or none
+                return node, keys
         children = _children(node)
         named = dict(children)
         if len(named) < len(children):
             (twice, _), *_ = collections.Counter(key for key, _ in children).most_common(1)
             self.clash = f"{prefix}{twice}"
-        return named
+        return named, named
 
     def opened(self, node: Any) -> tuple[_Kind, Any]:  # noqa: ANN401 - any pytree
         """A node without the boxes around it, and what it is then."""

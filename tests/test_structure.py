@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import optax_bnmask as bnmask
 from optax_bnmask import Role, StructureError
@@ -248,10 +249,52 @@ def test_bfloat16_and_complex_leaves_decay():
 
 
 @pytest.mark.parametrize("empty", [{}, [], (), None, {"a": {}, "b": None}])
-def test_empty_trees_give_empty_masks(empty):
-    assert len(bnmask.decay_mask(empty)) == 0
-    assert bnmask.decay_mask(empty)(empty) == empty
-    assert bnmask.analyze_structure(empty, {}).leaves == ()
+def test_trees_without_arrays_are_no_params(empty):
+    for call in (bnmask.decay_mask, bnmask.analyze_structure):
+        with pytest.raises(StructureError, match=r"`params` must hold an array.*without"):
+            call(empty, {})
+
+
+def test_swapped_arguments_are_refused():
+    params, stats = {"n": norm(4), "d": {"kernel": zeros(2, 4)}}, {"n": kept(4)}
+    with pytest.raises(StructureError, match=r"statistics in `params` at 'n'.*Swap the two"):
+        bnmask.decay_mask(stats, params)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1, 1), (8, 1)])
+def test_statistics_may_have_further_axes_of_length_one(shape):
+    analysis = bnmask.analyze_structure({"n": norm(8)}, {"n": kept(*shape)})
+    assert [leaf.role for leaf in analysis.leaves] == [Role.NORM_BIAS, Role.NORM_SCALE]
+    assert all("a running mean and var" in leaf.reason for leaf in analysis.leaves)
+
+
+def test_mean_and_variance_may_differ_in_axes_of_length_one():
+    stats = {"n": {"mean": zeros(1, 8), "var": zeros(8)}}
+    assert bnmask.decay_mask({"n": norm(8)}, stats).decayed == ()
+
+
+def test_keras_names_its_statistics_moving():
+    stats = {"n": {"moving_mean": zeros(4), "moving_variance": zeros(4)}}
+    found = bnmask.analyze_structure({"n": norm(4, gain="gamma", bias="beta")}, stats)
+    assert {leaf.role for leaf in found.leaves} == {Role.NORM_SCALE, Role.NORM_BIAS}
+    assert all("a running mean and var" in leaf.reason for leaf in found.leaves)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("flat", ["params", "batch_stats", "both"])
+@pytest.mark.parametrize("separator", ["/", None])
+def test_flat_dicts_say_what_nested_ones_say(flat, separator):
+    trees = {
+        "params": {"a": {"odd": norm(4), "lin": {"kernel": zeros(2, 4), "bias": zeros(4)}}},
+        "batch_stats": {"a": {"odd": kept(4)}},
+    }
+    expected = bnmask.analyze_structure(*trees.values())
+    for name in trees if flat == "both" else [flat]:
+        trees[name] = flatten_dict(trees[name], sep=separator)
+    found = bnmask.analyze_structure(*trees.values())
+    assert {leaf.path: (leaf.role, leaf.reason) for leaf in found.leaves} == {
+        leaf.path: (leaf.role, leaf.reason) for leaf in expected.leaves
+    }
 
 
 def test_one_array_is_a_tree():
@@ -301,9 +344,13 @@ def test_variables_passed_whole_are_refused(rest):
         bnmask.decay_mask(variables)
 
 
-def test_params_wrapped_beside_statistics_are_refused():
-    with pytest.raises(StructureError, match=r"Found the collections 'params' at its top"):
-        bnmask.decay_mask({"params": {"n": norm(4)}}, {"n": kept(4)})
+@pytest.mark.parametrize("level", [None, "params", "batch_stats"])
+def test_params_may_have_a_level_around_them_as_some_optimizers_see_them(level):
+    params, stats = {"n": norm(4), "d": {"kernel": zeros(2, 4)}}, {"n": kept(4)}
+    wrapped = {"params": params}
+    analysis = bnmask.analyze_structure(wrapped, {level: stats} if level else stats)
+    assert "running mean and var" in analysis["params/n/scale"].reason
+    assert analysis.decay_mask()(wrapped) == {"params": bnmask.decay_mask(params, stats)(params)}
 
 
 def test_variables_of_a_model_without_statistics_are_params_like_any_other():
