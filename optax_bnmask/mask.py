@@ -90,6 +90,13 @@ class Labels:
             values = [self._by_path[path] for path in paths]
         except KeyError as error:
             path = error.args[0]
+            if not path:
+                raise PathError(
+                    f"A `{type(self).__name__}` must be called with the tree of its leaves. It got "
+                    f"a single {type(tree).__name__}. `optax.inject_hyperparams` calls with the "
+                    f'step count what is not declared static: pass `static_args=("mask",)` there, '
+                    f"or whatever the argument is called."
+                ) from None
             raise PathError(
                 f"A `{type(self).__name__}` can only be applied to leaves that it was made for. It "
                 f"met {path!r}, which is none of its {len(self._by_path)} leaves"
@@ -115,6 +122,12 @@ class Labels:
 
     def __contains__(self, path: object) -> bool:
         return path in self._by_path
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"A `{type(self).__name__}` is not one yes or no but a value for each leaf, and cannot "
+            f"stand where a bool is wanted. Where a tree is wanted, call it: `mask(params)`."
+        )
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

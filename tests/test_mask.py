@@ -74,6 +74,23 @@ def test_call_on_an_unknown_leaf_names_it_and_its_nearest():
         MASK({"conv": {"kernle": jnp.ones(3)}})
 
 
+def test_mask_called_with_a_step_count_says_how_to_declare_it_static():
+    tx = optax.inject_hyperparams(optax.adamw)(1e-3, mask=MASK)
+    with pytest.raises(PathError, match=r'single .*`static_args=\("mask",\)`'):
+        tx.init(PARAMS)
+    tx = optax.inject_hyperparams(optax.adamw, static_args=("mask",))(1e-3, mask=MASK)
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to a count
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+    assert updates["conv"]["kernel"][0, 0, 0, 0] < 0
+    assert updates["post"]["scale"][0] == 0
+
+
+@pytest.mark.parametrize("kept", [MASK, ~MASK, bnmask.Labels({"a": "x"}), Mask({})])
+def test_mask_and_labels_refuse_to_be_taken_for_a_bool(kept):
+    with pytest.raises(TypeError, match=r"not one yes or no.*call it: `mask\(params\)`"):
+        bool(kept)
+
+
 def test_item_of_an_unknown_path_names_the_nearest():
     assert MASK["conv/kernel"] is True
     with pytest.raises(PathError, match=r"no leaf 'conv/kernle'.*'conv/kernel'"):

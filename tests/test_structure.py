@@ -141,7 +141,8 @@ def test_spectral_statistics_under_one_long_key_are_refused():
         ({"scale": zeros(4), "bias": zeros(3)}, "of one shape"),
         ({"scale": zeros(4), "shift": zeros(4)}, "it would have no 'shift' beside it"),
         ({"scale": zeros(4), "inner": {"kernel": zeros(2, 2)}}, "no further scopes beside it"),
-        ({"weight": zeros(4)}, "a lone 'weight' may be anything"),
+        ({"weight": zeros(4, 4)}, "a lone 'weight' may be anything"),
+        ({"weight": zeros(1)}, "it is a single number"),
         ({"gamma": zeros(4)}, "a lone 'gamma' may be anything"),
     ],
 )
@@ -159,6 +160,7 @@ def test_gain_that_is_no_normaliser_by_convention_says_why(scope, why):
         norm(4),
         norm(3, 4),
         {"scale": zeros(4)},
+        {"weight": zeros(4)},
         norm(4, bias="offset"),
         norm(4, gain="weight"),
         norm(4, gain="gamma", bias="beta"),
@@ -191,6 +193,46 @@ def test_bias_beside_a_weight_is_a_bias(weight, bias):
 def test_bias_that_does_not_fit_its_weight_is_unknown(weight, bias):
     verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False, has_statistics=False)
     assert verdicts["bias"].role is Role.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        (("w", (4, 6)), ("bias", (6,))),
+        (("weights", (4, 6)), ("bias", (6,))),
+        (("filters", (3, 3, 2, 6)), ("b", (6,))),
+        (("gating_w", (4, 2, 6)), ("gating_b", (2, 6))),
+        (("weight_ih", (12, 4)), ("bias_ih", (12,))),
+        (("w", (4, 6)), ("biases", (1, 6))),
+    ],
+)
+def test_bias_beside_a_weight_of_any_spelling_is_told_by_its_shape(weight, bias):
+    verdicts = by_convention(dict([weight, bias]), nested=False, has_statistics=False)
+    assert verdicts[weight[0]].role is Role.WEIGHT
+    assert verdicts[bias[0]].role is Role.BIAS
+
+
+def test_weight_of_a_bias_is_the_one_of_its_stem_where_several_fit():
+    shapes = {"query_w": (4, 2, 6), "gating_w": (4, 2, 6), "gating_b": (2, 6)}
+    verdicts = by_convention(shapes, nested=False, has_statistics=False)
+    assert verdicts["gating_w"].role is Role.WEIGHT
+    assert verdicts["query_w"].role is Role.UNKNOWN
+    assert verdicts["gating_b"].role is Role.BIAS
+
+
+@pytest.mark.parametrize(
+    ("array", "beside"),
+    [
+        (("scale", (6,)), ("w", (4, 6))),  # of the output's shape, and yet a gain
+        (("ribs", (6,)), ("w", (4, 6))),
+        (("bias", (5,)), ("w", (4, 6))),
+        (("bias", (4, 6)), ("table", (4, 6))),
+        (("bias", (6,)), ("scale", (3, 6))),
+    ],
+)
+def test_array_that_has_no_biass_name_and_shape_is_no_bias(array, beside):
+    verdicts = by_convention(dict([array, beside]), nested=False, has_statistics=False)
+    assert verdicts[array[0]].role is Role.UNKNOWN
 
 
 def test_embedding_is_told_by_being_alone_under_its_name():
