@@ -91,6 +91,21 @@ def test_mask_and_labels_refuse_to_be_taken_for_a_bool(kept):
         bool(kept)
 
 
+def test_analysis_is_no_mask_for_optax():
+    analysis = bnmask.analyze_structure(PARAMS, STATS)
+    with pytest.raises(TypeError, match=r"it is no `mask`.*`analysis.decay_mask\(\)`"):
+        optax.adamw(1e-3, mask=analysis).init(PARAMS)
+
+
+ANALYSIS = bnmask.analyze_structure(PARAMS, STATS)
+
+
+@pytest.mark.parametrize("mask", [ANALYSIS, ANALYSIS.labels(categories="norm"), {"conv": "yes"}])
+def test_what_has_no_bools_is_no_mask_for_a_transformation(mask):
+    with pytest.raises(TypeError, match=r"`mask` must hold a bool for each leaf. Found a "):
+        bnmask.keep_norm(mask).init(PARAMS)
+
+
 def test_item_of_an_unknown_path_names_the_nearest():
     assert MASK["conv/kernel"] is True
     with pytest.raises(PathError, match=r"no leaf 'conv/kernle'.*'conv/kernel'"):
