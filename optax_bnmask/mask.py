@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import compress
+from itertools import compress, islice
 from typing import Any, Final
 
 import jax
@@ -35,6 +35,9 @@ _BY_SCALE: Final = {"scale_invariant": Scale.INVARIANT, "jointly_invariant": Sca
 _BY_POSITION: Final = {str(position): position for position in Position}
 CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE, *_BY_POSITION, "scalar", "unreached")
 """Every category of leaf that `exempt`, `select` and `labels` understand."""
+
+_SHOWN: Final = 12
+"""How many leaves a `repr` names, so that it fits a screen."""
 
 _STRUCTURE_SHOWS: Final = ("norm", "bias", "embedding")
 
@@ -138,8 +141,10 @@ class Labels:
         return hash((type(self), frozenset(self._by_path.items())))
 
     def __repr__(self) -> str:
-        lines = "".join(f"\n  {path}: {label!r}" for path, label in self._by_path.items())
-        return f"{type(self).__name__}({lines}\n)"
+        shown = islice(self._by_path.items(), _SHOWN)
+        lines = "".join(f"\n  {path}: {label!r}" for path, label in shown)
+        more = f"\n  and {len(self) - _SHOWN} more" if len(self) > _SHOWN else ""
+        return f"{type(self).__name__}({lines}{more}\n)"
 
 
 class Mask(Labels):
@@ -176,7 +181,8 @@ class Mask(Labels):
     def __repr__(self) -> str:
         exempted = self.exempted
         head = f"Mask({len(self) - len(exempted)} of {len(self)} leaves decay"
-        return f"{head}; exempt: {', '.join(exempted)})" if exempted else f"{head})"
+        more = f" and {len(exempted) - _SHOWN} more" if len(exempted) > _SHOWN else ""
+        return f"{head}; exempt: {', '.join(exempted[:_SHOWN])}{more})" if exempted else f"{head})"
 
 
 def decay_mask(

@@ -155,6 +155,14 @@ def test_repr_shows_what_is_exempt():
     assert repr(bnmask.Labels({"a/b": "x"})) == "Labels(\n  a/b: 'x'\n)"
 
 
+def test_repr_fits_a_screen():
+    paths = [f"n{i}" for i in range(1000)]
+    mask = Mask(dict.fromkeys(paths, False))
+    assert repr(mask).startswith("Mask(0 of 1000 leaves decay; exempt: n0, n1, ")
+    assert repr(mask).endswith(", n11 and 988 more)")
+    assert repr(bnmask.Labels(dict.fromkeys(paths, "x"))).endswith("n11: 'x'\n  and 988 more\n)")
+
+
 PRINT_PICKLE = """
 import pickle, sys, jax.numpy as jnp, optax_bnmask as bnmask
 x = jnp.zeros(4)
