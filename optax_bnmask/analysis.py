@@ -249,6 +249,13 @@ class Analysis:
             self.notes,
         )
 
+    def __bool__(self) -> bool:
+        """Refuses: as a `mask` of Optax's, an analysis would count as true for every leaf."""
+        raise TypeError(
+            "An `Analysis` cannot stand for a bool, and so it is no `mask`. Found one where a bool "
+            "is wanted. Pass `analysis.decay_mask()` or `analysis.select(...)` as `mask`."
+        )
+
     def __repr__(self) -> str:
         """One line; `to_text` and `to_json` say it all."""
         kinds = " and ".join(sorted(self.evidence))

@@ -5,6 +5,7 @@ names and shapes, and never by where it is in the model.
 """
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -52,10 +53,16 @@ OFFSETS: Final = frozenset(name for norm in _NORMS.values() for name in norm.off
 """What a normaliser's bias is called."""
 
 _WEIGHTS: Final = {"kernel": "bias", "w": "b", "weight": "bias"}
+_BIAS_WORD: Final = re.compile(r"(?:^|_)(?:b|bias|biases)(?=$|_)")
+"""What makes a bias's name of a name: ``bias``, ``b``, ``gating_b``, ``bias_ih``."""
+_WEIGHT_WORD: Final = re.compile(r"(?:^|_)(?:w|weight|weights|kernel)(?=$|_)")
 _TABLES: Final = ("embedding", "embeddings")
 
 UNKNOWN: Final = Verdict(Role.UNKNOWN, "neither statistics nor a convention tells how it is used")
 _WEIGHT: Final = Verdict(Role.WEIGHT, "by convention: a matrix or filter of that name")
+_WEIGHT_BY_BIAS: Final = Verdict(
+    Role.WEIGHT, "by convention: a matrix or filter beside a bias of its output's shape"
+)
 _BIAS: Final = Verdict(Role.BIAS, "by convention: beside a weight, of its output's shape")
 _EMBEDDING: Final = Verdict(Role.EMBEDDING, "by convention: alone in its scope under that name")
 
@@ -74,7 +81,7 @@ def by_convention(
     Returns:
       The verdicts, in the order of `shapes`.
     """
-    verdicts = dict.fromkeys(shapes, UNKNOWN) | _weights(shapes) | _table(shapes)
+    verdicts = dict.fromkeys(shapes, UNKNOWN) | _paired(shapes) | _weights(shapes) | _table(shapes)
     gain = next((name for name in _NORMS if name in shapes), None)
     if gain is None or has_statistics or verdicts[gain] is not UNKNOWN:
         return verdicts
@@ -96,6 +103,34 @@ def _weights(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
         if bias in shapes and _fits(shapes[weight], shapes[bias]):
             verdicts[bias] = _BIAS
     return verdicts
+
+
+def _paired(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
+    """Biases of any spelling, and the weights beside them, told by their shapes.
+
+    The name must be a bias's, for a gain is of the output's shape too. Its weight is the array of
+    the same name but for that word (``gating_w`` beside ``gating_b``), or any that the bias fits.
+    """
+    verdicts: dict[str, Verdict] = {}
+    for bias in filter(_BIAS_WORD.search, shapes):
+        fitting = [
+            name
+            for name, shape in shapes.items()
+            if _may_be_weight(name, shape) and shape != shapes[bias] and _fits(shape, shapes[bias])
+        ]
+        stem = _BIAS_WORD.sub("", bias)
+        partners = [name for name in fitting if _WEIGHT_WORD.sub("", name) == stem] or fitting
+        if partners:
+            verdicts[bias] = _BIAS
+        if len(partners) == 1:
+            verdicts[partners[0]] = _WEIGHT_BY_BIAS
+    return verdicts
+
+
+def _may_be_weight(name: str, shape: Shape) -> bool:
+    """Whether an array may be a matrix or a filter: not a stacked gain, a bias or a table."""
+    named_otherwise = name in ("scale", "gamma", *_TABLES) or _BIAS_WORD.search(name)
+    return len(shape) >= 2 and not named_otherwise
 
 
 def _fits(weight: Shape, bias: Shape) -> bool:
@@ -126,7 +161,7 @@ def _no_norm(gain: str, shapes: Mapping[str, Shape], *, nested: bool) -> str:
         return f"by convention its gain and bias are of one shape, and here are {sizes}"
     if shapes[gain] == () or (len(shapes) == 1 and math.prod(shapes[gain]) == 1):
         return "it is a single number"
-    if gain != "scale" and len(shapes) == 1:
+    if len(shapes) == 1 and (gain == "gamma" or (gain == "weight" and len(shapes[gain]) > 1)):
         return f"a lone {gain!r} may be anything"
     return ""
 

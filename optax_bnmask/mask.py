@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from itertools import compress
+from itertools import compress, islice
 from typing import Any, Final
 
 import jax
@@ -38,6 +38,9 @@ CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE, *_BY_POSITION, "scalar", "unreached"
 
 PART: Final = "part along axis "
 """How the names of parts of a leaf begin, where `by_blocks` shows them as leaves."""
+
+_SHOWN: Final = 12
+"""How many leaves a `repr` names, so that it fits a screen."""
 
 _STRUCTURE_SHOWS: Final = ("norm", "bias", "embedding")
 
@@ -89,13 +92,20 @@ class Labels:
           PathError: The tree has a leaf that this does not know.
         """
         paths = layout(tree, "tree").leaves
+        known, part = self._by_path, f"/{PART}"
         try:
-            try:
-                values = [self._by_path[path] for path in paths]
-            except KeyError:  # parts of a leaf
-                values = [self._by_path[path.partition(f"/{PART}")[0]] for path in paths]
+            values = [
+                known[path] if path in known else known[path.partition(part)[0]] for path in paths
+            ]
         except KeyError as error:
             path = error.args[0]
+            if not path:
+                raise PathError(
+                    f"A `{type(self).__name__}` must be called with the tree of its leaves. It got "
+                    f"a single {type(tree).__name__}. `optax.inject_hyperparams` calls with the "
+                    f'step count what is not declared static: pass `static_args=("mask",)` there, '
+                    f"or whatever the argument is called."
+                ) from None
             raise PathError(
                 f"A `{type(self).__name__}` can only be applied to leaves that it was made for. It "
                 f"met {path!r}, which is none of its {len(self._by_path)} leaves"
@@ -122,6 +132,12 @@ class Labels:
     def __contains__(self, path: object) -> bool:
         return path in self._by_path
 
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"A `{type(self).__name__}` is not one yes or no but a value for each leaf, and cannot "
+            f"stand where a bool is wanted. Where a tree is wanted, call it: `mask(params)`."
+        )
+
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
             return NotImplemented
@@ -131,8 +147,10 @@ class Labels:
         return hash((type(self), frozenset(self._by_path.items())))
 
     def __repr__(self) -> str:
-        lines = "".join(f"\n  {path}: {label!r}" for path, label in self._by_path.items())
-        return f"{type(self).__name__}({lines}\n)"
+        shown = islice(self._by_path.items(), _SHOWN)
+        lines = "".join(f"\n  {path}: {label!r}" for path, label in shown)
+        more = f"\n  and {len(self) - _SHOWN} more" if len(self) > _SHOWN else ""
+        return f"{type(self).__name__}({lines}{more}\n)"
 
 
 class Mask(Labels):
@@ -169,7 +187,8 @@ class Mask(Labels):
     def __repr__(self) -> str:
         exempted = self.exempted
         head = f"Mask({len(self) - len(exempted)} of {len(self)} leaves decay"
-        return f"{head}; exempt: {', '.join(exempted)})" if exempted else f"{head})"
+        more = f" and {len(exempted) - _SHOWN} more" if len(exempted) > _SHOWN else ""
+        return f"{head}; exempt: {', '.join(exempted[:_SHOWN])}{more})" if exempted else f"{head})"
 
 
 def decay_mask(

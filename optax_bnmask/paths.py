@@ -1,8 +1,9 @@
 """Canonical names of leaves: one spelling for every container a training loop may hold.
 
 A leaf is named by the keys on its way, joined by ``/``: ``"block1/conv/kernel"``. Containers that
-only wrap one array (`flax.core.meta` boxes, NNX Variables) add no key, so a boxed parameter, the
-same parameter as an `nnx.Variable`, and the bare array have one name.
+only wrap one array (`flax.core.meta` boxes, NNX Variables, arrays with named axes of any library)
+add no key, so a boxed parameter, the same parameter as an `nnx.Variable`, and the bare array have
+one name. A key that holds ``/`` or is a tuple, as in a flat dict, stands for several levels.
 """
 
 import collections
@@ -11,13 +12,20 @@ import fnmatch
 import re
 import sys
 from collections.abc import Collection, Iterable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import optax
 from flax.core import meta
 
 from optax_bnmask.errors import PathError, StructureError
+
+_CONTENTS: Final = frozenset({"array", "data", "data_array", "raw_value", "value"})
+"""Attributes that name what a node wraps, and not a part that it plays in a model."""
+
+_KEPT_FOR_AN_ARRAY: Final = re.compile(r"(^|.*/)(kernel|bias|embedding|w|b|weight)/(scale|sigma|u)")
+"""Linen's WeightNorm and SpectralNorm keep ``"Dense_0/kernel/scale"`` under one key in a scope of
+their own. What comes before its last ``/`` is an array of another module, not a module."""
 
 
 class Layout(NamedTuple):
@@ -55,15 +63,45 @@ def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any
         return Layout({"": tree}, {"": {"": ""}}, frozenset())
     if kind == "level":
         walk.level(tree, "")
-    if not walk.count == len(walk.leaves) == sum(map(len, walk.scopes.values())):
-        listed = collections.Counter(p for s in walk.scopes.values() for p in s.values())
-        twice = next((path for path in walk.leaves if listed[path] != 1), "")
+    listed = sum(map(len, walk.scopes.values()))
+    if walk.clash is not None or not walk.count == len(walk.leaves) == listed:
+        times = collections.Counter(p for s in walk.scopes.values() for p in s.values())
+        twice = walk.clash or next((path for path in walk.leaves if times[path] != 1), "")
         raise StructureError(
             f"Every leaf and every container of `{argument}` must have a name of its own. There "
             f"are two of one name at {twice!r} once their keys are joined by '/'. Rename one of "
             f"the keys."
         )
+    keys = set[str]().union(*walk.scopes.values())  # models of many scopes have few distinct names
+    if any(map(_is_joined, keys)):
+        return _unfolded(walk)
     return Layout(walk.leaves, walk.scopes, frozenset(walk.nested))
+
+
+def _is_joined(key: object) -> bool:
+    """Whether the key of a leaf stands for the levels above the leaf too."""
+    return "/" in str(key) and not _KEPT_FOR_AN_ARRAY.fullmatch(str(key))
+
+
+def _unfolded(walk: "_Walk") -> Layout:
+    """The layout in which each leaf of a flat dict is in the scope that its key names.
+
+    ``{"up/bias": x, "up/kernel": y}`` has the scope ``up``, as ``{"up": {"bias": x, "kernel": y}}``
+    has. Names of leaves do not depend on it.
+    """
+    scopes: dict[str, dict[str, str]] = {}
+    for scope, names in walk.scopes.items():
+        for key, path in names.items():
+            if _is_joined(key):
+                above, _, name = path.rpartition("/")
+            else:
+                above, name = scope, key
+            scopes.setdefault(above, {})[name] = path
+    nested: set[str] = set()
+    for scope in scopes:
+        parts = scope.split("/") if scope else []
+        nested.update("/".join(parts[:depth]) for depth in range(len(parts)))
+    return Layout(walk.leaves, scopes, frozenset(nested & scopes.keys()))
 
 
 _Kind = Literal["leaf", "level", "hole"]
@@ -78,6 +116,7 @@ class _Walk:
         self.scopes: dict[str, dict[str, str]] = {}
         self.nested: set[str] = set()
         self.count = 0
+        self.clash: str | None = None
         self._kinds: dict[type, _Kind] = {
             dict: "level",
             type(None): "hole",
@@ -86,11 +125,7 @@ class _Walk:
 
     def level(self, node: Any, prefix: str) -> None:  # noqa: ANN401 - any pytree
         """Visits the children of a container."""
-        if type(node) is dict:  # JAX's own order; the general way is ten times slower
-            keys = sorted(node)
-        else:
-            node = dict(_children(node))
-            keys = list(node)
+        node, keys = self._ordered(node, prefix)
         kinds, leaves, scopes_before = self._kinds, self.leaves, len(self.scopes)
         here: dict[str, str] = {}
         for key in keys:
@@ -98,43 +133,86 @@ class _Walk:
             kind = kinds.get(type(child))
             if kind is None:
                 kind, child = self.opened(child)
-            if kind == "level":
-                self.level(child, f"{prefix}{key}/")
-            elif kind == "leaf":
+            if kind == "leaf":
                 here[key] = path = f"{prefix}{key}"
                 leaves[path] = child
+            elif kind == "level":
+                self.level(child, f"{prefix}{key}/")
         if here:
             self.count += len(here)
             if len(self.scopes) > scopes_before:
                 self.nested.add(prefix[:-1])
             self.scopes[prefix[:-1]] = here
 
+    def _ordered(self, node: Any, prefix: str) -> tuple[Any, Any]:  # noqa: ANN401 - any pytree
+        """A container as a mapping, and its keys in JAX's order: strings, or what spells as one."""
+        if type(node) is dict:  # the general way is ten times slower
+            keys = sorted(node)
+            if keys and type(keys[0]) is not tuple:  # keys can be sorted: all are tuples, or none
+                return node, keys
+        children = _children(node)
+        named = dict(children)
+        if len(named) < len(children):
+            (twice, _), *_ = collections.Counter(key for key, _ in children).most_common(1)
+            self.clash = f"{prefix}{twice}"
+        return named, named
+
     def opened(self, node: Any) -> tuple[_Kind, Any]:  # noqa: ANN401 - any pytree
-        """A node without the boxes around it, and what it is then; the type alone decides."""
-        while is_box(node):
-            inner = _children(node)
-            if len(inner) != 1:
-                return "level", node
-            node = inner[0][1]
+        """A node without the boxes around it, and what it is then."""
         kind = self._kinds.get(type(node))
-        if kind is None:
-            kind = "leaf" if jax.tree_util.all_leaves([node]) else "level"
-            self._kinds[type(node)] = kind
-        return kind, node
+        if kind is not None:
+            return kind, node
+        if jax.tree_util.all_leaves([node]):
+            self._kinds[type(node)] = "leaf"
+            return "leaf", node
+        children = _keyed_children(node)
+        if len(children) == 1:
+            keys, inner = children[0]
+            if is_box(node):
+                return self.opened(inner)
+            if _names_no_part(keys) and (inside := self.opened(inner))[0] != "level":
+                return inside
+        # Of a type whose children have names, one node tells for all; without names the next one
+        # may hold another number of them.
+        if not is_box(node) and not any(_names_no_part(keys) for keys, _ in children):
+            self._kinds[type(node)] = "level"
+        return "level", node
 
 
-def _children(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - any pytree
-    """The children of any container, in JAX's order, with their keys as strings."""
+def _keyed_children(node: Any) -> list[tuple[Any, Any]]:  # noqa: ANN401 - any pytree
+    """The children of any container, in JAX's order, with JAX's keys."""
 
     def is_below(other: object) -> bool:
         return other is not node
 
-    children, _ = jax.tree_util.tree_flatten_with_path(node, is_leaf=is_below)
-    return [(jax.tree_util.keystr(keys, simple=True), child) for keys, child in children]
+    return jax.tree_util.tree_flatten_with_path(node, is_leaf=is_below)[0]
+
+
+def _children(node: Any) -> list[tuple[str, Any]]:  # noqa: ANN401 - any pytree
+    """The children of any container, in JAX's order, with their keys as strings."""
+    return [(_spelt(keys), child) for keys, child in _keyed_children(node)]
+
+
+def _spelt(keys: Any) -> str:  # noqa: ANN401 - a tuple of any of JAX's keys
+    """A child's key as a string; a tuple is joined by ``/``."""
+    match keys:
+        case (jax.tree_util.DictKey(key=tuple() as parts),):
+            return "/".join(map(str, parts))
+    return jax.tree_util.keystr(keys, simple=True)
+
+
+def _names_no_part(keys: Any) -> bool:  # noqa: ANN401 - a tuple of any of JAX's keys
+    """Whether a child has no name of its own, or one that any wrapper gives to what it wraps."""
+    match keys:
+        case (jax.tree_util.FlattenedIndexKey(),):
+            return True
+        case (jax.tree_util.GetAttrKey(name=name),):
+            return name in _CONTENTS
+    return False
 
 
 def is_box(node: object) -> bool:
-    """Whether `node` wraps an array without being a level of the model of its own."""
+    """Whether `node` is a box of Flax's: it adds no key, even around a container."""
     if isinstance(node, meta.AxisMetadata):
         return True
     nnx = sys.modules.get("flax.nnx")  # not imported by `import flax`, nor by us

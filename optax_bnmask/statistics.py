@@ -33,6 +33,18 @@ class Statistics(NamedTuple):
     refused: dict[str, str]
 
 
+_NAMES: Final = (("mean", "var"), ("moving_mean", "moving_variance"))
+"""What a running mean and variance are called: by Flax and Haiku, and by Keras."""
+
+
+def extent(shape: Shape) -> Shape:
+    """A shape without axes of length 1: statistics are often kept in the form they broadcast in.
+
+    Where a gain has shape ``(8,)``, statistics of ``(1, 1, 8)`` are its own.
+    """
+    return tuple(n for n in shape if n != 1)
+
+
 def statistics(kept: Layout) -> Statistics:
     """The scopes that keep a running mean and variance of one shape, and why the others do not."""
     found = Statistics({}, {})
@@ -41,15 +53,18 @@ def statistics(kept: Layout) -> Statistics:
         owner, names = path, scope
         if path.endswith(_HAIKU):
             owner, names = _haiku_averages(path, kept)
-        if "mean" not in names or "var" not in names:
+        pair = next((pair for pair in _NAMES if names.keys() >= set(pair)), None)
+        if pair is None:
             held = ", ".join(map(repr, names))
             found.refused[owner] = f"they are {held} and not both a 'mean' and a 'var'"
             continue
-        shape, other = _shape(leaves[names["mean"]]), _shape(leaves[names["var"]])
-        if shape == other:
+        shape, other = (_shape(leaves[names[name]]) for name in pair)
+        if extent(shape) == extent(other):
             found.shapes[owner] = shape
         else:
-            found.refused[owner] = f"their 'mean' has shape {shape} and their 'var' {other}"
+            found.refused[owner] = (
+                f"their {pair[0]!r} has shape {shape} and their {pair[1]!r} {other}"
+            )
     return found
 
 
@@ -96,10 +111,21 @@ def refuse_state(params: Any) -> None:  # noqa: ANN401 - any pytree
         )
 
 
+def beside(params: Any, batch_stats: Any) -> Any:  # noqa: ANN401 - any pytree
+    """The statistics with a level ``"params"`` around them if the params have one.
+
+    Some optimizers update ``{"params": params}``, and need a mask of that very tree.
+    """
+    if batch_stats is None or _names(params) != ["params"] or "params" in _names(batch_stats):
+        return batch_stats
+    inner = batch_stats["batch_stats"] if _names(batch_stats) == ["batch_stats"] else batch_stats
+    return {"params": inner}
+
+
 def refuse_variables(params: Any, batch_stats: Any) -> None:  # noqa: ANN401 - any pytree
     """Fails where a tree is still wrapped in the names of Flax's collections."""
     tops, kept = _names(params), _names(batch_stats)
-    if "params" in tops and (kept or not _COLLECTIONS.isdisjoint(tops)):
+    if "params" in tops and not _COLLECTIONS.isdisjoint(tops):
         raise StructureError(
             f"`params` must be the tree that the optimizer updates. Found the collections "
             f"{', '.join(map(repr, tops))} at its top. Pass `variables['params']`, and "

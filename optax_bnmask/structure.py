@@ -16,6 +16,8 @@ from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import Layout, layout
 from optax_bnmask.statistics import (
     Statistics,
+    beside,
+    extent,
     parted,
     refuse_state,
     refuse_variables,
@@ -97,9 +99,16 @@ def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - 
     """
     refuse_state(params)
     params, batch_stats = parted(params, batch_stats)
+    batch_stats = beside(params, batch_stats)
     refuse_variables(params, batch_stats)
     tree, kept = layout(params, "params"), layout(batch_stats, "batch_stats")
+    if not tree.leaves:
+        raise StructureError(
+            f"`params` must hold an array. Found a {type(params).__name__} without any. Pass the "
+            f"tree that the optimizer updates."
+        )
     found = statistics(kept)
+    _refuse_swapped(tree, kept, found)
     _refuse_strangers(tree, found)
     known: dict[object, tuple[Verdict, ...]] = {}
     rulings: list[tuple[Verdict, ...]] = []
@@ -156,7 +165,7 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
         if shape is None:
             why = f"not a BatchNorm's: statistics are kept in its scope, but {refused}"
             verdicts[name] = verdicts[name].refusing(why)
-        elif shapes[name] == shape:
+        elif extent(shapes[name]) == extent(shape):
             role = Role.NORM_SCALE if name in GAINS else Role.NORM_BIAS
             verdicts[name] = Verdict(role, CONFIRMED)
         else:
@@ -179,6 +188,18 @@ def _refuse_misfit(path: str, name: str, shapes: dict[str, Shape], shape: Shape)
             f"{shapes[name]}, but 'mean' and 'var' at {path!r} have shape {shape}. Were both taken "
             f"from the same `variables`?"
         )
+
+
+def _refuse_swapped(tree: Layout, kept: Layout, found: Statistics) -> None:
+    """Fails where the params keep a mean and a variance, and the statistics a gain beside them."""
+    if found.shapes or kept.scopes.keys().isdisjoint(tree.scopes):
+        return
+    for path in statistics(tree).shapes:
+        if not GAINS.isdisjoint(kept.scopes.get(path, ())):
+            raise StructureError(
+                f"`params` must come first and `batch_stats` second. Found running statistics in "
+                f"`params` at {path!r}, where `batch_stats` has parameters. Swap the two."
+            )
 
 
 def _refuse_strangers(tree: Layout, found: Statistics) -> None:

@@ -74,6 +74,38 @@ def test_call_on_an_unknown_leaf_names_it_and_its_nearest():
         MASK({"conv": {"kernle": jnp.ones(3)}})
 
 
+def test_mask_called_with_a_step_count_says_how_to_declare_it_static():
+    tx = optax.inject_hyperparams(optax.adamw)(1e-3, mask=MASK)
+    with pytest.raises(PathError, match=r'single .*`static_args=\("mask",\)`'):
+        tx.init(PARAMS)
+    tx = optax.inject_hyperparams(optax.adamw, static_args=("mask",))(1e-3, mask=MASK)
+    with jax.numpy_dtype_promotion("standard"):  # Optax raises a float to a count
+        updates, _ = tx.update(jax.tree.map(jnp.zeros_like, PARAMS), tx.init(PARAMS), PARAMS)
+    assert updates["conv"]["kernel"][0, 0, 0, 0] < 0
+    assert updates["post"]["scale"][0] == 0
+
+
+@pytest.mark.parametrize("kept", [MASK, ~MASK, bnmask.Labels({"a": "x"}), Mask({})])
+def test_mask_and_labels_refuse_to_be_taken_for_a_bool(kept):
+    with pytest.raises(TypeError, match=r"not one yes or no.*call it: `mask\(params\)`"):
+        bool(kept)
+
+
+def test_analysis_is_no_mask_for_optax():
+    analysis = bnmask.analyze_structure(PARAMS, STATS)
+    with pytest.raises(TypeError, match=r"it is no `mask`.*`analysis.decay_mask\(\)`"):
+        optax.adamw(1e-3, mask=analysis).init(PARAMS)
+
+
+ANALYSIS = bnmask.analyze_structure(PARAMS, STATS)
+
+
+@pytest.mark.parametrize("mask", [ANALYSIS, ANALYSIS.labels(categories="norm"), {"conv": "yes"}])
+def test_what_has_no_bools_is_no_mask_for_a_transformation(mask):
+    with pytest.raises(TypeError, match=r"`mask` must hold a bool for each leaf. Found a "):
+        bnmask.keep_norm(mask).init(PARAMS)
+
+
 def test_item_of_an_unknown_path_names_the_nearest():
     assert MASK["conv/kernel"] is True
     with pytest.raises(PathError, match=r"no leaf 'conv/kernle'.*'conv/kernel'"):
@@ -121,6 +153,14 @@ def test_repr_shows_what_is_exempt():
     assert repr(MASK) == "Mask(3 of 5 leaves decay; exempt: post/bias, post/scale)"
     assert repr(bnmask.decay_mask(PARAMS, exempt=())) == "Mask(5 of 5 leaves decay)"
     assert repr(bnmask.Labels({"a/b": "x"})) == "Labels(\n  a/b: 'x'\n)"
+
+
+def test_repr_fits_a_screen():
+    paths = [f"n{i}" for i in range(1000)]
+    mask = Mask(dict.fromkeys(paths, False))
+    assert repr(mask).startswith("Mask(0 of 1000 leaves decay; exempt: n0, n1, ")
+    assert repr(mask).endswith(", n11 and 988 more)")
+    assert repr(bnmask.Labels(dict.fromkeys(paths, "x"))).endswith("n11: 'x'\n  and 988 more\n)")
 
 
 PRINT_PICKLE = """

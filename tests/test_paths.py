@@ -20,6 +20,33 @@ from optax_bnmask.paths import layout, matches
 X = jnp.zeros(3)
 
 
+@jax.tree_util.register_pytree_node_class
+class Keyless:
+    """A node whose children have no names, with something static beside them."""
+
+    def __init__(self, *children):
+        self.children = children
+
+    def tree_flatten(self):
+        return self.children, "static"
+
+    @classmethod
+    def tree_unflatten(cls, _, children):
+        return cls(*children)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Wrapper:
+    array: Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Gain:
+    gain: Any
+
+
 class Pair(NamedTuple):
     first: Any
     second: Any
@@ -60,6 +87,19 @@ class Struct:
         ({"a": nnx.Param(X)}, ["a"]),
         (nnx.Param(X), [""]),
         (X, [""]),
+        ({"a": Keyless(X)}, ["a"]),
+        ({"a": Keyless(nn.Partitioned(Keyless(X), names=("x",)))}, ["a"]),
+        ({"a": Wrapper(X), "b": Wrapper({"c": X})}, ["a", "b/array/c"]),
+        ({"a": Gain(X)}, ["a/gain"]),
+        (
+            {"a": Keyless(X, X), "b": Keyless(X), "c": Keyless(X, X)},
+            ["a/0", "a/1", "b", "c/0", "c/1"],
+        ),
+        ({"a": Keyless({"b": X})}, ["a/0/b"]),
+        ({"a": Keyless(optax.MaskedNode()), "b": X}, ["b"]),
+        ({("a", "b", "c"): X, ("a", "d"): X}, ["a/b/c", "a/d"]),
+        ({("b", "x"): {"c": X}, ("a",): {"c": X}}, ["a/c", "b/x/c"]),
+        (flax.core.freeze({("b", "x"): X, ("a", "y"): X}), ["a/y", "b/x"]),
         ({}, []),
         (None, []),
     ],
@@ -111,11 +151,38 @@ def test_nested_scopes_are_those_that_lie_above_others(tree):
         {"a/b": X, "a": {"b": X}},
         {"a/b": {"x": X}, "a": {"b": {"y": X}}},
         {"a/b": {"x": X}, "a": {"b": {"x": X}}},
+        {("a", "b"): X, ("a/b",): X},
+        {"c": 1.0, "d": {("a/b", "c"): X, ("a", "b", "c"): X}},
+        {("a/b",): X, ("c",): X, ("a", "b"): X},
     ],
 )
 def test_two_leaves_or_containers_of_one_name_are_refused(tree):
-    with pytest.raises(StructureError, match=r"of one name at '(a/b.*)?' once .* joined by '/'"):
+    with pytest.raises(
+        StructureError, match=r"of one name at '(d/)?(a/b.*)?' once .* joined by '/'"
+    ):
         layout(tree)
+
+
+FLAT = {"a/b/kernel": X, "a/b/bias": X, "a/gain": X, "top": X}
+
+
+@pytest.mark.parametrize("flat", [FLAT, {tuple(key.split("/")): X for key in FLAT}])
+@pytest.mark.parametrize("above", [(), ("model",)])
+def test_keys_of_several_levels_make_the_scopes_that_nested_dicts_make(flat, above):
+    nested = {"a": {"b": {"kernel": X, "bias": X}, "gain": X}, "top": X}
+    for key in above:
+        flat, nested = {key: flat}, {key: nested}
+    found, expected = layout(flat), layout(nested)
+    assert found.leaves.keys() == expected.leaves.keys()
+    assert found.scopes == expected.scopes
+    assert found.nested == expected.nested
+
+
+def test_what_linen_keeps_for_an_array_of_another_module_stays_one_key():
+    tree = {"WeightNorm_0": {"Dense_0/kernel/scale": X}}
+    assert layout(tree).scopes == {
+        "WeightNorm_0": {"Dense_0/kernel/scale": "WeightNorm_0/Dense_0/kernel/scale"}
+    }
 
 
 def test_globs_match_whole_paths_and_cross_slashes():

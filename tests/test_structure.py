@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 import optax_bnmask as bnmask
 from optax_bnmask import Role, StructureError
@@ -140,7 +141,8 @@ def test_spectral_statistics_under_one_long_key_are_refused():
         ({"scale": zeros(4), "bias": zeros(3)}, "of one shape"),
         ({"scale": zeros(4), "shift": zeros(4)}, "it would have no 'shift' beside it"),
         ({"scale": zeros(4), "inner": {"kernel": zeros(2, 2)}}, "no further scopes beside it"),
-        ({"weight": zeros(4)}, "a lone 'weight' may be anything"),
+        ({"weight": zeros(4, 4)}, "a lone 'weight' may be anything"),
+        ({"weight": zeros(1)}, "it is a single number"),
         ({"gamma": zeros(4)}, "a lone 'gamma' may be anything"),
     ],
 )
@@ -158,6 +160,7 @@ def test_gain_that_is_no_normaliser_by_convention_says_why(scope, why):
         norm(4),
         norm(3, 4),
         {"scale": zeros(4)},
+        {"weight": zeros(4)},
         norm(4, bias="offset"),
         norm(4, gain="weight"),
         norm(4, gain="gamma", bias="beta"),
@@ -190,6 +193,46 @@ def test_bias_beside_a_weight_is_a_bias(weight, bias):
 def test_bias_that_does_not_fit_its_weight_is_unknown(weight, bias):
     verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False, has_statistics=False)
     assert verdicts["bias"].role is Role.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("weight", "bias"),
+    [
+        (("w", (4, 6)), ("bias", (6,))),
+        (("weights", (4, 6)), ("bias", (6,))),
+        (("filters", (3, 3, 2, 6)), ("b", (6,))),
+        (("gating_w", (4, 2, 6)), ("gating_b", (2, 6))),
+        (("weight_ih", (12, 4)), ("bias_ih", (12,))),
+        (("w", (4, 6)), ("biases", (1, 6))),
+    ],
+)
+def test_bias_beside_a_weight_of_any_spelling_is_told_by_its_shape(weight, bias):
+    verdicts = by_convention(dict([weight, bias]), nested=False, has_statistics=False)
+    assert verdicts[weight[0]].role is Role.WEIGHT
+    assert verdicts[bias[0]].role is Role.BIAS
+
+
+def test_weight_of_a_bias_is_the_one_of_its_stem_where_several_fit():
+    shapes = {"query_w": (4, 2, 6), "gating_w": (4, 2, 6), "gating_b": (2, 6)}
+    verdicts = by_convention(shapes, nested=False, has_statistics=False)
+    assert verdicts["gating_w"].role is Role.WEIGHT
+    assert verdicts["query_w"].role is Role.UNKNOWN
+    assert verdicts["gating_b"].role is Role.BIAS
+
+
+@pytest.mark.parametrize(
+    ("array", "beside"),
+    [
+        (("scale", (6,)), ("w", (4, 6))),  # of the output's shape, and yet a gain
+        (("ribs", (6,)), ("w", (4, 6))),
+        (("bias", (5,)), ("w", (4, 6))),
+        (("bias", (4, 6)), ("table", (4, 6))),
+        (("bias", (6,)), ("scale", (3, 6))),
+    ],
+)
+def test_array_that_has_no_biass_name_and_shape_is_no_bias(array, beside):
+    verdicts = by_convention(dict([array, beside]), nested=False, has_statistics=False)
+    assert verdicts[array[0]].role is Role.UNKNOWN
 
 
 def test_embedding_is_told_by_being_alone_under_its_name():
@@ -248,10 +291,52 @@ def test_bfloat16_and_complex_leaves_decay():
 
 
 @pytest.mark.parametrize("empty", [{}, [], (), None, {"a": {}, "b": None}])
-def test_empty_trees_give_empty_masks(empty):
-    assert len(bnmask.decay_mask(empty)) == 0
-    assert bnmask.decay_mask(empty)(empty) == empty
-    assert bnmask.analyze_structure(empty, {}).leaves == ()
+def test_trees_without_arrays_are_no_params(empty):
+    for call in (bnmask.decay_mask, bnmask.analyze_structure):
+        with pytest.raises(StructureError, match=r"`params` must hold an array.*without"):
+            call(empty, {})
+
+
+def test_swapped_arguments_are_refused():
+    params, stats = {"n": norm(4), "d": {"kernel": zeros(2, 4)}}, {"n": kept(4)}
+    with pytest.raises(StructureError, match=r"statistics in `params` at 'n'.*Swap the two"):
+        bnmask.decay_mask(stats, params)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8), (1, 8, 1, 1), (8, 1)])
+def test_statistics_may_have_further_axes_of_length_one(shape):
+    analysis = bnmask.analyze_structure({"n": norm(8)}, {"n": kept(*shape)})
+    assert [leaf.role for leaf in analysis.leaves] == [Role.NORM_BIAS, Role.NORM_SCALE]
+    assert all("a running mean and var" in leaf.reason for leaf in analysis.leaves)
+
+
+def test_mean_and_variance_may_differ_in_axes_of_length_one():
+    stats = {"n": {"mean": zeros(1, 8), "var": zeros(8)}}
+    assert bnmask.decay_mask({"n": norm(8)}, stats).decayed == ()
+
+
+def test_keras_names_its_statistics_moving():
+    stats = {"n": {"moving_mean": zeros(4), "moving_variance": zeros(4)}}
+    found = bnmask.analyze_structure({"n": norm(4, gain="gamma", bias="beta")}, stats)
+    assert {leaf.role for leaf in found.leaves} == {Role.NORM_SCALE, Role.NORM_BIAS}
+    assert all("a running mean and var" in leaf.reason for leaf in found.leaves)
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("flat", ["params", "batch_stats", "both"])
+@pytest.mark.parametrize("separator", ["/", None])
+def test_flat_dicts_say_what_nested_ones_say(flat, separator):
+    trees = {
+        "params": {"a": {"odd": norm(4), "lin": {"kernel": zeros(2, 4), "bias": zeros(4)}}},
+        "batch_stats": {"a": {"odd": kept(4)}},
+    }
+    expected = bnmask.analyze_structure(*trees.values())
+    for name in trees if flat == "both" else [flat]:
+        trees[name] = flatten_dict(trees[name], sep=separator)
+    found = bnmask.analyze_structure(*trees.values())
+    assert {leaf.path: (leaf.role, leaf.reason) for leaf in found.leaves} == {
+        leaf.path: (leaf.role, leaf.reason) for leaf in expected.leaves
+    }
 
 
 def test_one_array_is_a_tree():
@@ -301,9 +386,13 @@ def test_variables_passed_whole_are_refused(rest):
         bnmask.decay_mask(variables)
 
 
-def test_params_wrapped_beside_statistics_are_refused():
-    with pytest.raises(StructureError, match=r"Found the collections 'params' at its top"):
-        bnmask.decay_mask({"params": {"n": norm(4)}}, {"n": kept(4)})
+@pytest.mark.parametrize("level", [None, "params", "batch_stats"])
+def test_params_may_have_a_level_around_them_as_some_optimizers_see_them(level):
+    params, stats = {"n": norm(4), "d": {"kernel": zeros(2, 4)}}, {"n": kept(4)}
+    wrapped = {"params": params}
+    analysis = bnmask.analyze_structure(wrapped, {level: stats} if level else stats)
+    assert "running mean and var" in analysis["params/n/scale"].reason
+    assert analysis.decay_mask()(wrapped) == {"params": bnmask.decay_mask(params, stats)(params)}
 
 
 def test_variables_of_a_model_without_statistics_are_params_like_any_other():

@@ -5,22 +5,35 @@ from typing import Any
 import jax
 
 
-def chosen(mask: Any, tree: Any) -> Any:  # noqa: ANN401 - any mask, any pytree
+def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401 - any pytrees
     """A mask as the tree of bools that it stands for.
 
     Args:
       mask: A callable from a tree to its mask, such as `optax_bnmask.Mask`; a pytree of bools, of
         the tree's structure or a prefix of it; or None, which chooses every leaf.
       tree: The params, or the updates.
+      argument: What the caller calls the mask, for the error.
 
     Returns:
       A pytree of the tree's structure, with a bool for each leaf.
+
+    Raises:
+      TypeError: The mask has something else than bools, such as labels or a whole analysis.
     """
     if mask is None:
         return jax.tree.broadcast(True, tree)  # noqa: FBT003 - the mask's only leaf
     # A pytree can be callable too, as an Equinox module is: its leaves tell, as they do for Optax.
     is_function = callable(mask) and all(map(callable, jax.tree.leaves(mask)))
-    return jax.tree.broadcast(mask(tree) if is_function else mask, tree)
+    found = mask(tree) if is_function else mask
+    for flag in jax.tree.leaves(found):
+        # Anything else would count as true, and so choose every leaf without a word.
+        if not isinstance(flag, int) and not hasattr(flag, "dtype"):
+            raise TypeError(
+                f"`{argument}` must hold a bool for each leaf. Found a {type(flag).__name__}"
+                f"{f' from a `{type(mask).__name__}`' if is_function else ''}. Of an `Analysis`, "
+                f"pass `analysis.decay_mask()` or `analysis.select(...)`."
+            )
+    return jax.tree.broadcast(found, tree)
 
 
 def required(params: Any, transform: str) -> Any:  # noqa: ANN401 - any pytree

@@ -108,7 +108,7 @@ def corrected_weight_decay(
             updates,
             params,
             chosen(mask, updates),
-            chosen(corrected, updates),
+            chosen(corrected, updates, "corrected"),
             is_leaf=lambda node: node is None,
         )
         return updates, CorrectedWeightDecayState(jnp.asarray(optax.safe_increment(state.count)))

@@ -61,7 +61,7 @@ def test_equals_numpy_with_a_schedule_or_a_number_as_the_rate(name, mask, rate):
     scaling, directions = SCALINGS[name]
     tx = optax.chain(scaling(), corrected(rate=rate, mask=mask), optax.scale_by_learning_rate(rate))
     rates = [float(rate(step)) if callable(rate) else rate for step in range(STEPS)]
-    decays = (mask or (lambda tree: jax.tree.map(lambda _: True, tree)))(PARAMS)
+    decays = jax.tree.map(lambda _: True, PARAMS) if mask is None else mask(PARAMS)
     got, state, _ = loop(tx, PARAMS, GRADS)
     chex.assert_trees_all_close(wide(got), trained(directions, decays, rates), rtol=1e-5)
     assert int(state[1].count) == STEPS
