@@ -92,13 +92,19 @@ class Labels:
           PathError: The tree has a leaf that this does not know.
         """
         paths = layout(tree, "tree").leaves
-        known, part = self._by_path, f"/{PART}"
+        known = self._by_path
         try:
-            values = [
-                known[path] if path in known else known[path.partition(part)[0]] for path in paths
-            ]
-        except KeyError as error:
-            path = error.args[0]
+            values = [known[path] for path in paths]
+        except KeyError:
+            values = [self._of_part(path, tree) for path in paths]
+        return jax.tree.unflatten(jax.tree.structure(tree), values)
+
+    def _of_part(self, path: str, tree: Any) -> Any:  # noqa: ANN401 - a label
+        """The label of a leaf, or of the leaf that it is a part of; an error if there is none."""
+        known = self._by_path
+        try:
+            return known[path.partition(f"/{PART}")[0]]
+        except KeyError:
             if not path:
                 raise PathError(
                     f"A `{type(self).__name__}` must be called with the tree of its leaves. It got "
@@ -112,7 +118,6 @@ class Labels:
                 f"{nearest(path, self._by_path)}. Make it anew from the params that the optimizer "
                 f"sees."
             ) from None
-        return jax.tree.unflatten(jax.tree.structure(tree), values)
 
     def __getitem__(self, path: str) -> Any:  # noqa: ANN401 - a bool or a label
         """The label of the leaf of that canonical path."""
