@@ -10,7 +10,6 @@ from optax_bnmask.audit.judging import findings, undetermined
 from optax_bnmask.audit.outcome import Audit
 from optax_bnmask.audit.precision import lost
 from optax_bnmask.audit.probe import probe
-from optax_bnmask.audit.reach import unreached
 from optax_bnmask.audit.stand_in import dtypes_of, stand_in
 from optax_bnmask.audit.update import optimizer_of
 from optax_bnmask.errors import PathError, first_line
@@ -88,11 +87,8 @@ def audit(
         why = f"The optimizer raised {type(error).__name__}: {said}"
         nothing = (undetermined(paths, why),)
         return Audit(dict.fromkeys(paths, 0.0), nothing, analysis, exempt=exempt)
-    cut, gone = unreached(analysis), lost(small.update, dtypes_of(params), seen)
-    cases = [
-        Case(analysis[path], does, wanted[path], path not in cut, path in gone)
-        for path, does in seen.items()
-    ]
+    gone = lost(small.update, dtypes_of(params), seen)
+    cases = [Case(analysis[path], does, wanted[path], path in gone) for path, does in seen.items()]
     if small.faithful:
         found = findings(analysis, cases)
     else:  # rates of other params prove nothing, neither good nor bad

@@ -22,15 +22,18 @@ class Case:
       leaf: What is known of it.
       does: What the optimizer does to it.
       wanted: Whether it should decay.
-      reached: Whether any gradient flows to it, as far as its program tells.
       lost: Whether its decay is less than its dtype can tell.
     """
 
     leaf: Leaf
     does: Behaviour
     wanted: bool
-    reached: bool = True
     lost: bool = False
+
+    @property
+    def reached(self) -> bool:
+        """Whether a gradient flows to it, if the program uses it at all."""
+        return self.leaf.reached or self.leaf.role is Role.UNUSED
 
     @property
     def path(self) -> str:
