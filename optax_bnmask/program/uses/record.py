@@ -119,10 +119,13 @@ class Record:
             return self._along[k]
         x, law = self.e.ins[k], self.law
         view = self.views.get(x)
-        if view is not None and law is not None:
-            if law.maps != SAME or not self.is_alike(x):
-                view = self._moved(k, view)
-            self._along[k] = view
+        if view is None:
+            return None
+        if law is None:  # entry by entry, or nobody knows how
+            view = view if self.is_alike(x) else View(data=view.data, made=view.made)
+        elif law.maps != SAME or not self.is_alike(x):
+            view = self._moved(k, view)
+        self._along[k] = view
         return view
 
     def is_alike(self, x: int) -> bool:
