@@ -160,19 +160,25 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
       path where the trace knows one.
     """
     eqn = next((call for call in calls if not _is_written_by_user(call)), eqn)
-    frames: list[Any] = []
-    for known in (eqn, *reversed(calls)):
-        if frames := list(source_info_util.user_frames(known.source_info.traceback)):
-            break
-    if not frames:
+    frame = next((f for known in (eqn, *reversed(calls)) if (f := _frame_of(known))), None)
+    if frame is None:
         return "unknown place"
-    folders = _frameworks()
-    frame = next((f for f in frames if not f.file_name.startswith(folders)), frames[0])
     where = f"{_short(frame.file_name)}:{frame.start_line} ({_function(frame)})"
     module = str(eqn.source_info.name_stack)
     return f"{where} in {module}" if module else where
 
 
+def _frame_of(eqn: Any) -> Any:  # noqa: ANN401 - as above
+    """The innermost frame of the user's, or of a framework's where there is none."""
+    folders, first = _frameworks(), None
+    for frame in source_info_util.user_frames(eqn.source_info.traceback):
+        if not frame.file_name.startswith(folders):
+            return frame
+        first = first or frame
+    return first
+
+
+@functools.lru_cache(maxsize=256)  # all that is in one call asks for it
 def _is_written_by_user(call: Any) -> bool:  # noqa: ANN401 - as above
     """Whether the body of a call was traced where it stands; not so JAX's own functions."""
     if call.primitive.name != "jit":

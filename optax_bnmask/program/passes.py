@@ -84,7 +84,7 @@ def _analysis_of(program: Program) -> Analysis:
             "dimensions": uses.dimensions(i),
             "blocks": blocks(axes.segments(x)) if x in axes.of else {},
             "position": where[i],
-            "reached": x in touched or not tape.floats[x],
+            "reached": bool(touched[x]) or not tape.floats[x],
         }
 
     return Analysis(

@@ -25,7 +25,7 @@ def contraction(record: Record, e: Equation) -> View:
         return opaque(record, e)
     if x.data and record.gauges.root(e.ins[0]) == record.gauges.root(e.ins[1]):  # a sum of squares
         record.gauges.read(e, record.law)
-        return View(gains=x.gains, features=record.features())
+        return View(gains=x.gains)
     hows = [{n: record.meeting(k, p) for n, p in v.leaves.items()} for k, v in enumerate((x, y))]
     for k, how in enumerate(hows):
         if how and all(h.is_same for h in how.values()):
@@ -80,13 +80,14 @@ def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
     In ``einsum("tef,efd->ted", silu(einsum("td,edf->tef", x, up)), down)``, which is a mixture of
     experts, axis 0 of `up` is such an axis.
     """
-    features = record.views.get(e.ins[1 - k], DATA).features
+    other, own = record.to(1 - k), record.to(k).values()
+    matched = [a for a, r in other.items() if r in own]
+    features = record.views.get(e.ins[1 - k], DATA).features if matched else ()
     if not features or min(how.sizes) == 1:
         return
-    other, matched = record.to(1 - k), set(record.to(k).values())
     sizes = record.tape.full_shape(e.ins[1 - k])
-    for a, r in other.items():
-        for leaf, axis in features[a] if r in matched else ():
+    for a in matched:
+        for leaf, axis in features[a]:
             if record.shapes[leaf][axis] == sizes[a]:
                 record.seen[leaf].batch.add(axis)
 
@@ -116,19 +117,18 @@ def _diagonal(record: Record, e: Equation, k: int) -> View:
 
 def reduction(record: Record, e: Equation) -> View:
     """A statistic of leaves is no leaf; a product with data that is summed is a contraction."""
-    views = record.all_along()
-    factors = record.views[e.ins[0]].factors if e.op is _SUM else {}
+    views = [record.views[x] for x in e.ins if x in record.views]
+    factors = views[0].factors if e.op is _SUM else {}
     for leaf, factor in factors.items():
         gone = [a for a in e.params["axes"] if record.tape.shapes[e.ins[0]][a] > 1]
         is_norms = Role.NORM_SCALE in record.seen[leaf].roles
         if gone and all(factor.places[a] for a in gone) and not is_norms:
             record.promote(leaf, factor.met, None, e)
-    return View(
-        data=any(v.data for v in views),
-        made=any(v.made for v in views),
-        gains=NONE.union(*(v.gains for v in views)),
-        features=features_of(views),
-    )
+    if len(views) == 1:
+        (view,) = views
+        return View(data=view.data, made=view.made, gains=view.gains)
+    gains = NONE.union(*(v.gains for v in views))
+    return View(data=any(v.data for v in views), made=any(v.made for v in views), gains=gains)
 
 
 def opaque(record: Record, e: Equation) -> View:

@@ -24,7 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.demands import regrouped
-from optax_bnmask.program.equations import NOTHING, Form, plus
+from optax_bnmask.program.equations import NOTHING, Form, plus, times
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EPSILON, EVERY, HUGE
 from optax_bnmask.program.registry import AGREE, PIN, RULES, SAME, Kind, Law
@@ -184,6 +184,9 @@ class Gauges:
         """The gauge of a result by the law of its equation."""
         if law.powers is AGREE:
             return self._agreed(e, law)
+        first = self._of.get(e.ins[0])
+        if len(e.ins) == 1 and isinstance(first, dict):
+            return times(first, (law.powers or (0,))[0])
         gauge: Any = NOTHING
         for k, (x, power) in enumerate(zip(e.ins, law.powers or (), strict=False)):
             if power and gauge is not _LOST:

@@ -29,18 +29,19 @@ def moved(tape: Tape, leaves: Iterable[int]) -> bytearray:
     return dependents(tape, leaves, passes_gradient)
 
 
-def reached(tape: Tape) -> set[int]:
-    """The values that some output has a derivative by."""
-    out = {x for x in tape.outs if tape.floats[x]}
+def reached(tape: Tape) -> bytearray:
+    """A 1 for each value that some output has a derivative by."""
+    out = bytearray(len(tape.shapes))
+    for x in tape.outs:
+        out[x] = tape.floats[x]
     handed_on = {e.ins[0]: e.ins[1] for e in tape.equations if e.op is CARRIED}
-    size = -1
-    while size != len(out):
-        size = len(out)
+    while True:
         for e in reversed(tape.equations):
-            if e.out in out and passes_gradient(tape, e):
-                out.update(x for x in e.ins if tape.floats[x])
-            if e.out in out and e.out in handed_on:
-                out.add(handed_on[e.out])
-        if not handed_on:
-            break
-    return out
+            if out[e.out] and passes_gradient(tape, e):
+                for x in e.ins:
+                    out[x] = out[x] or tape.floats[x]
+        grown = [x for carry, x in handed_on.items() if out[carry] and not out[x]]
+        if not grown:
+            return out
+        for x in grown:
+            out[x] = 1

@@ -3,7 +3,7 @@
 from optax_bnmask import compat
 from optax_bnmask.analysis import Position, Role
 from optax_bnmask.program.registry import RULES, Kind
-from optax_bnmask.program.tape import CARRIED, Equation
+from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
 
 _GATHER = compat.primitive("gather_p")
@@ -20,16 +20,16 @@ def positions(record: Record) -> list[Position | None]:
     return [_position(record, number, before) for number in range(len(record.seen))]
 
 
-def _position(record: Record, number: int, before: set[int]) -> Position | None:
+def _position(record: Record, number: int, before: bytearray) -> Position | None:
     seen, role = record.seen[number], record.role(number)
     if role is Role.EMBEDDING:
         e = seen.roles[role]
-        if any(x not in before for x in seen.outputs):
+        if any(not before[x] for x in seen.outputs):
             return Position.HEAD
         return Position.INPUT if _is_chosen_by_data(record, e) else Position.LEARNED
     if role is not Role.WEIGHT or not seen.outputs:
         return None
-    if all(x not in before for x in seen.outputs):
+    if not any(before[x] for x in seen.outputs):
         return Position.HEAD
     return Position.HIDDEN if seen.meets_leaves else Position.INPUT
 
@@ -41,19 +41,8 @@ def _is_chosen_by_data(record: Record, e: Equation) -> bool:
     return e.op in RULES and RULES[e.op].kind is Kind.CONTRACTION
 
 
-def _before_weights(record: Record) -> set[int]:
-    """The values that some weight is applied to, or to what comes of them."""
-    tape = record.tape
+def _before_weights(record: Record) -> bytearray:
+    """A 1 for each value that some weight is applied to, or to what comes of it."""
     applied = {x for seen in record.seen for x in seen.outputs}
-    handed_on = {e.ins[0]: e.ins[1] for e in tape.equations if e.op is CARRIED}
-    before, size = set[int](), -1
-    while size != len(before):
-        size = len(before)
-        for e in reversed(tape.equations):
-            if e.out in before or e.out in applied:
-                before.update(e.ins)
-                if e.out in before and e.out in handed_on:
-                    before.add(handed_on[e.out])
-        if not handed_on:
-            break
-    return before
+    given = (x for e in record.tape.equations if e.out in applied for x in e.ins)
+    return record.tape.needed(given)

@@ -83,10 +83,10 @@ class Trails:
           e: The equation.
           unknowns: For a value, the unknowns in its gauge.
         """
-        kind, x = RULES[e.op].kind, e.ins[0]
+        kind, x, of = RULES[e.op].kind, e.ins[0], self._of
         self._find_root(e, kind)
         if kind not in _MARKING:
-            held = [y for y in e.ins if y in self._of]
+            held = [y for y in e.ins if y in of]
             if not held:
                 return
             if len(held) == 1 and not any(y != held[0] and unknowns(y) for y in e.ins):

@@ -72,7 +72,8 @@ class View(NamedTuple):
       broad: Whether it is the same along some axis.
       piece: The slice of a leaf that it is; -1 for a whole one.
       features: Of data, for each axis the axes of leaves whose outputs these entries are, as pairs
-        ``(leaf, axis)``. Along an axis that no leaf made, data are at different positions.
+        ``(leaf, axis)``. Along an axis that no leaf made, data are at different positions. Not kept
+        of statistics, which are combined with what they are of.
     """
 
     leaves: Mapping[int, Places] = _NO_LEAVES
