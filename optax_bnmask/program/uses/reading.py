@@ -61,7 +61,7 @@ def uses(
             if e.op is CARRY:  # what a loop makes of constants is as good as data
                 record.begin(e)
                 views[e.out] = contractions.carried(record, e, DATA)
-        if (indicators or e.op in _FIRST) and _indicates(record, e):
+        if (e.op in _FIRST or not indicators.isdisjoint(e.ins)) and _indicates(record, e):
             indicators.add(e.out)
     return record
 
