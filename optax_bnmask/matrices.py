@@ -44,8 +44,5 @@ def matrix_specs(analysis: Analysis, positions: Collection[str]) -> MatrixSpecs:
 def _spec(leaf: Leaf, positions: Collection[str]) -> MuonDimensionNumbers | None:
     """The dimension numbers of one leaf, if it is a matrix that a gradient reaches."""
     found = leaf.dimensions
-    if found is None or leaf.role is not Role.WEIGHT or not leaf.reached:
-        return None
-    if leaf.position not in positions:
-        return None
-    return MuonDimensionNumbers(found.reduction, found.output)
+    is_wanted = leaf.role is Role.WEIGHT and leaf.reached and leaf.position in positions
+    return MuonDimensionNumbers(found.reduction, found.output) if found and is_wanted else None

@@ -166,11 +166,19 @@ class Tape:
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in inner.outvars]
 
-    def needed(self, outputs: Iterable[int]) -> bytearray:
+    def needed(
+        self,
+        outputs: Iterable[int],
+        passes: Callable[["Tape", Equation], bool] = lambda _, __: True,
+    ) -> bytearray:
         """The values that some values are computed from: a 1 for each of them.
 
         What a body hands on is needed as long as the carry is *read in the body*, even where nobody
         reads the last value: it is what constrains the carry.
+
+        Args:
+          outputs: The values that are computed.
+          passes: Whether an equation counts.
         """
         needed = bytearray(len(self.shapes))
         loops = [e for e in self.equations if e.op is CARRIED]
@@ -179,7 +187,7 @@ class Tape:
             for x in grown:
                 needed[x] = 1
             for e in reversed(self.equations):
-                if needed[e.out]:
+                if needed[e.out] and passes(self, e):
                     for x in e.ins:
                         needed[x] = 1
             grown = [e.out for e in loops if needed[e.ins[0]] and not needed[e.out]]

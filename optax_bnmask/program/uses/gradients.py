@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from optax_bnmask import compat
 from optax_bnmask.program.facts import dependents
 from optax_bnmask.program.registry import RULES, Kind
-from optax_bnmask.program.tape import CARRIED, Equation, Tape
+from optax_bnmask.program.tape import Equation, Tape
 
 _CUTS = {
     compat.primitive(f"{name}_p")
@@ -31,17 +31,4 @@ def moved(tape: Tape, leaves: Iterable[int]) -> bytearray:
 
 def reached(tape: Tape) -> bytearray:
     """A 1 for each value that some output has a derivative by."""
-    out = bytearray(len(tape.shapes))
-    for x in tape.outs:
-        out[x] = tape.floats[x]
-    handed_on = {e.ins[0]: e.ins[1] for e in tape.equations if e.op is CARRIED}
-    while True:
-        for e in reversed(tape.equations):
-            if out[e.out] and passes_gradient(tape, e):
-                for x in e.ins:
-                    out[x] = out[x] or tape.floats[x]
-        grown = [x for carry, x in handed_on.items() if out[carry] and not out[x]]
-        if not grown:
-            return out
-        for x in grown:
-            out[x] = 1
+    return tape.needed((x for x in tape.outs if tape.floats[x]), passes_gradient)
