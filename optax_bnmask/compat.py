@@ -112,6 +112,7 @@ def primitive(name: str) -> Primitive | None:
 
 
 @functools.lru_cache
+@functools.cache  # there are few dtypes, and one is asked for by each equation
 def is_inexact(dtype: Any) -> bool:  # noqa: ANN401 - a dtype, extended ones included
     """Whether arrays of that dtype hold real or complex numbers."""
     return bool(jnp.issubdtype(dtype, np.inexact))
@@ -170,12 +171,25 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
 
 def _frame_of(eqn: Any) -> Any:  # noqa: ANN401 - as above
     """The innermost frame of the user's, or of a framework's where there is none."""
-    folders, first = _frameworks(), None
-    for frame in source_info_util.user_frames(eqn.source_info.traceback):
-        if not frame.file_name.startswith(folders):
-            return frame
-        first = first or frame
-    return first
+    traceback, folders, first = eqn.source_info.traceback, _frameworks(), None
+    codes, places = traceback.raw_frames() if traceback else ((), ())
+    for i, code in enumerate(codes):
+        whose = _whose(code.co_filename, folders)
+        if whose == "user":
+            return source_info_util.raw_frame_to_frame(code, places[i])
+        if whose and first is None:
+            first = i
+    return (
+        None if first is None else source_info_util.raw_frame_to_frame(codes[first], places[first])
+    )
+
+
+@functools.cache  # a traceback has a hundred frames, of few files
+def _whose(file_name: str, frameworks: tuple[str, ...]) -> str:
+    """Whose file it is: the user's, a framework's, or JAX's own, which is of no interest."""
+    if not source_info_util.is_user_filename(file_name):
+        return ""
+    return "framework" if file_name.startswith(frameworks) else "user"
 
 
 @functools.lru_cache(maxsize=256)  # all that is in one call asks for it

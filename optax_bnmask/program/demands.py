@@ -67,20 +67,21 @@ class Axes:
       epsilons: Which small constants the second pass may take as 0.
     """
 
-    def __init__(self, facts: Facts, leaves: Sequence[int]) -> None:
+    def __init__(self, facts: Facts) -> None:
         self.facts, self.tape = facts, facts.tape
         self.epsilons = Epsilons(facts)
+        self._any_packed = any(flags & PACKED for flags in facts.flags)
         self.indices = Indices()
         self.of: dict[int, list[Atom]] = {}
         try:
-            self.plans = self._all_plans(leaves)
+            self.plans = self._all_plans()
         except Mismatch:  # a border accepted within few rows, and these found within many later
             self.indices = Indices(most=1)
-            self.plans = self._all_plans(leaves)
+            self.plans = self._all_plans()
 
-    def _all_plans(self, leaves: Sequence[int]) -> list[Any]:
+    def _all_plans(self) -> list[Any]:
         """Demands what each equation demands, and reads all axes once it has been."""
-        ins = (x for x in leaves if 0 not in self.tape.shapes[x])
+        ins = (x for x in self.tape.leaves if 0 not in self.tape.shapes[x])
         self.of = {x: [Atom(n) for n in self.tape.shapes[x]] for x in ins}
         plans = [self._plan(e) for e in self.tape.equations]
         self.indices.settle(a for axes in self.of.values() for a in axes)
@@ -108,6 +109,8 @@ class Axes:
 
     def _takes_factors_for_a_matrix(self, e: Equation) -> bool:
         """Whether a packed factorisation meets anything but a solver, or is taken into a loop."""
+        if not self._any_packed:
+            return False
         if not self.facts.any(e, PACKED) or RULES[e.op].kind is Kind.SOLUTION:
             return False
         return e.op is not MOVE or any(a != q for a, q in e.params["to"].items())
@@ -144,6 +147,17 @@ class Axes:
 
     def _mapped(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a plan
         """The plan of an equation by its law: operands share the axes of the result."""
+        shared = self._shared(e) if law.maps == SAME else None
+        if shared:
+            maps, axes = [SAME if x in self.of else None for x in e.ins], shared
+        else:
+            maps, axes = self._matched(e, law)
+        if law.scales:
+            self.of[e.out] = axes
+        return Plan(law, maps, axes)
+
+    def _matched(self, e: Equation, law: Law) -> tuple[list[Any], list[Atom]]:
+        """The maps of the operands, without what is refused, and the axes of the result."""
         maps, sizes = self._full_maps(e, law), self.tape.full_shape(e.out)
         axes: list[Any] = [None] * len(sizes)
         refused: set[int] = set()
@@ -155,9 +169,16 @@ class Axes:
         for r, n in enumerate(sizes):
             if axes[r] is None or r in refused:
                 axes[r] = Atom(n)
-        if law.scales:
-            self.of[e.out] = axes
-        return Plan(law, maps, axes)
+        return maps, axes
+
+    def _shared(self, e: Equation) -> list[Atom] | None:
+        """The axes of all operands, if they are those of the result and none refuses to be."""
+        full = self.tape.full_shape
+        found = [self.of[x] for x in e.ins if x in self.of and full(x) == full(e.out)]
+        if len(found) < sum(x in self.of for x in e.ins):
+            return None
+        pairs = ((found[0], q, a) for own in found[1:] for q, a in enumerate(own))
+        return found[0] if found and all(self._is_met(*pair) for pair in pairs) else None
 
     def _refused(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
         """Demands that axes of an operand are those of the result; those where it is refused."""

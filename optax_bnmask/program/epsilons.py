@@ -21,6 +21,7 @@ recorded.
 """
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from math import prod
 from typing import NamedTuple
 
@@ -72,7 +73,6 @@ class Epsilons:
     def __init__(self, facts: Facts) -> None:
         self.facts, self.tape = facts, facts.tape
         self._readers: dict[int, list[Equation]] = {}
-        self._writers: dict[int, Equation] = {}
         self._knows_data = bytearray()
         self._known: dict[int, bool] = {}
 
@@ -87,12 +87,11 @@ class Epsilons:
         return self._known[e.out]
 
     def _index(self) -> None:
-        """Finds who reads and who writes each value, at the first question."""
-        if not self._writers:
+        """Finds who reads each value, at the first question."""
+        if not self._readers:
             data = (x for x in self.tape.ins if not self.facts.depends[x])
             self._knows_data = dependents(self.tape, data)
             for e in self.tape.equations:
-                self._writers[e.out] = e
                 for x in set(e.ins):
                     self._readers.setdefault(x, []).append(e)
 
@@ -105,23 +104,18 @@ class Epsilons:
         flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
-        factors = self._factors(beside)
-        behind = self._near(beside) if may_be_0 else set[int]()
-        found = False
-        for use in self._uses(e.out, abs(number)):
-            if use.power > 0:
-                found = found or (use.rooted and nonneg and not may_be_0)
-                continue
-            others = self._factors(use.others)
-            if others and self._is_within(factors, others):
-                return False
-            found = found or (
-                bool(others)
-                and (nonneg or e.op in (_ADD, _SUB))
-                and (use.shared or self._is_of_another_kind(factors, others))
-                and (not may_be_0 or not behind.isdisjoint(self._near(others)))
-            )
-        return found
+        factors, uses = self._factors(beside), list(self._uses(e.out, abs(number)))
+        divided = [(use, self._factors(use.others)) for use in uses if use.power <= 0]
+        if any(others and self._is_within(factors, others) for _, others in divided):
+            return False
+        if nonneg and not may_be_0 and any(use.power > 0 and use.rooted for use in uses):
+            return True
+        return (nonneg or e.op in (_ADD, _SUB)) and any(
+            bool(others)
+            and (use.shared or self._is_of_another_kind(factors, others))
+            and (not may_be_0 or self._are_near(beside, others))
+            for use, others in reversed(divided)  # the last ones divide the most
+        )
 
     def _uses(self, x: int, number: float) -> Iterator[Use]:
         """How the sum is used, as far as products, powers and sums over it reach."""
@@ -181,7 +175,7 @@ class Epsilons:
         out, waiting = list[int](), list(xs)
         while waiting:
             x = waiting.pop()
-            e = self._writers.get(x)
+            e = self.tape.writers.get(x)
             kind = self._kind(e)
             if e is not None and kind in (Kind.VIEW, Kind.CAST, Kind.POWER):
                 waiting.append(e.ins[0])
@@ -199,7 +193,7 @@ class Epsilons:
         """Whether two values are computed in the same way, as far as a few steps back tell."""
         if x == y:
             return True
-        d, e = self._writers.get(x), self._writers.get(y)
+        d, e = self.tape.writers.get(x), self.tape.writers.get(y)
         if d is None or e is None:
             a, b = self.facts.numbers[x], self.facts.numbers[y]
             return a is not None and a == b
@@ -216,7 +210,7 @@ class Epsilons:
         It does if it is a product of two reductions, as the norms under a dot product are, or if it
         knows no data, as the norm of a kernel, and what it divides does.
         """
-        kinds = {self._kind(self._writers.get(f)) for f in factors}
+        kinds = {self._kind(self.tape.writers.get(f)) for f in factors}
         if kinds <= {Kind.REDUCTION, Kind.CONTRACTION} and not all(
             self._is_same(factors[0], f) for f in factors
         ):
@@ -224,16 +218,26 @@ class Epsilons:
         knows = self._knows_data
         return not any(knows[f] for f in factors) and any(knows[o] for o in others)
 
-    def _near(self, xs: Iterable[int]) -> set[int]:
+    def _are_near(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
+        """Whether some values and some others are, or are functions of, a value near to both."""
+        found: tuple[set[int | None], set[int | None]] = (set(), set())
+        for pair in zip_longest(self._near(xs), self._near(ys)):
+            for x, own, other in zip(pair, found, reversed(found), strict=True):
+                if x in other:
+                    return True
+                own.add(x)
+        return False
+
+    def _near(self, xs: Iterable[int]) -> Iterator[int]:
         """Some values, and those nearest of which they are functions, of entries or reductions."""
         waiting, seen = list(xs), set(xs)
         for x in waiting:
-            e = self._writers.get(x)
+            yield x
+            e = self.tape.writers.get(x)
             if e is not None and len(seen) < _NEAR and self._kind(e) in _FUNCTIONS:
                 new = [y for y in e.ins if y not in seen and self.facts.numbers[y] is None]
                 seen.update(new)
                 waiting += new
-        return seen
 
 
 def _bounds_from_below(e: Equation, place: int, number: float) -> bool:

@@ -147,10 +147,10 @@ class System:
         layers, ``bias_k = bias_(k-1) + weight_k`` solved for the weight keeps every form short;
         solved for the bias it would be the sum of all weights before it.
         """
-        sides: tuple[list[int], list[int]] = ([], [])
-        for unknown, c in form.items():
-            sides[c > 0].append(unknown)
-        return max(max(sides, key=_longest))
+        right = [unknown for unknown, c in form.items() if c > 0]
+        if 2 * len(right) == len(form):
+            return max(form)
+        return max(right if 2 * len(right) > len(form) else form.keys() - right)
 
     def apart(self, form: Form, segments: Segments) -> list[Components]:
         """What a form for an axis as a whole says of each of its segments.
@@ -174,11 +174,6 @@ class System:
                 for component, f in own.items():
                     components[component] = plus(components.get(component, NOTHING), f, c)
         return out
-
-
-def _longest(side: list[int]) -> tuple[int, int]:
-    """Orders the sides of an equation by length, then by their newest unknown."""
-    return len(side), max(side, default=-1)
 
 
 def subsets(n: int, smallest: int) -> Iterator[tuple[int, ...]]:

@@ -5,16 +5,18 @@ that its symmetry scales too, and where an equation does not hold, the chain end
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.demands import Axes, Plan
 from optax_bnmask.program.equations import Form, System
 from optax_bnmask.program.exponents import Degree
+from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import AGREE, RULES, Kind
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries
-from optax_bnmask.program.tape import Equation
+from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
 
 _SHOWN = 8
@@ -26,21 +28,24 @@ _POWER = 0
 """The one unknown: the power of the common factor."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True)
 class Explainer:
     """What an analysis by program can still be asked.
 
     Attributes:
       program: The traced function.
-      axes: The axes of its values.
       found: Its symmetries.
       biases: For each leaf, the biases added to its own output.
     """
 
     program: Program
-    axes: Axes
     found: Symmetries
     biases: Sequence[Sequence[int]]
+
+    @functools.cached_property
+    def axes(self) -> Axes:
+        """The axes of its values, found once more: an analysis that nobody asks keeps no tape."""
+        return Axes(Facts(Tape(self.program)))
 
     def witness(self, path: str) -> Mapping[str, object]:
         """The symmetry that scales a leaf: the exponent of every leaf that it scales.

@@ -44,11 +44,11 @@ class Facts:
       depends: Whether a value depends on a leaf.
     """
 
-    def __init__(self, tape: Tape, leaves: Sequence[int]) -> None:
+    def __init__(self, tape: Tape) -> None:
         self.tape = tape
         self.numbers: list[float | None] = [None] * len(tape.shapes)
         self.flags = [0] * len(tape.shapes)
-        self.depends = dependents(tape, leaves)
+        self.depends = dependents(tape, tape.leaves)
         for x, value in (tape.literals | tape.captured).items():
             self.numbers[x], self.flags[x] = known_of(value)
         for x in tape.captured:
@@ -127,14 +127,14 @@ class Facts:
 def dependents(
     tape: Tape,
     origins: Iterable[int],
-    passes: Callable[[Tape, Equation], bool] = lambda _, __: True,
+    passes: Callable[[Tape, Equation], bool] | None = None,
 ) -> bytearray:
     """Which values depend on one of some others, loops included: a 1 for each that does.
 
     Args:
       tape: The program.
       origins: The others.
-      passes: Whether an equation counts.
+      passes: Whether an equation counts; all do if none is given.
     """
     depends = bytearray(len(tape.shapes))
     loops = [e for e in tape.equations if e.op is CARRIED]
@@ -145,7 +145,7 @@ def dependents(
         for e in tape.equations:
             for x in e.ins:
                 if depends[x]:
-                    depends[e.out] = passes(tape, e)
+                    depends[e.out] = passes is None or passes(tape, e)
                     break
         grown = [e.ins[0] for e in loops if depends[e.ins[1]] and not depends[e.ins[0]]]
     return depends

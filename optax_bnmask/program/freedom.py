@@ -33,7 +33,7 @@ class LeafExponents:
 
     Attributes:
       level: The exponent of the whole.
-      axes: For each axis its parts, one after the other.
+      axes: For each axis its parts, one after the other; no axes where it varies along none.
     """
 
     level: Form
@@ -54,12 +54,11 @@ def leaf_exponents(system: System, degree: Degree, axes: Sequence[Segments]) -> 
     """
     ((_, components),) = degree.items()
     components = components or {}
-    return LeafExponents(
-        system.resolve(components.get((), {})),
-        tuple(
-            tuple(_parts(system, components, axis, segments)) for axis, segments in enumerate(axes)
-        ),
-    )
+    level = system.resolve(components.get((), {}))
+    if not any(c and system.resolve(form) for c, form in components.items()):
+        return LeafExponents(level, ())
+    parts = (tuple(_parts(system, components, p, s)) for p, s in enumerate(axes))
+    return LeafExponents(level, tuple(parts))
 
 
 def _parts(system: System, components: Components, axis: int, segments: Segments) -> Iterator[Part]:

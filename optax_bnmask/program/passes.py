@@ -44,17 +44,16 @@ def analysis_of(program: Program) -> Analysis:
 
 def _analysis_of(program: Program) -> Analysis:
     tape = Tape(program)
-    number = dict(zip(tape.ins, program.inputs, strict=True))
-    leaves = [x for x in _in_order_of_use(tape) if number[x] is not None and tape.floats[x]]
-    if not leaves:
+    if not tape.leaves:
         raise StructureError(
             f"The outputs of `fn` must depend on `params`. They depend on none of its "
             f"{len(program.paths)} leaves. Does `fn` use its first argument?"
         )
-    facts = Facts(tape, leaves)
-    axes = Axes(facts, leaves)
-    uses = uses_of(facts, program.inputs, program.shapes, moved(tape, leaves))
-    alive = {i for x, i in number.items() if tape.live[x] and i is not None}
+    facts = Facts(tape)
+    axes = Axes(facts)
+    uses = uses_of(facts, program.inputs, program.shapes, moved(tape, tape.leaves))
+    known = {i: x for x, i in zip(tape.ins, program.inputs, strict=True) if i is not None}
+    alive = {i for i, x in known.items() if tape.live[x]}
     biases = [
         [b for b in bs if b in alive and uses.role(b) in (Role.BIAS, Role.NORM_BIAS)]
         for bs in uses.biases
@@ -63,20 +62,19 @@ def _analysis_of(program: Program) -> Analysis:
     def found_by(solution: Solution) -> tuple[Symmetries, dict[int, LeafExponents]]:
         solution.finish()
         exponents = {
-            number[x] or 0: leaf_exponents(solution.system, solution.degrees[x], axes.segments(x))
-            for x in leaves
+            i: leaf_exponents(solution.system, solution.degrees[x], axes.segments(x))
+            for x, i in tape.leaves.items()
             if x in axes.of
         }
         return symmetries(solution.system, exponents, biases, len(program.paths)), exponents
 
-    solution = Solution(axes, leaves)
+    solution = Solution(axes)
     solution.read(tape.outs)
     solution.pin(tape.outs)
     found, exponents = found_by(solution)
     parts = free_parts(exponents, biases)
     names = program.paths
     where, touched = positions(uses), reached(tape)
-    known = {i: x for x, i in number.items() if i is not None}
 
     def of_axes(i: int) -> dict[str, Any]:
         x = known[i]
@@ -100,24 +98,16 @@ def _analysis_of(program: Program) -> Analysis:
         assumptions=_assumptions(solution),
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
-            *_narrowing_outputs(program, axes, leaves, found, found_by),
+            *_narrowing_outputs(program, axes, found, found_by),
             *_running_statistics(program, tape),
         ),
-        proof=Explainer(program, axes, found, biases),
+        proof=Explainer(program, found, biases),
     )
-
-
-def _in_order_of_use(tape: Tape) -> list[int]:
-    """The live inputs, in the order in which the program first reads them."""
-    inputs = {x for x in tape.ins if tape.live[x]}
-    read = (x for e in tape.equations for x in e.ins if x in inputs)
-    return list(dict.fromkeys((*read, *(x for x in tape.ins if x in inputs))))
 
 
 def _narrowing_outputs(
     program: Program,
     axes: Axes,
-    leaves: Sequence[int],
     found: Symmetries,
     found_by: Callable[[Solution], tuple[Symmetries, Any]],
 ) -> list[str]:
@@ -126,14 +116,13 @@ def _narrowing_outputs(
     Args:
       program: The function.
       axes: The axes of its values.
-      leaves: Its live leaves.
       found: What all outputs leave free.
       found_by: What a reading leaves free so far.
     """
     outs = axes.tape.outs
     if len(outs) == 1:
         return []
-    solution = Solution(axes, leaves)
+    solution = Solution(axes)
     solution.read(outs[:1])
     solution.pin(outs[:1])
     before, _ = found_by(solution)

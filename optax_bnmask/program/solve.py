@@ -35,14 +35,14 @@ class Taken(NamedTuple):
       value: The constant.
       equation: Where.
       degree: The degree; `None` if it scales in any case.
-      axes: What returns the segments of its axes.
+      axes: Its axes.
     """
 
     kind: str
     value: float
     equation: Equation
     degree: Degree | None
-    axes: Callable[[], Sequence[Segments]]
+    axes: Sequence[Atom]
 
 
 class Solution:
@@ -60,7 +60,7 @@ class Solution:
     def __init__(
         self,
         axes: Axes,
-        leaves: Mapping[int, Degree] | Iterable[int],
+        leaves: Mapping[int, Degree] | None = None,
         system: System | None = None,
         heard: Callable[[Equation, Sequence[Degree], Degree | None], None] | None = None,
     ) -> None:
@@ -72,16 +72,16 @@ class Solution:
         self.at: tuple[Equation, Any] | None = None
         self._heard = heard
         self._done: set[int] = set()
-        if isinstance(leaves, Mapping):
-            self.degrees: dict[int, Degree] = dict(leaves)
-        else:
-            self.degrees = {
-                x: self.arithmetic.leaf(axes.segments(x)) for x in leaves if x in axes.of
-            }
+        self.degrees: dict[int, Degree] = (
+            {x: self.arithmetic.leaf(axes.segments(x)) for x in self.tape.leaves if x in axes.of}
+            if leaves is None
+            else dict(leaves)
+        )
 
     def read(self, outputs: Iterable[int]) -> None:
         """Reads the equations that `outputs` need, and were not read before."""
-        needed = self.tape.needed(outputs)
+        tape = self.tape
+        needed = tape.live if outputs is tape.outs else tape.needed(outputs)
         for place, (e, plan) in enumerate(zip(self.tape.equations, self.axes.plans, strict=True)):
             if needed[e.out] and place not in self._done:
                 self._done.add(place)
@@ -112,7 +112,7 @@ class Solution:
         if not d:
             return False
         resolve, many = self.system.resolve, t.degree is not None and len(t.degree) > 1
-        components = self.arithmetic.apart(cell, d, t.axes()) if many else d
+        components = self.arithmetic.apart(cell, d, self._segments(t.axes)()) if many else d
         forms = [f for f in map(resolve, components.values()) if f]
         if not forms or any(u not in self.system.own for f in forms for u in f):
             return False
@@ -127,7 +127,7 @@ class Solution:
     def _read(self, e: Equation, plan: Any) -> None:  # noqa: ANN401 - a plan of the first pass
         self.at = e, plan
         if plan is ZEROS:
-            self._take("zeros", 0.0, e, None, list)
+            self._take("zeros", 0.0, e, None, ())
             return
         if plan is PINNED:
             if e.op not in RULES and not all(map(self.is_zero, self._operands(e))):
@@ -210,39 +210,38 @@ class Solution:
     ) -> Degree:
         """The one degree of the operands at some places, constants set apart."""
         scaling = [d for d in operands if d is not None]
-        segments = self._segments(plan.axes)
         guard = self.facts.is_guard(e) if len(e.ins) == 3 and plan.law.pinned == (0,) else None
         for place in places:
             x = e.ins[place]
             counted = plan.law.counts(place) and not self.facts.is_never_chosen(e, place)
             if counted and x not in self.axes.of and place not in plan.law.pinned:
                 counts = place == guard and self._take(
-                    "guard", self.facts.numbers[x] or 0.0, e, scaling, segments
+                    "guard", self.facts.numbers[x] or 0.0, e, scaling, plan.axes
                 )
-                if not counts and not self._set_apart(e, place, scaling, segments):
+                if not counts and not self._set_apart(e, place, scaling, plan.axes):
                     scaling = [*scaling, self._constant(len(plan.axes))]
         if not scaling:
             return self._constant(len(plan.axes), every=True)
-        return self.arithmetic.agree(scaling, segments)
+        return self.arithmetic.agree(scaling, self._segments(plan.axes))
 
     def _set_apart(
         self,
         e: Equation,
         place: int,
         scaling: Sequence[Degree],
-        segments: Callable[[], Sequence[Segments]],
+        axes: Sequence[Atom],
     ) -> bool:
         """Whether a constant among values that must agree stands for 0 or for infinity."""
         x = e.ins[place]
         flags, number = self.facts.flags[x], self.facts.numbers[x]
         if flags & EVERY:
-            return self._take("zeros", 0.0, e, scaling, segments) if flags & NOW else True
+            return self._take("zeros", 0.0, e, scaling, axes) if flags & NOW else True
         if number is None or not scaling:
             return False
         if flags & HUGE:
-            return self._take("infinity", number, e, scaling, segments)
+            return self._take("infinity", number, e, scaling, axes)
         if self.axes.epsilons.is_epsilon(e, place):
-            return self._take("epsilon", number, e, scaling, segments)
+            return self._take("epsilon", number, e, scaling, axes)
         return False
 
     def _take(
@@ -251,12 +250,12 @@ class Solution:
         value: float,
         e: Equation,
         scaling: Sequence[Degree] | None,
-        segments: Callable[[], Sequence[Segments]],
+        axes: Sequence[Atom],
     ) -> bool:
         """Records an approximation."""
         degree = scaling[0] if scaling else None
         if scaling is None or degree is not None:
-            self.taken.append(Taken(kind, value, e, degree, segments))
+            self.taken.append(Taken(kind, value, e, degree, axes))
         return True
 
     def _carried_in(self, e: Equation, plan: Plan, start: Degree | None) -> Degree:
@@ -272,9 +271,9 @@ class Solution:
             out, own = (self.arithmetic.full(d, segments) for d in (out, own))
         out = {c: own[c] if d is None else d for c, d in out.items()}
         if self.facts.flags[e.ins[0]] & HUGE:
-            self._take("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], lambda: segments)
+            self._take("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], plan.axes)
         elif self.facts.flags[e.ins[0]] & NOW:
-            self._take("zeros", 0.0, e, [out], lambda: segments)
+            self._take("zeros", 0.0, e, [out], plan.axes)
         return out
 
     def _even(self, x: int, flat: Collection[int]) -> tuple[Degree, list[Segments]]:
@@ -323,7 +322,7 @@ class Solution:
             else:
                 inside = [((),) if q in plan.flat else s for q, s in enumerate(segments)]
                 inside[plan.axis] = self.axes.indices.segments(piece)
-                apart = self._set_apart(e, place, parts, lambda: segments)
+                apart = self._set_apart(e, place, parts, self.axes.of[e.out])
                 d = self.arithmetic.full(self._constant(len(inside), every=apart), inside)
             places = [{t: t for t in range(len(s))} for s in inside]
             places[plan.axis] = {t: t + at for t in places[plan.axis]}

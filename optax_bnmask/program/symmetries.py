@@ -127,7 +127,8 @@ def _within(columns: Mapping[int, Vector], allowed: Set[int]) -> list[Vector]:
 
 def _scaling(columns: Mapping[int, Vector], leaf: int, allowed: Set[int]) -> Vector | None:
     """A symmetry with exponents >= 0 that scales `leaf`, by 1, and otherwise `allowed` leaves."""
-    found = _within(columns, allowed)
+    own = columns.get(leaf)
+    found = [own] if own and own.keys() <= allowed else _within(columns, allowed)
     for v in (*found, cone_of(found) if len(found) > 1 else {}):
         if leaf in v and all(c > 0 for c in v.values()):
             return {i: quotient(c, v[leaf]) for i, c in v.items()}

@@ -10,6 +10,7 @@ outermost first), and for each mesh (its devices). ``h @ w`` in a scan of 5 laye
     h (2, 3 | 5)    w (3, 3 | 5)      the layer that `w` is the kernel of is an axis that it hides
 """
 
+import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -109,6 +110,8 @@ class Tape:
       ins: For each input of the program, its value.
       outs: The values of its outputs.
       live: A 1 for each value that some output needs.
+      leaves: The live leaves of floating dtype, each input with the leaf's number, in the order in
+        which the program first reads them.
     """
 
     def __init__(self, program: Program) -> None:
@@ -123,6 +126,18 @@ class Tape:
         self.outs = self.run(program.jaxpr, self.ins, Frame())
         self.live = self.needed(self.outs)
         self.equations = [e for e in self.equations if self.live[e.out]]
+        number = dict(zip(self.ins, program.inputs, strict=True))
+        read = (x for e in self.equations for x in e.ins if x in number)
+        self.leaves = {
+            x: i
+            for x in dict.fromkeys((*read, *self.ins))
+            if (i := number[x]) is not None and self.live[x] and self.floats[x]
+        }
+
+    @functools.cached_property
+    def writers(self) -> dict[int, Equation]:
+        """For each value the equation that writes it, if any does."""
+        return {e.out: e for e in self.equations}
 
     def value(self, aval: Any) -> int:  # noqa: ANN401 - an abstract array
         """A new value of that shape and dtype, which hides no axes."""
@@ -156,20 +171,29 @@ class Tape:
 
         for eqn in inner.eqns:
             given = tuple([read(atom) for atom in eqn.invars])
-            lower, at = LOWERINGS.get(eqn.primitive), Writer(self, frame, eqn)
-            outs = lower(at, *given) if lower else None
+            lower = LOWERINGS.get(eqn.primitive)
+            outs = lower(Writer(self, frame, eqn), *given) if lower else None
             if outs is None:
-                outs = [
-                    at.emit(eqn.primitive, given, v.aval.shape, place, **eqn.params)
-                    for place, v in enumerate(eqn.outvars)
-                ]
+                outs = self._copy(eqn, given, frame)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in inner.outvars]
+
+    def _copy(self, eqn: Any, given: tuple[int, ...], frame: Frame) -> list[int]:  # noqa: ANN401
+        """Writes an equation of a jaxpr as it is, once for each of its results."""
+        outs = [
+            self.add(v.aval.shape, frame.hidden, floats=compat.is_inexact(v.aval.dtype))
+            for v in eqn.outvars
+        ]
+        self.equations += [
+            Equation(eqn.primitive, eqn.params, given, out, place, eqn, frame.calls)
+            for place, out in enumerate(outs)
+        ]
+        return outs
 
     def needed(
         self,
         outputs: Iterable[int],
-        passes: Callable[["Tape", Equation], bool] = lambda _, __: True,
+        passes: Callable[["Tape", Equation], bool] | None = None,
     ) -> bytearray:
         """The values that some values are computed from: a 1 for each of them.
 
@@ -178,7 +202,7 @@ class Tape:
 
         Args:
           outputs: The values that are computed.
-          passes: Whether an equation counts.
+          passes: Whether an equation counts; all do if none is given.
         """
         needed = bytearray(len(self.shapes))
         loops = [e for e in self.equations if e.op is CARRIED]
@@ -187,7 +211,7 @@ class Tape:
             for x in grown:
                 needed[x] = 1
             for e in reversed(self.equations):
-                if needed[e.out] and passes(self, e):
+                if needed[e.out] and (passes is None or passes(self, e)):
                     for x in e.ins:
                         needed[x] = 1
             grown = [e.out for e in loops if needed[e.ins[0]] and not needed[e.out]]

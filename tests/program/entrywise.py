@@ -94,15 +94,12 @@ class Reading:
         load()
         closed = jax.make_jaxpr(fn)(*operands)
         self.jaxpr = compat.open_jaxpr(closed)
-        n = len(self.jaxpr.invars)
-        program = Program(closed, compat.consts_of(closed), (), (), (), (None,) * n, (), ())
+        leaves = [i if scaled is None or scaled[i] else None for i in range(len(self.jaxpr.invars))]
+        program = Program(closed, compat.consts_of(closed), (), (), (), tuple(leaves), (), ())
         tape = Tape(program)
-        leaves = [
-            x for i, x in enumerate(tape.ins) if tape.floats[x] and (scaled is None or scaled[i])
-        ]
-        self.facts = Facts(tape, leaves)
-        self.axes = Axes(self.facts, leaves)
-        self.solution = Solution(self.axes, leaves)
+        self.facts = Facts(tape)
+        self.axes = Axes(self.facts)
+        self.solution = Solution(self.axes)
         self.solution.read(tape.outs)
         self.ins, self.outs = tape.ins, tape.outs
         self.solution.finish()

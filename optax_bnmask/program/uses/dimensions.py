@@ -7,7 +7,7 @@ is the same.
 """
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from optax_bnmask import compat
 from optax_bnmask.analysis import Block, Dimensions
@@ -22,7 +22,7 @@ Places = tuple[frozenset[int], ...]
 T = TypeVar("T")
 
 _RAGGED = compat.primitive("ragged_dot_general_p")
-_NOWHERE: frozenset[int] = frozenset()
+_NOWHERE: frozenset[Any] = frozenset()
 
 
 class Meeting(NamedTuple):
@@ -101,10 +101,10 @@ def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
 
 def moved(places: tuple[frozenset[T], ...], to: Map, rank: int) -> tuple[frozenset[T], ...]:
     """What is known of each axis once axis ``a`` is axis ``to[a]`` of `rank`."""
-    out = [frozenset[T]()] * rank
+    out = [_NOWHERE] * rank
     for a, own in enumerate(places):
         if own and a in to:
-            out[to[a]] |= own
+            out[to[a]] = out[to[a]] | own if out[to[a]] else own
     return tuple(out)
 
 
@@ -112,9 +112,9 @@ def reshaped(
     places: tuple[frozenset[T], ...], old: Sequence[int], new: Sequence[int]
 ) -> tuple[frozenset[T], ...]:
     """What is known of each axis after a reshape of the visible ones."""
-    out = [frozenset[T]()] * len(new)
+    out = [_NOWHERE] * len(new)
     for inside, outside in regrouped(old, new):
-        own = frozenset[T]().union(*(places[a] for a in inside))
+        own = _NOWHERE.union(*(places[a] for a in inside))
         large = [a for a in outside if new[a] > 1] or outside
         for a in large:
             out[a] = own

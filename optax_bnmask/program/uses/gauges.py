@@ -19,7 +19,7 @@ How often a value was reduced, and whether it is a size, is in its `trails`.
 
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -87,7 +87,8 @@ class Gauges:
         self.leaf_of: dict[int, int] = {}
         self.inputs: set[int] = set()
         self._of: dict[int, Gauge] = {}
-        self._trails = Trails(facts)
+        self._former: dict[int, set[int]] = {}
+        self._trails = Trails(facts, self._all_unknowns)
         self._fresh = itertools.count()
 
     def start_input(self, x: int, leaf: int | None = None) -> None:
@@ -102,7 +103,7 @@ class Gauges:
         """Gives a value a gauge of its own, if its entries may scale at all."""
         unknown = next(self._fresh)
         self._of[x] = {unknown: 1} if self.tape.floats[x] else NOTHING
-        self._trails.forget(x)
+        self._trails.start(x, unknown)
         return unknown
 
     def start_from_nothing(self, x: int) -> None:
@@ -151,14 +152,12 @@ class Gauges:
         return isinstance(a, dict) and a == b == c
 
     def read(self, e: Equation, law: Law | None) -> None:
-        """Finds the gauge and the trail of the result of an equation, which has that law."""
+        """Finds the gauge of the result of an equation, which has that law."""
         if law is not PIN and RULES[e.op].kind in _SEEN and type(self._of.get(e.ins[0])) is dict:
             self._of[e.out] = self._of[e.ins[0]]  # as most equations have it
-            self._trails.see(e)
             return
         if e.op in _SPECIAL:
             self._of[e.out] = _SPECIAL[e.op](self, e)
-            self._trails.leave(e, self._unknowns)
             return
         if law is PIN:
             if any(x in self._of and self.tape.floats[x] for x in e.ins):
@@ -171,7 +170,11 @@ class Gauges:
             self.start(e.out)
         else:
             self._of[e.out] = gauge
-            self._trails.leave(e, self._unknowns)
+
+    def _all_unknowns(self, x: int) -> Collection[int]:
+        """The unknowns of the gauge of a value, and those that it had before it got another one."""
+        unknowns = self._unknowns(x)
+        return {*unknowns, *self._former[x]} if x in self._former else unknowns
 
     def _unknowns(self, x: int) -> Form:
         """The gauge of a value, that of all its pieces together."""
@@ -217,6 +220,8 @@ class Gauges:
             return gauge
         forms = [f for _, f in gauge.gauges if f is not None]
         if any(f != forms[0] for f in forms):
+            for y in (x, self.root(x)):
+                self._former.setdefault(y, set()).update(self._unknowns(y))
             self.start(x)
             self._of[self.root(x)] = self._of[x]
             return self.level(x)

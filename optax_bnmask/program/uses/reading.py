@@ -120,9 +120,7 @@ def _view(record: Record, e: Equation) -> View:
     x, view = e.ins[k], record.views[e.ins[k]]
     if e.op is RESHAPE:
         old, new = record.tape.shapes[x], record.tape.shapes[e.out]
-        if view.features:
-            view = view._replace(features=reshaped(view.features, old, new))
-        return renamed(view, lambda p: reshaped(p, old, new))
+        return renamed(view, lambda p: reshaped(p, old, new), broad=view.broad)
     if e.op is SLICE or e.op is _DYNAMIC_SLICE:
         return view._replace(piece=e.out) if view.leaves else view
     return record.along(k) or DATA

@@ -56,7 +56,6 @@ class Record:
         self.indicators: set[int] = set()
         self._maps: dict[int, Map] = {}
         self._along: dict[int, View] = {}
-        self._writers: dict[int, Equation] = {}
 
     def begin(self, e: Equation) -> None:
         """Turns to the next equation."""
@@ -135,14 +134,12 @@ class Record:
 
     def _moved(self, k: int, view: View) -> View:
         """The view of an operand whose axes are others than those of the result."""
-        to, new = self.to(k), self.tape.full_shape(self.e.out)
-        if view.leaves or view.met or view.factors:
-            view = renamed(view, lambda p: moved(p, to, len(new)))
-        features = moved(view.features, to, len(new)) if view.features else ()
-        broad = view.broad or len(to) < len(new)
-        if features == view.features and broad == view.broad:
+        if view.broad and not (view.leaves or view.met or view.factors or view.features):
             return view
-        return view._replace(features=features, broad=broad)
+        to, new = self.to(k), self.tape.full_shape(self.e.out)
+        return renamed(
+            view, lambda p: moved(p, to, len(new)), broad=view.broad or len(to) < len(new)
+        )
 
     def all_along(self, first: int = 0, last: int | None = None) -> list[View]:
         """The views of some operands along the axes of the result, constants left out."""
@@ -151,9 +148,7 @@ class Record:
 
     def unshifted(self, x: int) -> int:
         """The data that a value holds the entries of, perhaps moved along and padded."""
-        if not self._writers:
-            self._writers.update((e.out, e) for e in self.tape.equations)
-        while (e := self._writers.get(x)) is not None and e.op in RULES:
+        while (e := self.tape.writers.get(x)) is not None and e.op in RULES:
             kind = RULES[e.op].kind
             data = {y for y in e.ins if y in self.views}
             if kind is Kind.JOIN and len(data) > 1:  # both ends of what was rolled

@@ -9,9 +9,12 @@ With ``u`` the local scale of `x`, which starts there, the marks of ``u`` are
     sqrt(the same + 1e-5)   reduced 1, a size
 
 so that ``(x - mean(x)) / sqrt(..)`` divides by a size that is reduced more often.
+
+Few marks are ever asked for. So they are found backwards, from the value that one is asked for to
+where the unknown starts, which is seldom far, and kept.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -28,8 +31,6 @@ _EVEN = {compat.primitive("square_p"), compat.primitive("abs_p")}
 _POWERS = {compat.primitive("integer_pow_p"), compat.primitive("pow_p")}
 _REDUCING = {Kind.REDUCTION, Kind.CONTRACTION, Kind.LOOP}
 _PRODUCTS = {Kind.PRODUCT, Kind.CONTRACTION}
-_MARKING = {Kind.POWER, *_REDUCING, *_PRODUCTS}
-"""Kinds of operations that may change a mark."""
 
 
 class Mark(NamedTuple):
@@ -48,60 +49,53 @@ _START: Final = Mark()
 
 
 class Trails:
-    """The marks of the unknowns in each value; those that are missing are as they started."""
+    """The marks of the unknowns in each value.
 
-    def __init__(self, facts: Facts) -> None:
-        self.facts = facts
-        self._of: dict[int, Mapping[int, Mark]] = {}
+    Attributes:
+      facts: What is known of the values.
+      unknowns: For a value, the unknowns that its gauge has, or had.
+    """
+
+    def __init__(self, facts: Facts, unknowns: Callable[[int], Collection[int]]) -> None:
+        self.facts, self.unknowns = facts, unknowns
+        self._writers = facts.tape.writers
+        self._marks: dict[tuple[int, int], Mark] = {}
         self._roots: dict[int, int] = {}
         self._sums: dict[Any, int] = {}
 
-    def root(self, x: int) -> int:
-        """The value that a value is, seen with other axes, or computed once more."""
-        return self._roots.get(x, x)
+    def start(self, x: int, unknown: int) -> None:
+        """Says that an unknown starts in a value."""
+        self._marks[x, unknown] = _START
 
     def mark(self, x: int, unknown: int) -> Mark:
         """What has become of an unknown in a value."""
-        return self._of.get(x, {}).get(unknown, _START)
+        marks, waiting = self._marks, [x]
+        while waiting:
+            y = waiting[-1]
+            e = self._writers.get(y)
+            sources = [z for z in e.ins if unknown in self.unknowns(z)] if e else []
+            missing = [z for z in sources if (z, unknown) not in marks]
+            if (y, unknown) not in marks and missing:
+                waiting += missing
+                continue
+            if (y, unknown) not in marks:
+                known = [marks[z, unknown] for z in sources]
+                marks[y, unknown] = self._left(e, known) if e and known else _START
+            waiting.pop()
+        return marks[x, unknown]
 
-    def forget(self, x: int) -> None:
-        """Starts anew."""
-        self._of.pop(x, None)
+    def _left(self, e: Equation, marks: Sequence[Mark]) -> Mark:
+        """The mark in the result of an equation, from those in its operands.
 
-    def see(self, e: Equation) -> None:
-        """Gives the result of an equation all that its one operand has."""
-        x = e.ins[0]
-        if x in self._of:
-            self._of[e.out] = self._of[x]
-        if e.op in _SAME_VALUE:
-            self._roots[e.out] = self._roots.get(x, x)
-
-    def leave(self, e: Equation, unknowns: Callable[[int], Iterable[int]]) -> None:
-        """Finds the marks of the result of an equation from those of its operands.
-
-        Args:
-          e: The equation.
-          unknowns: For a value, the unknowns in its gauge.
+        Of joined statistics, one that is a size is enough.
         """
-        kind, x, of = RULES[e.op].kind, e.ins[0], self._of
-        self._find_root(e, kind)
-        if kind not in _MARKING:
-            held = [y for y in e.ins if y in of]
-            if not held:
-                return
-            if len(held) == 1 and not any(y != held[0] and unknowns(y) for y in e.ins):
-                self._of[e.out] = self._of[held[0]]  # beside constants
-                return
-        size = kind is Kind.POWER and self._is_even(e)
-        size |= kind in _PRODUCTS and len(e.ins) == 2 and self.root(x) == self.root(e.ins[1])
-        more = int(kind in _REDUCING)
-        found: dict[int, Mark] = {}
-        for y in e.ins:
-            self._add(found, y, unknowns(y), kind)
-        if size or more:
-            found = {u: Mark(m.reduced + more, m.is_size or size) for u, m in found.items()}
-        if found:
-            self._of[e.out] = found
+        kind = RULES[e.op].kind
+        sizes = [mark.is_size for mark in marks]
+        is_size = any(sizes) if kind is Kind.JOIN else all(sizes)
+        if kind in _PRODUCTS and len(e.ins) == 2:
+            is_size |= self.root(e.ins[0]) == self.root(e.ins[1])
+        is_size |= kind is Kind.POWER and self._is_even(e)
+        return Mark(min(mark.reduced for mark in marks) + (kind in _REDUCING), is_size)
 
     def _is_even(self, e: Equation) -> bool:
         """Whether a power does not see the sign of what it is a power of."""
@@ -110,20 +104,27 @@ class Trails:
             return n is not None and n % 2 == 0
         return e.op in _EVEN
 
-    def _find_root(self, e: Equation, kind: Kind) -> None:
-        if e.op in _SAME_VALUE:
-            self._roots[e.out] = self.root(e.ins[0])
-        elif kind is Kind.SUM:  # programs compute ``x - mean`` more than once
-            known = (e.op, *map(self.root, e.ins))
-            self._roots[e.out] = self._sums.setdefault(known, e.out)
+    def root(self, x: int) -> int:
+        """The value that a value is, seen with other axes, or computed once more."""
+        roots, waiting = self._roots, [x]
+        while waiting:
+            y = waiting[-1]
+            e = self._writers.get(y)
+            sources = e.ins if e and _is_followed(e) else ()
+            missing = [z for z in sources if z not in roots]
+            if y not in roots and missing:
+                waiting += missing
+                continue
+            if y not in roots:
+                roots[y] = self._root(e, [roots[z] for z in sources]) if e and sources else y
+            waiting.pop()
+        return roots[x]
 
-    def _add(self, found: dict[int, Mark], x: int, unknowns: Iterable[int], kind: Kind) -> None:
-        """Adds the marks of an operand: of joined statistics, one that is a size is enough."""
-        known = self._of.get(x, {})
-        for u in unknowns:
-            mark, other = known.get(u, _START), found.get(u)
-            if other is not None:
-                sizes = (mark.is_size, other.is_size)
-                is_size = any(sizes) if kind is Kind.JOIN else all(sizes)
-                mark = Mark(min(mark.reduced, other.reduced), is_size)
-            found[u] = mark
+    def _root(self, e: Equation, roots: Sequence[int]) -> int:
+        """The root of the result of an equation: programs compute ``x - mean`` more than once."""
+        return roots[0] if e.op in _SAME_VALUE else self._sums.setdefault((e.op, *roots), e.out)
+
+
+def _is_followed(e: Equation) -> bool:
+    """Whether the operands of an equation say which value it is."""
+    return e.op in _SAME_VALUE or (e.op in RULES and RULES[e.op].kind is Kind.SUM)

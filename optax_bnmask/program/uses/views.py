@@ -102,15 +102,26 @@ class View(NamedTuple):
 DATA = View()
 
 
-def renamed(view: View, rename: Callable[[Places], Places]) -> View:
-    """The view of a value with other axes."""
-    if not (view.leaves or view.met or view.factors):
+def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
+    """The view of a value with other axes.
+
+    Args:
+      view: As it was.
+      rename: What becomes of something that is known of each axis.
+      broad: Whether it is the same along some axis now.
+    """
+    features = rename(view.features) if view.features else ()
+    if view.leaves or view.met or view.factors:
+        return view._replace(
+            leaves={n: rename(p) for n, p in view.leaves.items()},
+            met={n: m._replace(places=rename(m.places)) for n, m in view.met.items()},
+            factors={n: f._replace(places=rename(f.places)) for n, f in view.factors.items()},
+            features=features,
+            broad=broad,
+        )
+    if features == view.features and broad == view.broad:
         return view
-    return view._replace(
-        leaves={n: rename(p) for n, p in view.leaves.items()},
-        met={n: m._replace(places=rename(m.places)) for n, m in view.met.items()},
-        factors={n: f._replace(places=rename(f.places)) for n, f in view.factors.items()},
-    )
+    return view._replace(features=features, broad=broad)
 
 
 def features_of(views: Iterable[View]) -> Origins:
