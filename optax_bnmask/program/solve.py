@@ -24,7 +24,7 @@ from optax_bnmask.program.flags import EVERY, HUGE, NOW
 from optax_bnmask.program.indices import Atom, Segments
 from optax_bnmask.program.registry import AGREE, RULES, SAME
 from optax_bnmask.program.renaming import between, placed, renamed
-from optax_bnmask.program.tape import CARRY, Equation
+from optax_bnmask.program.tape import CARRY, Equation, Map
 
 
 class Taken(NamedTuple):
@@ -166,10 +166,8 @@ class Solution:
     def _constant(self, rank: int, *, every: bool = False) -> Degree:
         return {(0,) * rank: None if every else NOTHING}
 
-    def _operand(self, x: int, m: Any, plan: Plan) -> Degree | None:  # noqa: ANN401 - a map
-        """The degree of an operand along the axes of the result; `None` if it does not count."""
-        if m is None or m == SAME:
-            return None if m is None else self.degrees[x]
+    def _moved(self, x: int, m: Map, plan: Plan) -> Degree:
+        """The degree of an operand along the axes of the result."""
         rank = len(plan.axes)
         d = self.arithmetic.moved(self.degrees[x], m, rank, self._segments(self.axes.of[x]))
         if len(d) == 1:
@@ -178,7 +176,10 @@ class Solution:
 
     def _by_law(self, e: Equation, plan: Plan) -> Degree:
         law = plan.law
-        operands = [self._operand(x, m, plan) for x, m in zip(e.ins, plan.maps, strict=True)]
+        operands = [
+            None if m is None else self.degrees[x] if m == SAME else self._moved(x, m, plan)
+            for x, m in zip(e.ins, plan.maps, strict=True)
+        ]
         if law.pinned:
             self.pin(e.ins[k] for k in law.pinned)
         if alike := plan.law.alike:

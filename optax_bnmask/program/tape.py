@@ -118,6 +118,7 @@ class Tape:
         self.equations: list[Equation] = []
         self.shapes: list[tuple[int, ...]] = []
         self.hidden: list[tuple[int, ...]] = []
+        self._full: list[tuple[int, ...]] = []
         self.floats: list[bool] = []
         self.literals: dict[int, Any] = {}
         self.captured: dict[int, Any] = {}
@@ -147,12 +148,13 @@ class Tape:
         """A new value."""
         self.shapes.append(tuple(shape))
         self.hidden.append(hidden)
+        self._full.append((*shape, *hidden))
         self.floats.append(floats)
         return len(self.shapes) - 1
 
     def full_shape(self, x: int) -> tuple[int, ...]:
         """The lengths of all axes of a value, hidden ones last."""
-        return self.shapes[x] + self.hidden[x]
+        return self._full[x]
 
     def run(self, jaxpr: Any, ins: Sequence[int], frame: Frame) -> list[int]:  # noqa: ANN401
         """Writes the equations of a closed jaxpr, and returns its results."""

@@ -70,18 +70,20 @@ class Trails:
     def mark(self, x: int, unknown: int) -> Mark:
         """What has become of an unknown in a value."""
         marks, waiting = self._marks, [x]
+        found: dict[int, tuple[Equation, list[int]]] = {}
         while waiting:
-            y = waiting[-1]
-            e = self._writers.get(y)
-            sources = [z for z in e.ins if unknown in self.unknowns(z)] if e else []
-            missing = [z for z in sources if (z, unknown) not in marks]
-            if (y, unknown) not in marks and missing:
-                waiting += missing
-                continue
-            if (y, unknown) not in marks:
-                known = [marks[z, unknown] for z in sources]
-                marks[y, unknown] = self._left(e, known) if e and known else _START
-            waiting.pop()
+            y = waiting.pop()
+            if (y, unknown) not in marks and y not in found:
+                e = self._writers.get(y)
+                sources = [z for z in e.ins if unknown in self.unknowns(z)] if e else []
+                if e is None or not sources:
+                    marks[y, unknown] = _START
+                else:
+                    found[y] = e, sources
+                    waiting += sources
+        for y in sorted(found):  # in the order of execution
+            e, sources = found[y]
+            marks[y, unknown] = self._left(e, [marks[z, unknown] for z in sources])
         return marks[x, unknown]
 
     def _left(self, e: Equation, marks: Sequence[Mark]) -> Mark:
@@ -107,17 +109,18 @@ class Trails:
     def root(self, x: int) -> int:
         """The value that a value is, seen with other axes, or computed once more."""
         roots, waiting = self._roots, [x]
+        found: dict[int, Equation] = {}
         while waiting:
-            y = waiting[-1]
-            e = self._writers.get(y)
-            sources = e.ins if e and _is_followed(e) else ()
-            missing = [z for z in sources if z not in roots]
-            if y not in roots and missing:
-                waiting += missing
-                continue
-            if y not in roots:
-                roots[y] = self._root(e, [roots[z] for z in sources]) if e and sources else y
-            waiting.pop()
+            y = waiting.pop()
+            if y not in roots and y not in found:
+                e = self._writers.get(y)
+                if e is None or not _is_followed(e):
+                    roots[y] = y
+                else:
+                    found[y] = e
+                    waiting += e.ins
+        for y in sorted(found):  # in the order of execution
+            roots[y] = self._root(found[y], [roots[z] for z in found[y].ins])
         return roots[x]
 
     def _root(self, e: Equation, roots: Sequence[int]) -> int:
