@@ -56,6 +56,19 @@ def is_in(leaf: Leaf, category: str) -> bool:
     return leaf.size == 1 if category == "scalar" else not leaf.reached
 
 
+class _Label(str):
+    """A label in a tree: `optax.masked` would take any string for True, and decay everything."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"A label is no yes or no. Where {str(self)!r} was met, `mask` must hold a bool for "
+            f"each leaf: pass `analysis.decay_mask()` or `analysis.select(...)` as the mask, and "
+            f"`Labels` to `optax.partition`."
+        )
+
+
 class Labels:
     """A label for each leaf: a callable for `optax.partition`, and a value.
 
@@ -68,7 +81,8 @@ class Labels:
     _by_path: dict[str, Any]
 
     def __init__(self, by_path: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_by_path", dict(by_path))
+        own = {p: _Label(v) if isinstance(v, str) else v for p, v in by_path.items()}
+        object.__setattr__(self, "_by_path", own)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`{type(self).__name__}` is frozen; make a new one instead.")
@@ -118,6 +132,39 @@ class Labels:
                 f"{nearest(path, self._by_path)}. Make it anew from the params that the optimizer "
                 f"sees."
             ) from None
+
+    def summary(self, params: Any = None) -> str:  # noqa: ANN401 - any pytree
+        """One line for a training log: how many leaves each label has, and how many parameters.
+
+        Args:
+          params: The tree that this was made for, of arrays or `jax.ShapeDtypeStruct`s; without it
+            leaves are counted, and parameters are not.
+
+        Returns:
+          The line.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import optax_bnmask as bnmask
+          >>> params = {"dense": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(3)}}
+          >>> bnmask.decay_mask(params).summary(params)
+          'decays: 1 leaf, 6 parameters; exempt: 1 leaf, 3 parameters'
+        """
+        paths = self if params is None else layout(params).leaves
+        groups: dict[Any, list[str]] = {}
+        for path in paths:
+            groups.setdefault(self[path], []).append(path)
+        said = []
+        for label, members in groups.items():
+            counted = f"{len(members):,} {'leaf' if len(members) == 1 else 'leaves'}"
+            if params is not None:
+                counted += f", {sum(np.size(paths[path]) for path in members):,} parameters"
+            said.append(f"{self._name(label)}: {counted}")
+        return "; ".join(said)
+
+    @staticmethod
+    def _name(label: Any) -> str:  # noqa: ANN401 - a label
+        return str(label)
 
     def __getitem__(self, path: str) -> Any:  # noqa: ANN401 - a bool or a label
         """The label of the leaf of that canonical path."""
@@ -184,6 +231,10 @@ class Mask(Labels):
     def exempted(self) -> tuple[str, ...]:
         """The paths of the leaves that do not decay."""
         return tuple(path for path, decays in self._by_path.items() if not decays)
+
+    @staticmethod
+    def _name(label: Any) -> str:  # noqa: ANN401 - a bool
+        return "decays" if label else "exempt"
 
     def __invert__(self) -> "Mask":
         """The mask of the other leaves."""

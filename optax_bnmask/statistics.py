@@ -8,10 +8,11 @@ import sys
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+import jax
 import numpy as np
 
 from optax_bnmask.errors import StructureError
-from optax_bnmask.paths import Layout
+from optax_bnmask.paths import Layout, layout
 
 Shape = tuple[int, ...]
 
@@ -89,7 +90,13 @@ def _haiku_averages(path: str, kept: Layout) -> tuple[str, dict[str, str]]:
 
 
 def parted(params: Any, batch_stats: Any) -> tuple[Any, Any]:  # noqa: ANN401 - any pytree
-    """An NNX module or state as its parameters and its statistics; all else as it is."""
+    """The parameters and the tree of statistics of what keeps them otherwise; all else as it is.
+
+    An NNX module or state holds both; Equinox keeps its statistics in an `equinox.nn.State`.
+    """
+    equinox = sys.modules.get("equinox")
+    if equinox is not None and isinstance(batch_stats, equinox.nn.State):
+        return params, _of_equinox(params, batch_stats, equinox.nn.StateIndex)
     nnx = sys.modules.get("flax.nnx")  # not imported by `import flax`, nor by us
     if nnx is None or not isinstance(params, (nnx.Module, nnx.State)):
         return params, batch_stats
@@ -99,6 +106,27 @@ def parted(params: Any, batch_stats: Any) -> tuple[Any, Any]:  # noqa: ANN401 - 
         batch_stats = nnx.filter_state(state, nnx.BatchStat)
     trained = nnx.Param if is_module else nnx.Not(nnx.Any(nnx.BatchStat, nnx.RngState))
     return nnx.filter_state(state, trained), batch_stats
+
+
+def _of_equinox(params: Any, state: Any, index: type) -> dict[str, Any]:  # noqa: ANN401 - any pytree
+    """The pairs of arrays of one shape in a state, by the scope whose module indexes them.
+
+    A BatchNorm of Equinox's keeps its running mean and variance so. Other modules keep other pairs;
+    these are of no account, since where there is no gain of their shape nothing follows from them.
+    """
+
+    def is_index(node: object) -> bool:
+        return isinstance(node, index)
+
+    scopes = layout(params).scopes
+    found: dict[str, Any] = {}
+    for keys, node in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_index)[0]:
+        scope = jax.tree_util.keystr(keys[:-1], simple=True, separator="/")
+        if is_index(node) and scope in scopes:
+            kept = state.get(node)
+            if isinstance(kept, tuple) and len({np.shape(x) for x in kept}) == 1 < len(kept):
+                found |= {f"{scope}/{name}": x for name, x in zip(_NAMES[0], kept, strict=False)}
+    return found
 
 
 def refuse_state(params: Any) -> None:  # noqa: ANN401 - any pytree

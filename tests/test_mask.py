@@ -91,6 +91,23 @@ def test_mask_and_labels_refuse_to_be_taken_for_a_bool(kept):
         bool(kept)
 
 
+def test_labels_are_no_mask_for_optax():
+    labels = ANALYSIS.labels(categories={"norm": "no_decay"}, default="decay")
+    with pytest.raises(TypeError, match=r"`mask` must hold a bool for each leaf: pass `analysis"):
+        optax.adamw(1e-3, mask=labels).init(PARAMS)
+    parts = {"no_decay": optax.sgd(0.1), "decay": optax.adamw(0.1)}
+    assert optax.partition(parts, labels).init(PARAMS)
+
+
+def test_summary_counts_leaves_and_parameters():
+    said = "decays: 3 leaves, 68 parameters; exempt: 2 leaves, 8 parameters"  # 36 + 4 + 28, 4 + 4
+    assert MASK.summary(PARAMS) == said
+    assert MASK.summary() == "decays: 3 leaves; exempt: 2 leaves"
+    assert bnmask.Labels({"a": "x", "b": "y", "c": "x"}).summary() == "x: 2 leaves; y: 1 leaf"
+    with pytest.raises(PathError, match="no leaf 'strange'"):
+        MASK.summary({"strange": jnp.ones(3)})
+
+
 def test_analysis_is_no_mask_for_optax():
     analysis = bnmask.analyze_structure(PARAMS, STATS)
     with pytest.raises(TypeError, match=r"it is no `mask`.*`analysis.decay_mask\(\)`"):

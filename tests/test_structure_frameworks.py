@@ -323,6 +323,27 @@ def test_equinox_batch_norm_is_told_by_convention():
     assert not mask["n/bias"]
 
 
+@pytest.mark.parametrize("mode", ["batch", "ema"])
+def test_equinox_state_confirms_its_batch_norms_and_nothing_else(mode):
+    class Net(eqx.Module):
+        post: eqx.nn.BatchNorm
+        head: eqx.nn.SpectralNorm  # keeps a pair of arrays, too: `u` and `v`
+        gain: jax.Array
+
+        def __init__(self):
+            key = jax.random.key(0)
+            self.post = eqx.nn.BatchNorm(4, "batch", mode=mode)
+            self.head = eqx.nn.SpectralNorm(eqx.nn.Linear(4, 4, key=key), "weight", key=key)
+            self.gain = jnp.ones(4)
+
+    net, state = eqx.nn.make_with_state(Net)()
+    analysis = bnmask.analyze_structure(eqx.filter(net, eqx.is_inexact_array), state)
+    confirmed = [leaf.path for leaf in analysis.leaves if "running mean and var" in leaf.reason]
+    assert confirmed == ["post/weight", "post/bias"]
+    assert analysis.notes == ()
+    assert analysis.decay_mask().exempted == ("post/weight", "post/bias")
+
+
 class Scope(NamedTuple):
     scale: Any
     bias: Any
