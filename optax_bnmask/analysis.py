@@ -477,3 +477,16 @@ def _unpickled(
 ) -> Analysis:
     """An `Analysis` from what `Analysis.__reduce__` kept."""
     return Analysis(leaves, frozenset(evidence), symmetries, tuple(map(frozenset, groups)), *rest)
+
+
+def require_analysis(value: object) -> None:
+    """Fails unless the argument `analysis` is one.
+
+    Raises:
+      TypeError: It is something else, such as a mask.
+    """
+    if not isinstance(value, Analysis):
+        raise TypeError(
+            f"`analysis` must be an `Analysis`, as `bnmask.analyze` and its kin return it. Found a "
+            f"{type(value).__name__}. Masks and labels are made from one, and tell less."
+        )

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Collection
 from typing import Any
 
-from optax_bnmask.analysis import Analysis
+from optax_bnmask.analysis import Analysis, require_analysis
 from optax_bnmask.audit.evidence import Case
 from optax_bnmask.audit.judging import findings, undetermined
 from optax_bnmask.audit.outcome import Audit
@@ -51,6 +51,7 @@ def audit(
       An `Audit`.
 
     Raises:
+      TypeError: `tx` is no optimizer, or `analysis` no `Analysis`.
       PathError: The params have a leaf that the analysis does not know.
       CategoryError: As `Analysis.decay_mask`.
 
@@ -69,6 +70,7 @@ def audit(
       (True, {'dense/kernel': 0.05, 'norm/scale': 0.0})
     """
     tx, (params, _) = optimizer_of(tx), parted(params, ())
+    require_analysis(analysis)
     wanted = wanted_mask(analysis, exempt)
     exempt = (exempt,) if isinstance(exempt, str) else tuple(exempt)
     paths = tuple(layout(params).leaves)

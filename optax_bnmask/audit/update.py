@@ -146,6 +146,17 @@ def _has_slow_params(state: Any) -> bool:  # noqa: ANN401 - any pytree
 
 
 def optimizer_of(tx: Any) -> Any:  # noqa: ANN401 - an optimizer, or one of NNX
-    """The Optax optimizer in an `nnx.Optimizer`, which holds params too; all else as it is."""
+    """The Optax optimizer in an `nnx.Optimizer`, which holds params too; all else as it is.
+
+    Raises:
+      TypeError: It is no optimizer.
+    """
     nnx = sys.modules.get("flax.nnx")  # not imported by `import flax`, nor by us
-    return tx.tx if nnx is not None and isinstance(tx, nnx.Optimizer) else tx
+    if nnx is not None and isinstance(tx, nnx.Optimizer):
+        return tx.tx
+    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
+        raise TypeError(
+            f"`tx` must be an `optax.GradientTransformation`. Found a {type(tx).__name__}. The "
+            f"order is `tx, params, analysis`."
+        )
+    return tx

@@ -234,6 +234,16 @@ def test_unequal_rates_are_a_warning_that_names_the_slower():
     ]
 
 
+@pytest.mark.parametrize("check", [bnmask.audit, bnmask.assert_decays])
+def test_arguments_of_another_kind_are_named(check):
+    params = {"norm": {"scale": jnp.ones(3)}}
+    analysis, tx = bnmask.analyze_structure(params), optax.sgd(0.1)
+    with pytest.raises(TypeError, match=r"`analysis` must be an `Analysis`.* Found a Mask"):
+        check(tx, params, analysis.decay_mask())
+    with pytest.raises(TypeError, match=r"`tx` must be an `optax.Gradient.*`\. Found a dict"):
+        check(params, tx, analysis)
+
+
 def test_what_an_optimizer_raises_is_said_and_not_raised():
     def update(updates, state, params=None):
         raise RuntimeError("no such thing")
