@@ -8,6 +8,7 @@ from typing import Any
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.errors import StructureError
 from optax_bnmask.mask import Mask
+from optax_bnmask.paths import printable
 
 Known = Analysis | Mask | tuple[Analysis, Mask]
 """What can be compared: what is known, what was decided, or both."""
@@ -59,9 +60,9 @@ class Difference:
     def to_text(self) -> str:
         """One line for each change; `+` and `-` before what was added and removed."""
         lines = [
-            *(f"+ {_printable(path)}" for path in self.added),
-            *(f"- {_printable(path)}" for path in self.removed),
-            *(f"~ {_printable(str(change))}" for change in self.changed),
+            *(f"+ {printable(path)}" for path in self.added),
+            *(f"- {printable(path)}" for path in self.removed),
+            *(f"~ {printable(str(change))}" for change in self.changed),
         ]
         return "\n".join(lines) or "No difference."
 
@@ -156,8 +157,3 @@ def _facts(known: Known) -> _Facts:
         f"`old` and `new` must each be an `Analysis`, a `Mask`, or a pair of both. Found a "
         f"{type(known).__name__}. Read reports with `optax_bnmask.report.from_json`."
     )
-
-
-def _printable(line: str) -> str:
-    """A line is one line whatever a user's key holds."""
-    return line if line.isprintable() else line.encode("unicode_escape").decode("ascii")

@@ -211,6 +211,19 @@ def _names_no_part(keys: Any) -> bool:  # noqa: ANN401 - a tuple of any of JAX's
     return False
 
 
+def printable(text: str) -> str:
+    r"""The text on one line, whatever names in it hold.
+
+    Control characters, line breaks, marks that turn the direction of writing and lone surrogates
+    are spelt out, ``\x1b``: they would break a terminal's line or a page's encoding.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text
+    )
+
+
 def is_box(node: object) -> bool:
     """Whether `node` is a box of Flax's: it adds no key, even around a container."""
     if isinstance(node, meta.AxisMetadata):

@@ -9,7 +9,15 @@ from fractions import Fraction
 import jax.numpy as jnp
 import pytest
 
-from optax_bnmask import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask import (
+    Analysis,
+    Assumption,
+    Evidence,
+    Leaf,
+    Role,
+    Scale,
+    analyze_structure,
+)
 from optax_bnmask.report import to_html, to_json, to_text
 from optax_bnmask.report.document import Document, Figure
 from optax_bnmask.report.html import html_of
@@ -281,3 +289,12 @@ def test_json_names_extended_dtypes():
     leaf = Leaf("w", (2,), jnp.dtype("bfloat16"), Role.WEIGHT)
     record = json.loads(to_json(Analysis((leaf,), frozenset({Evidence.STRUCTURE}))))
     assert record["leaves"][0]["dtype"] == "bfloat16"
+
+
+def test_names_that_no_terminal_or_page_can_show_are_spelt_out():
+    params = {"a\x00\x1b[31m\u202eb\ud800\n": {"kernel": jnp.ones((2, 3))}}
+    analysis = analyze_structure(params)
+    for text in (to_text(analysis), to_html(analysis)):
+        assert r"a\x00\x1b[31m\u202eb\ud800\n" in text
+        assert not any(c in text for c in "\x00\x1b\u202e\ud800")
+        text.encode()

@@ -1,7 +1,6 @@
 """A report as one HTML page that needs nothing else: no font, no request, and no script to read."""
 
 import base64
-import html
 from collections.abc import Iterable
 
 from optax_bnmask.analysis import Analysis
@@ -10,7 +9,7 @@ from optax_bnmask.report.content import TITLE, lists, summary
 from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Table, Tone
 from optax_bnmask.report.repetition import symmetry_lines
 from optax_bnmask.report.style import STYLE
-from optax_bnmask.report.tree import leaf_section
+from optax_bnmask.report.tree import escaped, leaf_section
 
 _AT_ONCE = 12
 """A longer list is folded at first."""
@@ -51,8 +50,8 @@ def html_of(document: Document) -> str:
 
 def _page(title: str, lines: Iterable[str], sections: Iterable[str]) -> str:
     """A whole page, whose outer tags a notebook drops."""
-    title = html.escape(title)
-    told = "".join(f"<p>{html.escape(line)}</p>\n" for line in lines)
+    title = escaped(title)
+    told = "".join(f"<p>{escaped(line)}</p>\n" for line in lines)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -68,32 +67,32 @@ def _block(block: Table | Items | Figure) -> str:
         case Table():
             inner = _table(block)
         case Items():
-            inner = "".join(f"<li>{html.escape(item)}</li>\n" for item in block.items)
+            inner = "".join(f"<li>{escaped(item)}</li>\n" for item in block.items)
             inner = f"<ul>\n{inner}</ul>\n"
             if len(block.items) > _AT_ONCE:
                 head = f"<summary>{len(block.items):,} lines</summary>"
                 inner = f'<details class="long">{head}\n{inner}</details>\n'
         case Figure():
             data = base64.b64encode(block.png).decode("ascii")
-            alt = html.escape(block.alt, quote=True)
+            alt = escaped(block.alt)
             inner = (
                 f'<div class="figure"><img src="data:image/png;base64,{data}" alt="{alt}"></div>\n'
             )
-    return f"<section>\n<h2>{html.escape(block.title)}</h2>\n{inner}</section>\n"
+    return f"<section>\n<h2>{escaped(block.title)}</h2>\n{inner}</section>\n"
 
 
 def _table(table: Table) -> str:
-    heads = "".join(f'<th scope="col"{_class(c)}>{html.escape(c.name)}</th>' for c in table.columns)
+    heads = "".join(f'<th scope="col"{_class(c)}>{escaped(c.name)}</th>' for c in table.columns)
     rows = "".join(f"<tr>{''.join(map(_cell, row, table.columns))}</tr>\n" for row in table.rows)
     return f"<table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table>\n"
 
 
 def _cell(cell: Cell, column: Column) -> str:
     """A cell; it carries its heading, which a narrow screen shows beside it."""
-    text = html.escape(cell.text)
+    text = escaped(cell.text)
     if cell.tone is not Tone.PLAIN:
         text = f'<span class="{cell.tone}">{text}</span>'
-    return f'<td data-head="{html.escape(column.name, quote=True)}"{_class(column)}>{text}</td>'
+    return f'<td data-head="{escaped(column.name)}"{_class(column)}>{text}</td>'
 
 
 def _class(column: Column) -> str:

@@ -30,6 +30,8 @@ SCHEMA: Final = "optax_bnmask/analysis/1"
 """Goes up when a field changes its meaning or goes away, not when one is added."""
 
 _PRNGS: Final = ("threefry2x32", "rbg", "unsafe_rbg")
+_LARGEST: Final = 2**63 - 1
+"""No array has more entries than an index can count."""
 _ASSUMPTIONS: Final = ("epsilon", "infinity", "guard", "zeros")
 
 
@@ -144,6 +146,8 @@ def from_json(text: str) -> Analysis:
     leaves = tuple(_leaf_of(leaf) for leaf in fields.objects("leaves"))
     groups = [fields.checked(list, group, "groups") for group in fields.of(list, "groups")]
     unhandled = fields.of(dict, "unhandled")
+    if any(isinstance(count, int) and count < 0 for count in unhandled.values()):
+        raise fields.wrong("hold no negative number", unhandled, "unhandled")
     analysis = Analysis(
         leaves,
         frozenset(
@@ -162,7 +166,7 @@ def from_json(text: str) -> Analysis:
 def _leaf_of(fields: Fields) -> Leaf:
     """What `_leaf` wrote; the size is the shape's."""
     group = fields.record.get("group")
-    return Leaf(
+    leaf = Leaf(
         fields.of(str, "path"),
         fields.lengths("shape"),
         _dtype_of(fields),
@@ -176,6 +180,22 @@ def _leaf_of(fields: Fields) -> Leaf:
         _position_of(fields),
         fields.record.get("reached") is not False,
     )
+    _check_sizes(fields, leaf)
+    return leaf
+
+
+def _check_sizes(fields: Fields, leaf: Leaf) -> None:
+    """That the leaf can exist, and that what is said of axes is said of axes that it has."""
+    if math.prod(leaf.shape) > _LARGEST:
+        raise fields.wrong(f"hold at most {_LARGEST:,} entries", leaf.shape, "shape")
+    axes = {*leaf.invariant_axes, *leaf.blocks, *(a for d in leaf.dimensions or () for a in d)}
+    if any(axis >= len(leaf.shape) for axis in axes):
+        raise fields.wrong(
+            f"have the axes {sorted(axes)}, of which more is said", leaf.shape, "shape"
+        )
+    ends = [(b, leaf.shape[axis]) for axis, blocks in leaf.blocks.items() for b in blocks]
+    if any(not b.start < b.stop <= n or b.inner < 1 for b, n in ends):
+        raise fields.wrong("lie within their axes", leaf.blocks, "blocks")
 
 
 def _dimensions_of(fields: Fields) -> Dimensions | None:

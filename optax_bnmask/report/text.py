@@ -2,6 +2,7 @@
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
+from optax_bnmask.paths import printable
 from optax_bnmask.report.content import document_of
 from optax_bnmask.report.document import Document, Figure, Items, Table
 
@@ -40,14 +41,16 @@ def to_text(analysis: Analysis, *, mask: Mask | None = None, collapse: bool = Tr
 
 def text_of(document: Document) -> str:
     """A document as text; its title and its pictures are left to other renderers."""
-    parts = ["\n".join(document.summary)]
+    parts = ["\n".join(map(printable, document.summary))]
     for index, block in enumerate(document.blocks):
         match block:
             case Table():
                 table = _table(block)
                 parts.append(table if index == 0 else f"{block.title}\n{table}")
             case Items():
-                parts.append("\n".join([block.title, *(f"- {item}" for item in block.items)]))
+                parts.append(
+                    "\n".join([block.title, *(f"- {printable(item)}" for item in block.items)])
+                )
             case Figure():
                 continue
     return "\n\n".join(parts)
@@ -56,7 +59,7 @@ def text_of(document: Document) -> str:
 def _table(table: Table) -> str:
     """The heading and one line for each row, numbers to the right."""
     names = [column.name for column in table.columns]
-    rows = [names, *([_one_line(cell.text) for cell in row] for row in table.rows)]
+    rows = [names, *([printable(cell.text) for cell in row] for row in table.rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -66,8 +69,3 @@ def _table(table: Table) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
-
-
-def _one_line(text: str) -> str:
-    """A cell is one line whatever a user's key holds."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")

@@ -7,6 +7,7 @@ from typing import Final
 
 from optax_bnmask.analysis import Analysis, Role, Scale
 from optax_bnmask.mask import Mask
+from optax_bnmask.paths import printable
 from optax_bnmask.report.content import SCALE_TONES
 from optax_bnmask.report.document import Tone
 from optax_bnmask.report.repetition import scale_words
@@ -137,7 +138,7 @@ def _scope(scope: Scope, total: int, depth: int) -> str:
     inside = "".join(_one(inner, total, depth - 1) for inner in scope.inside)
     return (
         f'<details class="scope"{" open" if depth > 0 else ""}><summary>'
-        f'<span class="path">{html.escape(scope.name)}/</span>{times} '
+        f'<span class="path">{escaped(scope.name)}/</span>{times} '
         f'<span class="totals">{" · ".join(told)}</span></summary>\n'
         f'<div class="inside">\n{inside}</div></details>\n'
     )
@@ -148,18 +149,18 @@ def _row(row: Row) -> str:
     leaf, count = row.leaves[0], len(row.leaves)
     times = f"\u00d7 {count:,}" if count > 1 else ""
     cells = [
-        f'<span class="shape">{html.escape(str(leaf.shape))}</span>',
+        f'<span class="shape">{escaped(str(leaf.shape))}</span>',
         f'<span class="count">{times}</span>',
         f'<span class="size">{row.size:,}</span>',
         _role(leaf.role),
     ]
     tone = SCALE_TONES.get(leaf.scale, Tone.OPEN)
-    cells.append(f'<span class="scale {tone}">{html.escape(scale_words(row.leaves))}</span>')
+    cells.append(f'<span class="scale {tone}">{escaped(scale_words(row.leaves))}</span>')
     if row.decays is not None:
         tone, word = (Tone.YES, "decays") if row.decays else (Tone.NO, "exempt")
         cells.append(f'<span class="decay {tone}">{word}</span>')
     return (
-        f'<details class="leaf"><summary><span class="path">{html.escape(row.name)}</span> '
+        f'<details class="leaf"><summary><span class="path">{escaped(row.name)}</span> '
         f'<span class="facts">{" ".join(cells)}</span></summary>\n'
         f'<div class="more">\n{_more(row)}</div></details>\n'
     )
@@ -169,13 +170,19 @@ def _more(row: Row) -> str:
     leaf, count = row.leaves[0], len(row.leaves)
     axes = f"; invariant along axes {leaf.invariant_axes}" if leaf.invariant_axes else ""
     reason = f"{leaf.reason[:1].upper()}{leaf.reason[1:]}. " if leaf.reason else ""
-    parts = [f"<p>{html.escape(f'{reason}{leaf.dtype}{axes}.')}</p>\n"]
+    parts = [f"<p>{escaped(f'{reason}{leaf.dtype}{axes}.')}</p>\n"]
     if row.explanation:
-        parts.append(f"<pre>{html.escape(row.explanation)}</pre>\n")
-    items = "".join(f"<li>{html.escape(leaf.path)}</li>" for leaf in row.leaves)
+        lines = "\n".join(map(escaped, row.explanation.splitlines()))
+        parts.append(f"<pre>{lines}</pre>\n")
+    items = "".join(f"<li>{escaped(leaf.path)}</li>" for leaf in row.leaves)
     head = "Path" if count == 1 else f"All {count:,} paths"
     parts.append(f'<p>{head}:</p><ul class="members">{items}</ul>\n')
     return "".join(parts)
+
+
+def escaped(text: str) -> str:
+    """Text as HTML that shows it: no markup, and nothing that a page cannot be encoded with."""
+    return html.escape(printable(text))
 
 
 def _role(role: Role) -> str:

@@ -31,14 +31,15 @@ def analyses(draw):
     paths = draw(st.lists(words, max_size=5, unique=True))
     subsets = st.frozensets(st.sampled_from(paths)) if paths else st.just(frozenset())
     groups = tuple(draw(st.lists(subsets, max_size=3)))
+    shapes = {path: tuple(draw(st.lists(st.integers(0, 9), max_size=3))) for path in paths}
     leaves = tuple(
         Leaf(
             path,
-            tuple(draw(st.lists(st.integers(0, 9), max_size=3))),
+            shapes[path],
             jnp.dtype(draw(st.sampled_from(DTYPES))),
             draw(st.sampled_from(Role)),
             draw(st.sampled_from(Scale)),
-            tuple(draw(st.lists(st.integers(0, 3), max_size=2))),
+            tuple(axis for axis in range(len(shapes[path])) if draw(st.booleans())),
             draw(st.sampled_from([None, *range(len(groups))])),
             draw(words),
         )
@@ -155,6 +156,14 @@ def _drop(*keys):
         (_set("leaves", 0, "role", to="Weight"), "must be one of 'weight'"),
         (_set("leaves", 0, "shape", to=[2, -3]), "must hold no negative number"),
         (_set("leaves", 0, "shape", to=[2, True]), "must be an integer. Found True"),
+        (
+            _set("leaves", 0, "shape", to=[10**30, 4]),
+            "hold at most 9,223,372,036,854,775,807 entries",
+        ),
+        (_set("leaves", 0, "invariant_axes", to=[7]), r"must have the axes \[7\]"),
+        (_set("leaves", 0, "blocks", to={"9": [[0, 1, 1]]}), r"must have the axes .*9"),
+        (_set("leaves", 0, "blocks", to={"0": [[0, 10**9, 1]]}), "must lie within their axes"),
+        (_set("unhandled", "my_op", to=-1), "must hold no negative number"),
         (_set("leaves", 0, "dtype", to="float33"), "must be a dtype that this JAX knows"),
         (_set("leaves", 0, "dtype", to="key<mine>"), "must be a dtype that this JAX knows"),
         (_set("leaves", 0, "dtype", to="(2,"), "must be a dtype that this JAX knows"),
