@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import analyses, decoder, growth, masks, step_time
+from benchmarks import analyses, audits, decoder, growth, masks, step_time
 from benchmarks.plots import picture
 from benchmarks.record import Record, compared, environment
 from benchmarks.tables import markdown, page
@@ -19,6 +19,7 @@ from benchmarks.tables import markdown, page
 EXPERIMENTS = {
     "mask": masks.rows,
     "analysis": analyses.rows,
+    "audit": audits.rows,
     "step": step_time.rows,
     "decoder": decoder.rows,
     "growth": growth.growths,

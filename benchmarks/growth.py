@@ -3,6 +3,7 @@
 import gc
 
 import optax_bnmask as bnmask
+from benchmarks import audits
 from benchmarks.masks import trees
 from benchmarks.networks import chain, equations
 from benchmarks.record import Growth
@@ -12,6 +13,8 @@ from optax_bnmask.program.trace import traced
 
 LEAVES = (100, 316, 1_000, 3_160, 10_000, 31_600, 100_000)
 FEW_LEAVES = (100, 1_000, 10_000)
+AUDITED = (200, 1_000, 5_000)
+FEW_AUDITED = (100, 1_000)
 EQUATIONS = (1_000, 3_000, 10_000, 30_000, 100_000)
 FEW_EQUATIONS = (300, 1_000, 3_000)
 KINDS = {"residual blocks with normalisers": True, "a chain without": False}
@@ -53,5 +56,6 @@ def of_analyses(kind, sizes, rounds):
 def growths(*, quick):
     """All growths: from the smallest to the largest model that anyone has, or less if quick."""
     yield from of_masks(FEW_LEAVES if quick else LEAVES, 2 if quick else 5)
+    yield audits.growth(FEW_AUDITED if quick else AUDITED, 1)
     for kind in KINDS:
         yield of_analyses(kind, FEW_EQUATIONS if quick else EQUATIONS, 2 if quick else 3)
