@@ -67,7 +67,7 @@ class Difference:
         return "\n".join(lines) or "No difference."
 
     def to_json(self) -> str:
-        """The same as JSON; its ``"schema"`` is ``"optax_bnmask/difference/1"``."""
+        """The difference as JSON; its ``"schema"`` is ``"optax_bnmask/difference/1"``."""
         record = {
             "schema": "optax_bnmask/difference/1",
             "same": self.same,

@@ -18,7 +18,7 @@ STANDARD: Final = ("norm", "bias")
 """What most recipes mean by "no decay": the normalisers' gains and biases, and all other biases."""
 
 STRICT: Final = ("norm", "scale_invariant")
-"""The note's takeaway in full: decay only parameters whose scale affects the output alone."""
+"""Decays only parameters whose scale reaches the outputs: decay on others sets a step size."""
 
 WIDE: Final = ("norm", "bias", "gain", "learned", "scalar")
 """What longer lists of recipes exempt: gains such as a state-space layer's ``A_log``, single

@@ -60,7 +60,7 @@ def gains(params: Any, norm_scale: Mask) -> jax.Array:  # noqa: ANN401 - a param
 def effective_rates(
     state: State, weight_decay: ArrayLike, digits: Digits, norm_scale: Mask, batch_size: int
 ) -> Rates:
-    """The note's ``eta_eff / eta = g / (g + lambda * gamma)``, for each gain of one run.
+    """The share ``eta_eff / eta = g / (g + lambda * gamma)``, for each gain of one run.
 
     ``g`` is ``|dL/dgamma|`` of the data loss alone, elementwise, at the given parameters, on one
     batch of training images in training mode, and ``gamma`` stands for ``|gamma|``. The ratio is

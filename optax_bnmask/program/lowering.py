@@ -31,7 +31,7 @@ def squeeze(w: Writer, x: int) -> list[int]:
 
 @lowering("reshape_p")
 def reshape(w: Writer, x: int, *_: int) -> list[int]:
-    """The same entries in the same order."""
+    """Entries in the order that they had, in another shape: a reshape."""
     return [w.reshape(x, w.shape)]
 
 

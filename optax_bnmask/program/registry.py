@@ -33,9 +33,9 @@ class Kind(enum.Enum):
     __hash__ = object.__hash__  # members are single objects; by name, as in `Enum`, it is slow
 
     VIEW = enum.auto()
-    """The same entries, some of them, or repeated: keeps all that is known of them."""
+    """Results are entries of the operands, some or all, perhaps repeated: keeps all facts."""
     CAST = enum.auto()
-    """The same entries in another dtype."""
+    """Results are the entries of the operand in another dtype."""
     PRODUCT = enum.auto()
     """Entry by entry; a leaf that multiplies data is a gain."""
     QUOTIENT = enum.auto()

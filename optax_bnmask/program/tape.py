@@ -32,9 +32,9 @@ class Op:
 
 
 MOVE = Op("move")
-"""The same entries with axes renamed, dropped (length 1) or new: ``params["to"]`` is a `Map`."""
+"""Renames axes, drops some of length 1, adds new ones: ``params["to"]`` is a `Map`."""
 RESHAPE = Op("reshape")
-"""The same entries in the same order, other visible axes."""
+"""Entries keep their order, and get other visible axes."""
 SLICE = Op("slice")
 """``params["bounds"]`` and ``params["strides"]`` of each visible axis."""
 CONTRACT = Op("contract")
@@ -290,7 +290,7 @@ class Writer(NamedTuple):
         return self.emit(RESHAPE, (x,), shape)
 
     def within(self, hidden: Sequence[int] = (), devices: Mapping[Hashable, int] = {}) -> "Writer":
-        """The same equation, seen from the programs in it, which hide more axes."""
+        """A writer for the programs in the equation, whose values hide more axes."""
         own = self.frame
         calls = (*own.calls, self.eqn)
         return self._replace(frame=Frame((*own.hidden, *hidden), {**own.devices, **devices}, calls))

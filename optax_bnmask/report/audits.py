@@ -30,12 +30,12 @@ def audit_to_text(audit: Audit) -> str:
 
 
 def audit_to_html(audit: Audit) -> str:
-    """The same as one self-contained HTML page."""
+    """An audit as one self-contained HTML page."""
     return html_of(audit_document(audit))
 
 
 def audit_to_json(audit: Audit) -> str:
-    """The same as JSON; its ``"schema"`` is ``"optax_bnmask/audit/1"``."""
+    """An audit as JSON; its ``"schema"`` is ``"optax_bnmask/audit/1"``."""
     record = {
         "schema": AUDIT_SCHEMA,
         "ok": audit.ok,

@@ -16,7 +16,7 @@ def unchanged(rank: int, but: Sequence[int] = ()) -> Map:
 
 @rule(Kind.VIEW, MOVE)
 def move(e: Equation, reading: Facts) -> Law:
-    """The same entries: ``f(a*x) = a * f(x)``."""
+    """Entries of the operand in other places: ``f(a*x) = a * f(x)``."""
     del reading
     return Law((e.params["to"],))
 
@@ -40,7 +40,7 @@ def collect(e: Equation, reading: Facts) -> Law:
 
 @rule(Kind.VIEW, "rev_p")
 def reverse(e: Equation, reading: Facts) -> Law:
-    """The same entries: ``f(a*x) = a * f(x)``, where those that change places scale alike."""
+    """Entries change places along an axis: ``f(a*x) = a * f(x)`` if all along it scale alike."""
     return Law((unchanged(len(reading.tape.shapes[e.out]), e.params["dimensions"]),))
 
 

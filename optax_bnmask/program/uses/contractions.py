@@ -174,7 +174,7 @@ def _joined(record: Record, e: Equation, views: list[View]) -> View:
 
 
 def select(record: Record, e: Equation) -> View:
-    """As a join, of the cases alone."""
+    """What is chosen from is joined: leaves beside data are learned inputs."""
     views = record.all_along(1)
     if not views:
         return DATA

@@ -115,7 +115,7 @@ def _has_unit_rows(value: Any) -> bool:  # noqa: ANN401 - a captured array
 
 
 def _view(record: Record, e: Equation) -> View:
-    """The same entries: everything is remembered."""
+    """What is known of a value whose entries are those of the operand: all that was."""
     k = next(k for k, x in enumerate(e.ins) if x in record.views)
     x, view = e.ins[k], record.views[e.ins[k]]
     if e.op is RESHAPE:
@@ -127,7 +127,7 @@ def _view(record: Record, e: Equation) -> View:
 
 
 def _cast(record: Record, e: Equation) -> View:
-    """As a view; numbers made from integers get a gauge of their own."""
+    """What is known of a value in another dtype; numbers made from integers start a new gauge."""
     view = _view(record, e)
     if view.data and record.tape.floats[e.out] and not record.tape.floats[e.ins[0]]:
         record.gauges.start(e.out)
