@@ -1,0 +1,81 @@
+"""The axes along which values do not vary, whatever the parameters and the data are."""
+
+from typing import Final
+
+from optax_bnmask import compat
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import NOW
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.shifts.changes import aligned
+from optax_bnmask.program.tape import MOVE, Equation
+
+_DEEPEST: Final = 16
+"""Broadcasts are looked for behind so many operations: a gain is broadcast, scaled, and multiplied,
+and what is farther away is no reason to walk back through the whole network."""
+
+_ENTRYWISE: Final = frozenset(
+    {
+        Kind.PRODUCT,
+        Kind.QUOTIENT,
+        Kind.SUM,
+        Kind.POWER,
+        Kind.EXTREMUM,
+        Kind.SELECT,
+        Kind.COMPARISON,
+        Kind.NONLINEAR,
+        Kind.CAST,
+    }
+)
+_COPIES: Final = {compat.primitive(f"{name}_p") for name in ("neg", "copy", "stop_gradient")}
+
+
+class Flatness:
+    """Which axes of each value are flat: found on request, and remembered.
+
+    Attributes:
+      facts: What is known of the values.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts, self._tape = facts, facts.tape
+        self._writers: dict[int, Equation] = {}
+        self._known: dict[int, tuple[bool, ...]] = {}
+
+    def of(self, x: int, deepest: int = _DEEPEST) -> tuple[bool, ...]:
+        """For each axis of a value, hidden ones last, whether all its indices hold the same."""
+        if x not in self._known:
+            self._known[x] = self._found(x, deepest)
+        return self._known[x]
+
+    def writer(self, x: int) -> Equation | None:
+        """The equation that writes a value."""
+        if not self._writers:
+            self._writers.update((e.out, e) for e in self._tape.equations)
+        return self._writers.get(x)
+
+    def along(self, x: int, out: int, deepest: int = _DEEPEST) -> tuple[bool, ...]:
+        """The same of an operand, along the axes of a result that it is entry by entry a part of.
+
+        A number beside an array, and an axis of length 1 that grows, are flat.
+        """
+        shown, wide = len(self._tape.shapes[x]), len(self._tape.shapes[out])
+        flat, rank = self.of(x, deepest), len(self._tape.full_shape(out))
+        if shown not in (0, wide):
+            return (False,) * rank
+        return aligned(flat[:shown], wide, True) + aligned(flat[shown:], rank - wide, True)
+
+    def _found(self, x: int, deepest: int) -> tuple[bool, ...]:
+        shape, e = self._tape.full_shape(x), self.writer(x)
+        one = tuple([n == 1 for n in shape])
+        if self.facts.numbers[x] is not None and not self.facts.flags[x] & NOW:
+            return (True,) * len(shape)
+        if e is None or deepest == 0 or all(one):
+            return one
+        if e.op is MOVE:
+            flat = self.of(e.ins[0], deepest - 1)
+            back = {q: a for a, q in e.params["to"].items()}
+            return tuple([q not in back or flat[back[q]] for q in range(len(shape))])
+        if e.op in _COPIES or (e.op in RULES and RULES[e.op].kind in _ENTRYWISE):
+            of_all = [self.along(y, x, deepest - 1) for y in e.ins]
+            return tuple([all(flat) for flat in zip(*of_all, strict=True)])
+        return one
