@@ -7,6 +7,7 @@ that its symmetry scales too, and where an equation does not hold, the chain end
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from optax_bnmask.analysis import Cancellation
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.demands import Axes, Plan
 from optax_bnmask.program.equations import Form, System
@@ -35,12 +36,14 @@ class Explainer:
       axes: The axes of its values.
       found: Its symmetries.
       biases: For each leaf, the biases added to its own output.
+      dead: For each leaf whose value does not matter, why.
     """
 
     program: Program
     axes: Axes
     found: Symmetries
     biases: Sequence[Sequence[int]]
+    dead: Mapping[int, Cancellation]
 
     def witness(self, path: str) -> Mapping[str, object]:
         """The symmetry that scales a leaf: the exponent of every leaf that it scales.
@@ -67,6 +70,8 @@ class Explainer:
         tape = self.axes.tape
         if not tape.live[tape.ins[self.program.inputs.index(number)]]:
             return f"{path}: no output depends on it."
+        if number in self.dead:
+            return f"{path} plus anything:\n  no output changes: {self.dead[number]}"
         exponents, is_symmetry = self._direction(number)
         if not is_symmetry:
             exponents: Vector = dict.fromkeys((number, *self.biases[number]), 1)

@@ -44,7 +44,14 @@ class Facts:
       depends: Whether a value depends on a leaf.
     """
 
-    def __init__(self, tape: Tape, leaves: Sequence[int]) -> None:
+    def __init__(self, tape: Tape, leaves: Sequence[int], zeros: Iterable[int] = ()) -> None:
+        """Reads the tape.
+
+        Args:
+          tape: The program.
+          leaves: The leaves that are set apart from data.
+          zeros: Inputs that are 0, as may be taken of leaves whose value does not matter.
+        """
         self.tape = tape
         self.numbers: list[float | None] = [None] * len(tape.shapes)
         self.flags = [0] * len(tape.shapes)
@@ -53,6 +60,8 @@ class Facts:
             self.numbers[x], self.flags[x] = known_of(value)
         for x in tape.captured:
             self.flags[x] |= NOW if self.flags[x] & EVERY else 0
+        for x in zeros:
+            self.numbers[x], self.flags[x] = 0.0, EVERY | NONNEG
         self._laws: dict[int, Law | None] = {}
         for e in tape.equations:
             self._read(e)

@@ -6,13 +6,15 @@ from fractions import Fraction
 from typing import Any
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.analysis import Analysis, Assumption, Cancellation, Evidence, Leaf, Role, Scale
 from optax_bnmask.errors import StructureError
+from optax_bnmask.program.dead import assumptions, cancellations, free_exponents
 from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import LeafExponents, Range, free_parts, leaf_exponents
 from optax_bnmask.program.rules import load
+from optax_bnmask.program.shifts import Shifts
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
@@ -52,7 +54,10 @@ def _analysis_of(program: Program) -> Analysis:
             f"{len(program.paths)} leaves. Does `fn` use its first argument?"
         )
     facts = Facts(tape, leaves)
-    axes = Axes(facts, leaves)
+    shifts = Shifts(facts, leaves)
+    dead = cancellations(shifts)
+    living = [x for x in leaves if x not in dead]
+    axes = Axes(Facts(tape, living, zeros=dead) if dead else facts, living)
     uses = uses_of(facts, program.inputs, program.shapes, moved(tape, leaves))
     alive = {i for x, i in number.items() if tape.live[x] and i is not None}
     biases = [
@@ -62,14 +67,20 @@ def _analysis_of(program: Program) -> Analysis:
 
     def found_by(solution: Solution) -> tuple[Symmetries, dict[int, LeafExponents]]:
         solution.finish()
+        system = solution.system
         exponents = {
-            number[x] or 0: leaf_exponents(solution.system, solution.degrees[x], axes.segments(x))
-            for x in leaves
+            number[x] or 0: leaf_exponents(system, solution.degrees[x], axes.segments(x))
+            for x in living
             if x in axes.of
+        }
+        exponents |= {
+            number[x] or 0: free_exponents(system, tape.shapes[x])
+            for x in dead
+            if 0 not in tape.shapes[x]
         }
         return symmetries(solution.system, exponents, biases, len(program.paths)), exponents
 
-    solution = Solution(axes, leaves)
+    solution = Solution(axes, living)
     solution.read(tape.outs)
     solution.pin(tape.outs)
     found, exponents = found_by(solution)
@@ -85,6 +96,7 @@ def _analysis_of(program: Program) -> Analysis:
             "blocks": blocks(axes.segments(x)) if x in axes.of else {},
             "position": where[i],
             "reached": bool(touched[x]) or not tape.floats[x],
+            "dead": dead.get(x),
         }
 
     return Analysis(
@@ -97,13 +109,15 @@ def _analysis_of(program: Program) -> Analysis:
             {names[i]: Fraction(c) for i, c in sorted(vector.items())} for vector in found.basis
         ),
         groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
-        assumptions=_assumptions(solution),
+        assumptions=_assumptions(solution, shifts),
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
-            *_narrowing_outputs(program, axes, leaves, found, found_by),
+            *_narrowing_outputs(program, axes, living, found, found_by),
             *_running_statistics(program, tape),
         ),
-        proof=Explainer(program, axes, found, biases),
+        proof=Explainer(
+            program, axes, found, biases, {number[x] or 0: why for x, why in dead.items()}
+        ),
     )
 
 
@@ -176,15 +190,18 @@ def _leaf(
         reason = "not of floating dtype: no optimizer moves it"
         return Leaf(path, shape, dtype, Role.UNKNOWN, Scale.UNKNOWN, reason=reason, **of_axes)
     if not is_live:
-        reason = "no output depends on it"
-        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason=reason, **of_axes)
+        of_axes["dead"] = unread = Cancellation("unread", "")
+        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason=str(unread), **of_axes)
     scale = found.scale[i]
     axes = tuple(
         axis
         for axis, ranges in sorted(parts.items())
         if scale is Scale.INVARIANT and _covers(ranges, shape[axis])
     )
-    said = (_use(uses, i), _scale(program, i, found), _in_part(scale, shape, axes, parts))
+    if why := of_axes["dead"]:
+        said = (_use(uses, i), f"its value does not matter: {why}")
+    else:
+        said = (_use(uses, i), _scale(program, i, found), _in_part(scale, shape, axes, parts))
     reason = "; ".join(part for part in said if part)
     group = found.group[i]
     return Leaf(path, shape, dtype, uses.role(i), scale, axes, group, reason, **of_axes)
@@ -260,14 +277,14 @@ def _joined(ranges: Sequence[Range]) -> list[tuple[int, int]]:
     return out
 
 
-def _assumptions(solution: Solution) -> tuple[Assumption, ...]:
-    """The approximations that mattered: those made for values that do scale."""
+def _assumptions(solution: Solution, shifts: Shifts) -> tuple[Assumption, ...]:
+    """The approximations that mattered: those made for values that do scale, or do not matter."""
     out = {
         Assumption(t.kind, t.value, str(t.equation.op), t.equation.where)
         for t in solution.taken
         if t.degree is None or not solution.is_zero(t.degree)
     }
-    return tuple(sorted(out))
+    return tuple(sorted(out | set(assumptions(shifts))))
 
 
 _RUNNING = "runs on its running statistics"

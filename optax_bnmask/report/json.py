@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from optax_bnmask.analysis import (
+    CANCELLATIONS,
     Analysis,
     Assumption,
     Block,
+    Cancellation,
     Dimensions,
     Evidence,
     Leaf,
@@ -97,6 +99,7 @@ def _leaf(leaf: Leaf) -> dict[str, Any]:
         "blocks": {str(axis): blocks for axis, blocks in leaf.blocks.items()},
         "position": leaf.position and leaf.position.value,
         "reached": leaf.reached,
+        "dead": leaf.dead and leaf.dead._asdict(),
     }
 
 
@@ -175,7 +178,20 @@ def _leaf_of(fields: Fields) -> Leaf:
         _blocks_of(fields),
         _position_of(fields),
         fields.record.get("reached") is not False,
+        _cancellation_of(fields),
     )
+
+
+def _cancellation_of(fields: Fields) -> Cancellation | None:
+    """Why the value of a leaf does not matter; not in older texts."""
+    found = fields.record.get("dead")
+    if found is None:
+        return None
+    inner = Fields(found, "`dead`")
+    kind = inner.of(str, "kind")
+    if kind not in CANCELLATIONS:
+        raise inner.wrong(f"be one of {', '.join(map(repr, CANCELLATIONS))}", kind, "kind")
+    return Cancellation(kind, inner.of(str, "where"))
 
 
 def _dimensions_of(fields: Fields) -> Dimensions | None:

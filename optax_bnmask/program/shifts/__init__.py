@@ -6,15 +6,5 @@
     entrywise.py, mixing.py, axes.py   the laws, by kind of operation
 """
 
-from collections.abc import Sequence
-
-from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.shifts import axes, entrywise, mixing
-from optax_bnmask.program.shifts.reading import Shifts
-
-__all__ = ["Shifts", "axes", "entrywise", "mixing", "shifts"]
-
-
-def shifts(facts: Facts, leaves: Sequence[int]) -> Shifts:
-    """What adding to the leaves of a program changes."""
-    return Shifts(facts, leaves)
+from optax_bnmask.program.shifts import axes, entrywise, mixing  # noqa: F401 - they register laws
+from optax_bnmask.program.shifts.reading import Shifts as Shifts

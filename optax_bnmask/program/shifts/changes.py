@@ -132,14 +132,6 @@ def without(places: Places, axes: Sequence[int]) -> Places:
     return tuple(place for a, place in enumerate(places) if a not in axes)
 
 
-def by_constancy(changes: Iterable[Term]) -> dict[tuple[bool, ...], list[Source]]:
-    """The sources of a change by the axes along which their terms are constant."""
-    out: dict[tuple[bool, ...], list[Source]] = {}
-    for source, places in changes:
-        out.setdefault(tuple([place is None for place in places]), []).append(source)
-    return out
-
-
 def aligned(of_axes: tuple[T, ...], rank: int, same: T) -> tuple[T, ...]:
     """What is known of each axis, `same` for axes that a number beside an array has not."""
     return of_axes or (same,) * rank

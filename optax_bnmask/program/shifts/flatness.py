@@ -9,7 +9,7 @@ from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts.changes import aligned
 from optax_bnmask.program.tape import MOVE, Equation
 
-_DEEPEST: Final = 16
+_DEEPEST: Final = 5
 """Broadcasts are looked for behind so many operations: a gain is broadcast, scaled, and multiplied,
 and what is farther away is no reason to walk back through the whole network."""
 
@@ -65,17 +65,34 @@ class Flatness:
         return aligned(flat[:shown], wide, True) + aligned(flat[shown:], rank - wide, True)
 
     def _found(self, x: int, deepest: int) -> tuple[bool, ...]:
-        shape, e = self._tape.full_shape(x), self.writer(x)
-        one = tuple([n == 1 for n in shape])
+        tape, e = self._tape, self.writer(x)
         if self.facts.numbers[x] is not None and not self.facts.flags[x] & NOW:
-            return (True,) * len(shape)
-        if e is None or deepest == 0 or all(one):
-            return one
-        if e.op is MOVE:
-            flat = self.of(e.ins[0], deepest - 1)
-            back = {q: a for a, q in e.params["to"].items()}
-            return tuple([q not in back or flat[back[q]] for q in range(len(shape))])
-        if e.op in _COPIES or (e.op in RULES and RULES[e.op].kind in _ENTRYWISE):
-            of_all = [self.along(y, x, deepest - 1) for y in e.ins]
-            return tuple([all(flat) for flat in zip(*of_all, strict=True)])
-        return one
+            return (True,) * len(tape.full_shape(x))
+        if e is not None and deepest:
+            if e.op is MOVE:
+                return self._moved(e, deepest)
+            if e.op in _COPIES or (e.op in RULES and RULES[e.op].kind in _ENTRYWISE):
+                return self._of_all(e, deepest)
+        return self._single(x)
+
+    def _single(self, x: int) -> tuple[bool, ...]:
+        """Axes of length 1."""
+        return tuple([n == 1 for n in self._tape.full_shape(x)])
+
+    def _moved(self, e: Equation, deepest: int) -> tuple[bool, ...]:
+        flat, to = self.of(e.ins[0], deepest - 1), e.params["to"]
+        out = [True] * len(self._tape.full_shape(e.out))
+        for a, q in to.items():
+            out[q] = flat[a]
+        return tuple(out)
+
+    def _of_all(self, e: Equation, deepest: int) -> tuple[bool, ...]:
+        """Where all operands are; the last first, as a stream is the first and the longest."""
+        single = self._single(e.out)
+        flat: tuple[bool, ...] = (True,) * len(single)
+        for x in reversed(e.ins):
+            own = self.along(x, e.out, deepest - 1)
+            flat = tuple([a and b for a, b in zip(flat, own, strict=True)])
+            if flat == single:
+                break
+        return flat

@@ -169,35 +169,48 @@ def contract(shifts: Shifts, e: Equation) -> Changes | None:
     law = shifts.facts.law(e)
     if law is None or e.params.get("batch_group_count", 1) > 1:
         return losing(shifts, e)
-    maps = [dict(operand_map(shifts.tape, e, k, law)) for k in (0, 1)]
-    maps[0] |= _space(shifts, e)
-    rank = len(shifts.tape.full_shape(e.out))
-    back = [{q: a for a, q in to.items()} for to in maps]
-    out = Changes()
+    out, maps = Changes(), list[dict[int, int]]()
     for k in (0, 1):
-        changes = shifts.of(e.ins[k])
-        if not changes:
+        if not (changes := _with_hope(shifts, e, k)):
             continue
-        other = shifts.flat.of(e.ins[1 - k])
-        own, others = back[k], back[1 - k]
+        if not maps:
+            to = [operand_map(shifts.tape, e, j, law) for j in (0, 1)]
+            maps = [{q: a for a, q in m.items()} for m in ({**to[0], **_space(e)}, to[1])]
+        flat, own, others = shifts.flat.of(e.ins[1 - k]), maps[k], maps[1 - k]
 
-        def constant(c: Sequence[bool], own=own, others=others, other=other) -> list[bool]:  # noqa: ANN001 - as above
-            return [
-                (q in own or q in others)
-                and (q not in own or c[own[q]])
-                and (q not in others or other[others[q]])
-                for q in range(rank)
-            ]
+        def constant(c: Sequence[bool], flat=flat, own=own, others=others) -> list[bool]:  # noqa: ANN001 - as above
+            found = {q: c[a] for q, a in own.items()}
+            found |= {q: flat[a] and found.get(q, True) for q, a in others.items()}
+            return [found.get(q, False) for q in range(len(shifts.tape.full_shape(e.out)))]
 
         out |= shifts.fresh_for_each(e, [changes], constant)
     return out
 
 
-def _space(shifts: Shifts, e: Equation) -> dict[int, int]:
+def _with_hope(shifts: Shifts, e: Equation, k: int) -> Changes:
+    """The change of an operand, given up if there are no axes that it could be constant along.
+
+    So it is with kernels, which is why it is asked before anything else is looked up.
+    """
+    x, y = e.ins[k], e.ins[1 - k]
+    changes, shape = shifts.of(x), shifts.tape.full_shape(x)
+    if not changes or y in shifts.pure:
+        return changes
+    for _, places in changes:
+        for a, place in enumerate(places):
+            if place is None and shape[a] > 1:
+                return changes
+    for n, flat in zip(shifts.tape.full_shape(y), shifts.flat.of(y), strict=True):
+        if flat and n > 1:
+            return changes
+    shifts.lose(changes)
+    return {}
+
+
+def _space(e: Equation) -> dict[int, int]:
     """The axes that a convolution moves along without padding: what is constant there stays so."""
     if e.op is not _CONV and e.op is not CONTRACT:
         return {}
-    del shifts
     p = e.source.params
     numbers = p["dimension_numbers"]
     grouped = e.op is CONTRACT  # there is one more axis, of groups, before the features

@@ -19,7 +19,6 @@ from optax_bnmask.program.shifts.changes import (
     Term,
     alive,
     aligned,
-    by_constancy,
     leaves_of,
     lost,
 )
@@ -72,6 +71,7 @@ class Shifts:
         self.flat = Flatness(facts)
         self.carries: dict[int, tuple[set[int], list[bool]]] = {}
         self._leaves, self._lost = leaves, set[int]()
+        self._laws: dict[Any, Shifting] = {}
         self.unsettled = True
         while self.unsettled:
             self._read_all()
@@ -107,19 +107,26 @@ class Shifts:
             self.lose(self.of(x))
 
     def _read(self, e: Equation) -> None:
+        """Reads an equation if what an operand changes by may still be anything."""
+        changes, pure = self.changes, self.pure
+        is_met, is_pure = e.op is CARRY, True
         for x in e.ins:
-            if x in self.changes:
-                found = self.changes[x] = alive(self.changes[x])
-                if not found:
-                    del self.changes[x]
-        if e.op is not CARRY and not any(x in self.changes for x in e.ins):
+            is_pure = is_pure and (x in pure or x in self.tape.literals)
+            if x in changes:
+                if found := alive(changes[x]):
+                    changes[x], is_met = found, True
+                else:
+                    del changes[x]
+        if not is_met:
             return
-        if all(x in self.pure or x in self.tape.literals for x in e.ins):
-            self.pure.add(e.out)
-        rule = RULES.get(e.op)
-        law = LAWS.get(e.op) or LAWS.get(rule.kind if rule else Kind.OPAQUE) or losing
-        if found := law(self, e):
-            self.changes[e.out] = found
+        if is_pure:
+            pure.add(e.out)
+        if e.op not in self._laws:
+            rule = RULES.get(e.op)
+            kind = rule.kind if rule else Kind.OPAQUE
+            self._laws[e.op] = LAWS.get(e.op) or LAWS.get(kind) or losing
+        if new := self._laws[e.op](self, e):
+            changes[e.out] = new
 
     def of(self, x: int) -> Changes:
         """The change of a value: no terms if there is none."""
@@ -151,21 +158,25 @@ class Shifts:
         Where data have come in, and there are none, its leaves are given up: it is carried no
         farther, which is what keeps the records of values short.
         """
-        shape = self.tape.full_shape(e.out)
-        pairs = list(enumerate(zip(shape, constant, strict=True)))
-        if e.out not in self.pure and not any(n > 1 and flat for _, (n, flat) in pairs):
-            self._lost |= lost(sources)
-            return {}
-        return {(Source(sources), tuple([None if flat or n == 1 else a for a, (n, flat) in pairs])): 1}
+        tape, hope = self.tape, e.out in self.pure
+        places: list[int | None] = []
+        for a, n in enumerate(tape.shapes[e.out] + tape.hidden[e.out]):
+            places.append(None if n == 1 or constant[a] else a)
+            hope = hope or (n > 1 and constant[a])
+        if hope:
+            return {(Source(sources), tuple(places)): 1}
+        self._lost |= lost(sources)
+        return {}
 
     def fresh_for_each(
-        self, e: Equation, changes: Iterable[Changes], of: Callable[[tuple[bool, ...]], Sequence[bool]]
+        self, e: Equation, changes: Iterable[Changes], of: Callable[[list[bool]], Sequence[bool]]
     ) -> Changes:
         """Such changes for all terms of operands, by the axes along which each is constant."""
         groups: dict[tuple[bool, ...], list[Source]] = {}
         for terms in changes:
-            for constant, sources in by_constancy(terms).items():
-                groups.setdefault(tuple(of(constant)), []).extend(sources)
+            for source, places in terms:
+                constant = tuple(of([place is None for place in places]))
+                groups.setdefault(constant, []).append(source)
         out: Changes = {}
         for constant, sources in groups.items():
             out |= self.fresh(e, sources, constant)
