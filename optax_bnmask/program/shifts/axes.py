@@ -9,6 +9,7 @@ from optax_bnmask.program.shifts.entrywise import bundled
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equation
 
+
 @shifting(MOVE)
 def move(shifts: Shifts, e: Equation) -> Changes | None:
     """The same entries, again and again along new axes."""
@@ -49,9 +50,9 @@ def reshape(shifts: Shifts, e: Equation) -> Changes | None:
 def cut(shifts: Shifts, e: Equation) -> Changes | None:
     """Some of the entries."""
     shape = shifts.tape.shapes[e.ins[0]]
-    key = e.params["bounds"], e.params["strides"]
+    key = tuple(map(tuple, e.params["bounds"])), tuple(e.params["strides"])
     pairs = zip(shape, e.params["bounds"], e.params["strides"], strict=True)
-    whole = [bounds == (0, n) and stride == 1 for n, bounds, stride in pairs]
+    whole = [tuple(bounds) == (0, n) and stride == 1 for n, bounds, stride in pairs]
     return _with_part(shifts, e, whole, key)
 
 
@@ -134,9 +135,7 @@ def join(shifts: Shifts, e: Equation) -> Changes | None:
     axis, tape = e.params["dimension"], shifts.tape
     pieces = [x for x in e.ins if tape.shapes[x][axis]]
     some = [changes for x in pieces if (changes := shifts.of(x))]
-    of_all = [
-        shifts.of(x) for x in pieces if shifts.of(x) or not shifts.is_infinite(e, x, some)
-    ]
+    of_all = [shifts.of(x) for x in pieces if shifts.of(x) or not shifts.is_infinite(e, x, some)]
     is_one = all(changes == of_all[0] for changes in of_all)
     if is_one and all(places[axis] is None for _, places in of_all[0]):
         return of_all[0]
@@ -195,7 +194,8 @@ def carried(shifts: Shifts, e: Equation) -> Changes | None:
 def _carried(shifts: Shifts, e: Equation, inside: int) -> Changes | None:
     """A change of which no more is known than what reaches the carry, in all iterations."""
     leaves, constant = shifts.carries.get(inside, (set(), []))
-    sources = [shifts.source[x] for x in sorted(leaves) if not shifts.source[x].lost]
+    known = (shifts.source.get(x) for x in sorted(leaves))  # of those not lost in a reading before
+    sources = [source for source in known if source and not source.lost]
     if not sources:
         return None
     deep = len(shifts.tape.full_shape(e.ins[0])) if e.op is CARRY else len(constant)

@@ -69,7 +69,9 @@ def bundled(shifts: Shifts, e: Equation, changes: Changes) -> Changes:
     The changes of squares stay apart, since only as such they cancel.
     """
     plain = {term: c for term, c in changes.items() if term[0].square is None}
-    if len(plain) < 2 or len({tuple(p is None for p in places) for _, places in plain}) == len(plain):
+    if len(plain) < 2 or len({tuple(p is None for p in places) for _, places in plain}) == len(
+        plain
+    ):
         return changes
     rest = {term: c for term, c in changes.items() if term not in plain}
     return rest | shifts.fresh_for_each(e, [plain], lambda constant: constant)

@@ -85,7 +85,9 @@ def extreme(shifts: Shifts, e: Equation) -> Changes | None:
 def _constant(shifts: Shifts, x: int, axes: Sequence[int]) -> Changes:
     """The change of an operand that must be constant along some axes: what is not is given up."""
     changes = shifts.of(x)
-    shifts.lose({term: c for term, c in changes.items() if any(term[1][a] is not None for a in axes)})
+    shifts.lose(
+        {term: c for term, c in changes.items() if any(term[1][a] is not None for a in axes)}
+    )
     return alive(changes)
 
 
@@ -242,5 +244,3 @@ def gather(shifts: Shifts, e: Equation) -> Changes | None:
         ]
 
     return shifts.fresh_for_each(e, [shifts.of(x)], constant)
-
-
