@@ -97,15 +97,10 @@ def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Chan
         new = places_of(places)
         if "anew" in new:
             constant = [place is None for place in new]
-            view = (id(source), places, key, tuple(constant))
-            if view not in shifts.views:
-                made = shifts.fresh(e, [source], constant)
-                shifts.views[view] = source, next(iter(made), None)
-            _, term = shifts.views[view]
-            if term is not None:
-                out[term] = out.get(term, 0) + c
+            term = shifts.view(e, (source, places), (key, tuple(constant)), constant)
         else:
-            term = source, tuple(p if n > 1 else None for p, n in zip(new, shape, strict=True))
+            term = source, tuple([p if n > 1 else None for p, n in zip(new, shape, strict=True)])
+        if term is not None:
             out[term] = out.get(term, 0) + c
     return {term: c for term, c in out.items() if c}
 

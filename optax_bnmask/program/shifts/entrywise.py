@@ -105,12 +105,17 @@ def quotient(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def _scaled(shifts: Shifts, e: Equation, operands: tuple[int, int]) -> Changes:
-    """The change of each factor times the other."""
+    """The change of each factor times the other.
+
+    One source times one factor is one source, wherever: ``x*g - mean(x)*g`` does not change.
+    """
     out: Changes = {}
     for x, y in (operands, operands[::-1]):
-        if changes := shifts.along(x, e.out):
-            flat = shifts.flat.along(y, e.out)
-            out |= shifts.fresh_for_each(e, [changes], partial(both, flat))
+        for term, c in shifts.along(x, e.out).items():
+            constant = both([place is None for place in term[1]], shifts.flat.along(y, e.out))
+            key = e.op, y, tuple(constant)
+            if (found := shifts.view(e, term, key, constant)) is not None:
+                out[found] = out.get(found, 0) + c
     return bundled(shifts, e, out)
 
 

@@ -168,6 +168,31 @@ class Shifts:
         self._lost |= lost(sources)
         return {}
 
+    def view(
+        self,
+        e: Equation,
+        term: Term,
+        key: Any,  # noqa: ANN401 - what is hashable
+        constant: Sequence[bool],
+    ) -> Term | None:
+        """What becomes of a term in a way that may occur again, and is the same there.
+
+        Args:
+          e: The equation.
+          term: What the operand changes by.
+          key: What is done to it.
+          constant: Along which axes the result changes by the same.
+
+        Returns:
+          The term; `None` if it is given up.
+        """
+        seen = id(term[0]), term[1], key
+        if seen not in self.views:
+            made = self.fresh(e, [term[0]], constant)
+            self.views[seen] = term[0], next(iter(made), None)
+        found = self.views[seen][1]
+        return found if found and found[0].is_alive() else None
+
     def fresh_for_each(
         self, e: Equation, changes: Iterable[Changes], of: Callable[[list[bool]], Sequence[bool]]
     ) -> Changes:
