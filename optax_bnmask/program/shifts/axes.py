@@ -177,12 +177,18 @@ def carry(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(CARRIED)
 def carried(shifts: Shifts, e: Equation) -> Changes | None:
-    """What is carried in the end; the number of iterations must not hang on what changes."""
+    """What is carried in the end: what the body hands on, or if it never runs, the start.
+
+    The number of iterations must not hang on what changes.
+    """
     inside, handed_on, *tests = e.ins
     for x in tests:
         shifts.lose(shifts.of(x))
-    if changes := shifts.of(handed_on):
+    changes = shifts.of(handed_on)
+    if changes:
         shifts.unsettled |= shifts.hand_on(inside, changes)
+    if e.name == "scan" and e.source.params["length"]:
+        return shifts.fresh_for_each(e, [changes], lambda constant: constant)
     return _carried(shifts, e, inside)
 
 

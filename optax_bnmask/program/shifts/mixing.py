@@ -40,15 +40,16 @@ def _summed(shifts: Shifts, e: Equation, gone: Sequence[int], kept: dict[int, in
             out |= _placed({found: c * count}, kept, rank)
         else:
             mixed[term] = c
-    if not mixed:
+    back = {q: a for a, q in kept.items()}
+    out |= shifts.fresh_for_each(
+        e, [mixed], lambda constant: [q not in back or constant[back[q]] for q in range(rank)]
+    )
+    if not alive(mixed):
         whole = {(shifts.square(x, frozenset()), _identity(shape)): 1}
         (mean, c), *_ = (shifts.means.get(x) or whole).items()
         if (over := _mean_over(shifts, mean, gone)) is not None:
             shifts.means[e.out] = _placed({over: c * count}, kept, rank)
-    back = {q: a for a, q in kept.items()}
-    return out | shifts.fresh_for_each(
-        e, [mixed], lambda constant: [q not in back or constant[back[q]] for q in range(rank)]
-    )
+    return out
 
 
 def _identity(shape: Sequence[int]) -> tuple[int | None, ...]:
@@ -69,7 +70,7 @@ def _mean_over(shifts: Shifts, term: Term, gone: Sequence[int]) -> Term | None:
     if source.square is None:
         return None
     x, already = source.square
-    if any(inner[a] is not None for _, inner in shifts.of(x) for a in over):
+    if any(inner[a] is not None for _, inner in alive(shifts.of(x)) for a in over):
         return None
     return shifts.square(x, already | over), flat
 
