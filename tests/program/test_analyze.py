@@ -42,12 +42,13 @@ def test_a_weight_before_a_normaliser_is_invariant_with_its_bias_and_without():
     analysis = bnmask.analyze(fn, params, S((16, 3), F32))
     assert scales(analysis) == {
         "head": "sensitive",
-        "with/b": "joint",
+        "with/b": "invariant",
         "with/w": "invariant",
         "without/w": "invariant",
     }
     assert analysis["with/w"].invariant_axes == (1,)
-    assert frozenset({"with/w", "with/b"}) in analysis.groups
+    assert analysis.dead == ("with/b",)
+    assert analysis.groups == ()
     assert {"without/w": 1} in [dict(s) for s in analysis.symmetries]
 
 
