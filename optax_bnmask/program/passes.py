@@ -1,7 +1,6 @@
 """The passes in order, and what they found put together."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +13,7 @@ from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import LeafExponents, Range, free_parts, leaf_exponents
 from optax_bnmask.program.rules import load
+from optax_bnmask.program.running import running_statistics
 from optax_bnmask.program.shifts import Shifts
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
@@ -113,7 +113,7 @@ def _analysis_of(program: Program) -> Analysis:
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
             *_narrowing_outputs(program, axes, living, found, found_by),
-            *_running_statistics(program, tape),
+            *running_statistics(program, tape, leaves),
         ),
         proof=Explainer(
             program, axes, found, biases, {number[x] or 0: why for x, why in dead.items()}
@@ -285,40 +285,3 @@ def _assumptions(solution: Solution, shifts: Shifts) -> tuple[Assumption, ...]:
         if t.degree is None or not solution.is_zero(t.degree)
     }
     return tuple(sorted(out | set(assumptions(shifts))))
-
-
-_RUNNING = "runs on its running statistics"
-
-
-def _running_statistics(program: Program, tape: Tape) -> list[str]:
-    """A sentence for each module whose running mean and var the outputs read."""
-    arguments = [x for x, i in zip(tape.ins, program.inputs, strict=True) if i is None]
-    live = zip(arguments, program.argument_paths, strict=True)
-    # An NNX Variable's array is its `value`, which is no part of its name.
-    paths = [path.removesuffix("/value") for x, path in live if tape.live[x]]
-    read = set(paths)
-    scopes = {path.rpartition("/")[0] for path in program.paths}
-    out = []
-    for path in paths:
-        scope, _, name = path.rpartition("/")
-        if name == "mean" and f"{scope}/var" in read:
-            out.append(
-                f"the normaliser at {_within(scope, scopes)!r} {_RUNNING} here: trace the function "
-                f"as it is trained, or its parameters and the weights before it look sensitive"
-            )
-    return out
-
-
-def _within(scope: str, scopes: Set[str]) -> str:
-    """The name of a scope of an argument, without the argument's own name if the params tell it."""
-    parts = scope.split("/")
-    tails = ("/".join(parts[n:]) for n in range(len(parts)))
-    return next((tail for tail in tails if tail in scopes), scope)
-
-
-def warn_of_running_statistics(analysis: Analysis) -> None:
-    """Warns of every normaliser that was traced in inference mode."""
-    said = [note for note in analysis.notes if _RUNNING in note]
-    if said:
-        more = f" (and {len(said) - 1} more, see `Analysis.notes`)" if len(said) > 1 else ""
-        warnings.warn(f"{said[0]}{more}", UserWarning, stacklevel=3)
