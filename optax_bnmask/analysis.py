@@ -337,8 +337,9 @@ class Analysis:
           exempt: The categories that do not decay: any of ``"norm"``, ``"bias"``, ``"gain"``,
             ``"embedding"``; ``"scale_invariant"``, ``"jointly_invariant"``; ``"input"``,
             ``"hidden"``, ``"head"``, ``"learned"`` (see `Position`); ``"scalar"`` (one entry);
-            ``"dead"`` (see `dead`); or a preset such as `optax_bnmask.STANDARD`. Leaves that no gradient reaches
-            (``"unreached"``) do not decay whatever is named: decay alone would move them, to 0.
+            ``"dead"`` (see `dead`); or a preset such as `optax_bnmask.STANDARD`. Leaves that no
+            gradient reaches (``"unreached"``) do not decay whatever is named: decay alone would
+            move them, to 0.
           always: Globs of paths that decay whatever `exempt` says.
           never: Globs of paths that do not decay whatever `exempt` says.
 

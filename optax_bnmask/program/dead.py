@@ -68,6 +68,6 @@ def assumptions(shifts: Shifts) -> Iterator[Assumption]:
 
 
 def free_exponents(system: System, shape: tuple[int, ...]) -> LeafExponents:
-    """The exponents of a leaf that may be scaled as one likes, each index of each axis by itself."""
+    """The exponents of a leaf each index of whose axes may be scaled as one likes."""
     segments: list[Segments] = [((Atom(n),) if n > 1 else (),) for n in shape]
     return leaf_exponents(system, Degrees(system).leaf(segments), segments)

@@ -97,6 +97,8 @@ def _orthogonal(program: Program, tape: Tape, leaves: Sequence[int]) -> str:
     """
     cut = copy.copy(tape)
     cut.equations = [e for e in tape.equations if e.op is not _STOP]
+    needed = cut.needed(cut.outs)
+    cut.equations = [e for e in cut.equations if needed[e.out]]
     here, there = (_invariant(program, t, leaves) for t in (tape, cut))
     paths = [path for path in there if path not in here]
     if not paths:
@@ -109,7 +111,7 @@ def _orthogonal(program: Program, tape: Tape, leaves: Sequence[int]) -> str:
 
 
 def _invariant(program: Program, tape: Tape, leaves: Sequence[int]) -> list[str]:
-    """The leaves that may be scaled while no other is; those whose value does not matter left out."""
+    """The leaves that may be scaled while no other is, as far as their value matters."""
     dead = Shifts(Facts(tape, leaves), leaves).dead
     leaves = [x for x in leaves if x not in dead]
     axes = Axes(Facts(tape, leaves, dead), leaves)

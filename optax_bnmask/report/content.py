@@ -35,8 +35,8 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
       collapse: Whether blocks that repeat but for a number are shown once.
 
     Returns:
-      A `Document`: the table of leaves, then whichever of dead parameters, groups, assumptions, primitives without a
-      rule and notes there are.
+      A `Document`: the table of leaves, then whichever of dead parameters, groups, assumptions,
+      primitives without a rule and notes there are.
     """
     return Document(
         TITLE,
@@ -46,7 +46,7 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
 
 
 def lists(analysis: Analysis, *, collapse: bool = True) -> list[Items]:
-    """Whichever of dead parameters, groups, assumptions, primitives without a rule and notes there are."""
+    """Whichever of dead parameters, groups, assumptions, unruled primitives and notes there are."""
     notes = folded_lines(analysis.notes) if collapse else analysis.notes
     blocks = (
         Items("Dead parameters", tuple(dead_lines(analysis, collapse=collapse))),

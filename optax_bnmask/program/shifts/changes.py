@@ -1,10 +1,10 @@
 """What adding to some leaves changes in a value: terms, each constant along some axes. No JAX.
 
-Add something to a leaf, whatever it is, and a value ``v`` becomes ``v + d``. Of ``d`` two things are
-kept. Along which axes it is constant: a bias of shape (8,) broadcast to (32, 8) changes all 32 rows
-alike. And *what* it is, as far as that can be told: a multiple of what was added at one place of the
-program, its `Source`. So the change of ``v - mean(v)`` is known to be 0: ``v`` and its mean change
-by the same source, the same number of times.
+Add something to a leaf, whatever it is, and a value ``v`` becomes ``v + d``. Of ``d`` two things
+are kept. Along which axes it is constant: a bias of shape (8,) broadcast to (32, 8) changes all 32
+rows alike. And *what* it is, as far as that can be told: a multiple of what was added at one place
+of the program, its `Source`. So the change of ``v - mean(v)`` is known to be 0: ``v`` and its mean
+change by the same source, the same number of times.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -132,6 +132,6 @@ def without(places: Places, axes: Sequence[int]) -> Places:
     return tuple(place for a, place in enumerate(places) if a not in axes)
 
 
-def aligned(of_axes: tuple[T, ...], rank: int, same: T) -> tuple[T, ...]:
+def aligned(of_axes: tuple[T, ...], rank: int, *, same: T) -> tuple[T, ...]:
     """What is known of each axis, `same` for axes that a number beside an array has not."""
     return of_axes or (same,) * rank

@@ -88,7 +88,7 @@ def product(shifts: Shifts, e: Equation) -> Changes | None:
     if x == y:
         return square(shifts, e)
     for operand, factor in ((x, y), (y, x)):
-        number = shifts.number(factor)
+        number = shifts.flat.number(factor)
         if number is not None and math.isfinite(number):
             return multiple(shifts, e, operand, exact(number, e))
     return _scaled(shifts, e, (x, y))
@@ -96,9 +96,9 @@ def product(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(Kind.QUOTIENT)
 def quotient(shifts: Shifts, e: Equation) -> Changes | None:
-    """``(x + d)/y - x/y = d/y``; what a divisor changes by is given up, but where it is constant."""
+    """``(x + d)/y - x/y = d/y``: constant where both are."""
     x, y = e.ins
-    number = shifts.number(y)
+    number = shifts.flat.number(y)
     if number is not None and math.isfinite(number) and number:
         return multiple(shifts, e, x, 1 / Fraction(exact(number, e)))
     return entrywise(shifts, e) if shifts.of(y) else _scaled(shifts, e, (x, y))
@@ -186,7 +186,7 @@ def extremum(shifts: Shifts, e: Equation) -> Changes | None:
     if e.op.name not in ("max", "min", "clamp"):
         return losing(shifts, e)
     never = -math.inf if e.op is _MAX else math.inf
-    counted = [x for x in e.ins if e.op.name == "clamp" or shifts.number(x) != never]
+    counted = [x for x in e.ins if e.op.name == "clamp" or shifts.flat.number(x) != never]
     changes = [shifts.along(x, e.out) for x in counted]
     return changes[0] if _are_one(changes) else entrywise(shifts, e)
 
@@ -222,7 +222,7 @@ def choice(shifts: Shifts, e: Equation) -> Changes | None:
     which, *cases = e.ins
     if shifts.of(which):
         return losing(shifts, e)
-    number = shifts.number(which)
+    number = shifts.flat.number(which)
     if number is not None:
         return multiple(shifts, e, cases[int(number)], 1)
     if (real := _if_finite(shifts, which, cases)) is not None:

@@ -3,8 +3,7 @@
 from typing import Final
 
 from optax_bnmask import compat
-from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import NOW
+from optax_bnmask.program.facts import Facts, dependents
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts.changes import aligned
 from optax_bnmask.program.tape import MOVE, Equation
@@ -38,6 +37,8 @@ class Flatness:
 
     def __init__(self, facts: Facts) -> None:
         self.facts, self._tape = facts, facts.tape
+        captured = self._tape.captured
+        self._given = dependents(self._tape, captured) if captured else bytes(len(facts.numbers))
         self._writers: dict[int, Equation] = {}
         self._known: dict[int, tuple[bool, ...]] = {}
 
@@ -46,6 +47,14 @@ class Flatness:
         if x not in self._known:
             self._known[x] = self._found(x, deepest)
         return self._known[x]
+
+    def number(self, x: int) -> float | None:
+        """The number that all entries of a value are, if the program spells it out.
+
+        What an array that the function closes over holds now, such as a flag that says that this is
+        the first step, it need not hold when the function is called.
+        """
+        return None if self._given[x] else self.facts.numbers[x]
 
     def writer(self, x: int) -> Equation | None:
         """The equation that writes a value."""
@@ -62,11 +71,13 @@ class Flatness:
         flat, rank = self.of(x, deepest), len(self._tape.full_shape(out))
         if shown not in (0, wide):
             return (False,) * rank
-        return aligned(flat[:shown], wide, True) + aligned(flat[shown:], rank - wide, True)
+        return aligned(flat[:shown], wide, same=True) + aligned(
+            flat[shown:], rank - wide, same=True
+        )
 
     def _found(self, x: int, deepest: int) -> tuple[bool, ...]:
         tape, e = self._tape, self.writer(x)
-        if self.facts.numbers[x] is not None and not self.facts.flags[x] & NOW:
+        if self.number(x) is not None:
             return (True,) * len(tape.full_shape(x))
         if e is not None and deepest:
             if e.op is MOVE:

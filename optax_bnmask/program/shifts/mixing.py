@@ -1,11 +1,12 @@
-"""Laws of what mixes entries: of changes that are constant along what is summed, a number is left."""
+"""Laws of what mixes entries: n times what is constant along what is summed, or something new."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from math import prod
 from typing import Final
 
 from optax_bnmask import compat
-from optax_bnmask.program.registry import Kind
+from optax_bnmask.program.registry import Kind, Law
 from optax_bnmask.program.rules.indexing import filling
 from optax_bnmask.program.rules.shaping import windowed
 from optax_bnmask.program.shifts.changes import Changes, Term, alive, moved, without
@@ -174,20 +175,40 @@ def contract(shifts: Shifts, e: Equation) -> Changes | None:
         return losing(shifts, e)
     out, maps = Changes(), list[dict[int, int]]()
     for k in (0, 1):
-        if not (changes := _with_hope(shifts, e, k)):
-            continue
-        if not maps:
-            to = [operand_map(shifts.tape, e, j, law) for j in (0, 1)]
-            maps = [{q: a for a, q in m.items()} for m in ({**to[0], **_space(e)}, to[1])]
-        flat, own, others = shifts.flat.of(e.ins[1 - k]), maps[k], maps[1 - k]
-
-        def constant(c: Sequence[bool], flat=flat, own=own, others=others) -> list[bool]:  # noqa: ANN001 - as above
-            found = {q: c[a] for q, a in own.items()}
-            found |= {q: flat[a] and found.get(q, True) for q, a in others.items()}
-            return [found.get(q, False) for q in range(len(shifts.tape.full_shape(e.out)))]
-
-        out |= shifts.fresh_for_each(e, [changes], constant)
+        if changes := _with_hope(shifts, e, k):
+            maps = maps or _axes_of_operands(shifts, e, law)
+            flat = shifts.flat.of(e.ins[1 - k])
+            of = partial(_remaining, shifts, e, (maps[k], maps[1 - k]), flat)
+            out |= shifts.fresh_for_each(e, [changes], of)
     return out
+
+
+def _axes_of_operands(shifts: Shifts, e: Equation, law: Law) -> list[dict[int, int]]:
+    """For both operands, which of their axes an axis of the result is."""
+    to = [operand_map(shifts.tape, e, k, law) for k in (0, 1)]
+    return [{q: a for a, q in m.items()} for m in ({**to[0], **_space(e)}, to[1])]
+
+
+def _remaining(
+    shifts: Shifts,
+    e: Equation,
+    maps: tuple[Mapping[int, int], Mapping[int, int]],
+    flat: Sequence[bool],
+    constant: Sequence[bool],
+) -> list[bool]:
+    """Where the result of a contraction is constant.
+
+    Args:
+      shifts: The reading.
+      e: The contraction.
+      maps: Of the operand that changes and of the other: which of its axes one of the result is.
+      flat: Where the other does not vary.
+      constant: Where the change does not.
+    """
+    own, others = maps
+    found = {q: constant[a] for q, a in own.items()}
+    found |= {q: flat[a] and found.get(q, True) for q, a in others.items()}
+    return [found.get(q, False) for q in range(len(shifts.tape.full_shape(e.out)))]
 
 
 def _with_hope(shifts: Shifts, e: Equation, k: int) -> Changes:

@@ -6,19 +6,20 @@ no axis is left to be constant along, the leaves that it comes from are *lost*: 
 that is known, and are added to no more. What is lost nowhere, and reaches no output, is dead.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import HUGE, NOW
+from optax_bnmask.program.flags import HUGE
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts.changes import (
     Changes,
     Source,
     Term,
-    alive,
     aligned,
+    alive,
     leaves_of,
     lost,
 )
@@ -141,7 +142,7 @@ class Shifts:
         if shown:
             self.lose(changes)
             return {}
-        return {(s, aligned((), wide, None) + places): c for (s, places), c in changes.items()}
+        return {(s, aligned((), wide, same=None) + places): c for (s, places), c in changes.items()}
 
     def lose(self, changes: Changes) -> None:
         """Gives up the leaves that a change comes from."""
@@ -227,20 +228,16 @@ class Shifts:
             self._squares[key] = Source([source for source, _ in self.of(x)], square=key)
         return self._squares[key]
 
-    def number(self, x: int) -> float | None:
-        """The number that all entries of a value are, whatever the function closes over."""
-        return None if self.facts.flags[x] & NOW else self.facts.numbers[x]
-
     def is_infinite(self, e: Equation, x: int, beside: Iterable[Changes]) -> bool:
         """Whether a value stays as it is whatever is added to it, as what masks are filled with."""
-        number = self.number(x)
+        number = self.flat.number(x)
         if number is None:
             return False
         if self.facts.flags[x] & HUGE:
             sources = tuple(source for changes in beside for source, _ in changes)
             self.taken.append(Taken(number, e, sources))
             return True
-        return number in (float("inf"), float("-inf")) or number != number
+        return not math.isfinite(number)
 
     def cancels(self, e: Equation, sources: Sequence[Source]) -> None:
         """Records where changes cancelled."""
@@ -259,7 +256,7 @@ def losing(shifts: Shifts, e: Equation) -> None:
 
 
 def shifting(*keys: Any) -> Callable[[Shifting], Shifting]:  # noqa: ANN401 - see below
-    """Registers a law for primitives by JAX's attribute names, operations of the tape, and kinds."""
+    """Registers a law for primitives by JAX's attribute names, operations of the tape, or kinds."""
 
     def register(law: Shifting) -> Shifting:
         for key in keys:
