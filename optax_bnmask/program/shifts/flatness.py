@@ -8,7 +8,7 @@ from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts.changes import aligned
 from optax_bnmask.program.tape import MOVE, Equation
 
-_DEEPEST: Final = 5
+_DEEPEST: Final = 3
 """Broadcasts are looked for behind so many operations: a gain is broadcast, scaled, and multiplied,
 and what is farther away is no reason to walk back through the whole network."""
 
