@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -121,6 +121,38 @@ class Block(NamedTuple):
     inner: int
 
 
+CANCELLATIONS: Final = {
+    "mean": "the mean subtracted at {} takes it away",
+    "maximum": "the maximum subtracted at {}, as in a softmax, takes it away",
+    "comparison": "it shifts both sides of the comparison at {}",
+    "difference": "it shifts both sides of the subtraction at {}",
+    "zero": "it is multiplied by 0 at {}",
+    "unread": "no output depends on it",
+}
+"""What may become of what is added to a leaf whose value does not matter, by kind, in words."""
+
+
+class Cancellation(NamedTuple):
+    """Why the value of a leaf does not matter: where what is added to it goes away, exactly.
+
+    Attributes:
+      kind: One of `CANCELLATIONS`.
+      where: ``file:line (function)`` in the user's code, where it goes away first; empty if nothing
+        reads it.
+
+    Example:
+      >>> str(Cancellation("mean", "net.py:7 (norm)"))
+      'the mean subtracted at net.py:7 (norm) takes it away'
+    """
+
+    kind: str
+    where: str
+
+    def __str__(self) -> str:
+        """In words, with the value of the leaf as "it"."""
+        return CANCELLATIONS[self.kind].format(self.where)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Leaf:
     """One array of the params pytree and what is known of it.
@@ -140,6 +172,8 @@ class Leaf:
         and values of a fused kernel, the gates of a cell. Axes that are whole are left out.
       position: Where it stands in the flow of the data, if it is a weight or an embedding.
       reached: Whether some gradient of some output flows to it.
+      dead: If its value does not matter, whatever it is, why; proved from the program. `None` if it
+        matters, for all that is known.
     """
 
     path: str
@@ -154,6 +188,7 @@ class Leaf:
     blocks: Mapping[int, tuple[Block, ...]] = dataclasses.field(default_factory=dict, hash=False)
     position: Position | None = None
     reached: bool = True
+    dead: Cancellation | None = None
 
     @property
     def size(self) -> int:
@@ -280,6 +315,15 @@ class Analysis:
         """By path, `Leaf.invariant_axes` where there are any: the `axes` of `keep_norm`."""
         return {leaf.path: leaf.invariant_axes for leaf in self.leaves if leaf.invariant_axes}
 
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """The paths of the leaves whose value does not matter, proved: `Leaf.dead` says why.
+
+        Whatever is added to them, to one or to all at once, no output changes: a bias before a
+        BatchNorm, the bias of the keys of an attention, what nothing reads.
+        """
+        return tuple(leaf.path for leaf in self.leaves if leaf.dead)
+
     def decay_mask(
         self,
         *,
@@ -293,8 +337,9 @@ class Analysis:
           exempt: The categories that do not decay: any of ``"norm"``, ``"bias"``, ``"gain"``,
             ``"embedding"``; ``"scale_invariant"``, ``"jointly_invariant"``; ``"input"``,
             ``"hidden"``, ``"head"``, ``"learned"`` (see `Position`); ``"scalar"`` (one entry);
-            or a preset such as `optax_bnmask.STANDARD`. Leaves that no gradient reaches
-            (``"unreached"``) do not decay whatever is named: decay alone would move them, to 0.
+            ``"dead"`` (see `dead`); or a preset such as `optax_bnmask.STANDARD`. Leaves that no
+            gradient reaches (``"unreached"``) do not decay whatever is named: decay alone would
+            move them, to 0.
           always: Globs of paths that decay whatever `exempt` says.
           never: Globs of paths that do not decay whatever `exempt` says.
 

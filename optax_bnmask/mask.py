@@ -33,7 +33,7 @@ _BY_ROLE: Final = {
 }
 _BY_SCALE: Final = {"scale_invariant": Scale.INVARIANT, "jointly_invariant": Scale.JOINT}
 _BY_POSITION: Final = {str(position): position for position in Position}
-CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE, *_BY_POSITION, "scalar", "unreached")
+CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE, *_BY_POSITION, "scalar", "unreached", "dead")
 """Every category of leaf that `exempt`, `select` and `labels` understand."""
 
 PART: Final = "part along axis "
@@ -53,6 +53,8 @@ def is_in(leaf: Leaf, category: str) -> bool:
         return leaf.scale is _BY_SCALE[category]
     if category in _BY_POSITION:
         return leaf.position is _BY_POSITION[category]
+    if category == "dead":
+        return leaf.dead is not None
     return leaf.size == 1 if category == "scalar" else not leaf.reached
 
 

@@ -32,8 +32,8 @@ def confirmed(
     """
     from optax_bnmask.program.passes import (  # noqa: PLC0415 - what `import` need not wait for
         analysis_of,
-        warn_of_running_statistics,
     )
+    from optax_bnmask.program.running import warn_of_running_statistics  # noqa: PLC0415
     from optax_bnmask.program.trace import traced  # noqa: PLC0415
 
     analysis = _compared(analysis_of(traced(fn, params, args, kwargs)), params, batch_stats)

@@ -66,7 +66,7 @@ def analyze(
       ...           "head": jnp.ones((8, 2))}
       >>> analysis = bnmask.analyze(f, params, jax.ShapeDtypeStruct((32, 3), "float32"))
       >>> {leaf.path: (str(leaf.role), str(leaf.scale)) for leaf in analysis.leaves}
-      {'b': ('bias', 'joint'), 'gamma': ('norm_scale', 'sensitive'),
+      {'b': ('bias', 'invariant'), 'gamma': ('norm_scale', 'sensitive'),
        'head': ('weight', 'sensitive'), 'w': ('weight', 'invariant')}
 
     References:
@@ -74,8 +74,8 @@ def analyze(
     """
     from optax_bnmask.program.passes import (  # noqa: PLC0415 - what `import` need not wait for
         analysis_of,
-        warn_of_running_statistics,
     )
+    from optax_bnmask.program.running import warn_of_running_statistics  # noqa: PLC0415
     from optax_bnmask.program.trace import traced  # noqa: PLC0415
 
     analysis = analysis_of(traced(fn, params, args, kwargs, has_aux=has_aux))

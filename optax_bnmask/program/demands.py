@@ -81,7 +81,7 @@ class Axes:
 
     def _all_plans(self) -> list[Any]:
         """Demands what each equation demands, and reads all axes once it has been."""
-        ins = (x for x in self.tape.leaves if 0 not in self.tape.shapes[x])
+        ins = (x for x in self.facts.leaves if 0 not in self.tape.shapes[x])
         self.of = {x: [Atom(n) for n in self.tape.shapes[x]] for x in ins}
         plans = [self._plan(e) for e in self.tape.equations]
         self.indices.settle(a for axes in self.of.values() for a in axes)

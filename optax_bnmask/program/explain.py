@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
+from optax_bnmask.analysis import Cancellation
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.demands import Axes, Plan
 from optax_bnmask.program.equations import Form, System
@@ -36,16 +37,19 @@ class Explainer:
       program: The traced function.
       found: Its symmetries.
       biases: For each leaf, the biases added to its own output.
+      dead: For each leaf whose value does not matter, why.
     """
 
     program: Program
     found: Symmetries
     biases: Sequence[Sequence[int]]
+    dead: Mapping[int, Cancellation]
 
     @functools.cached_property
     def axes(self) -> Axes:
         """The axes of its values, found once more: an analysis that nobody asks keeps no tape."""
-        return Axes(Facts(Tape(self.program)))
+        tape = Tape(self.program)
+        return Axes(Facts(tape, zeros=[x for x, i in tape.leaves.items() if i in self.dead]))
 
     def witness(self, path: str) -> Mapping[str, object]:
         """The symmetry that scales a leaf: the exponent of every leaf that it scales.
@@ -72,6 +76,8 @@ class Explainer:
         tape = self.axes.tape
         if not tape.live[tape.ins[self.program.inputs.index(number)]]:
             return f"{path}: no output depends on it."
+        if number in self.dead:
+            return f"{path} plus anything:\n  no output changes: {self.dead[number]}"
         exponents, is_symmetry = self._direction(number)
         if not is_symmetry:
             exponents: Vector = dict.fromkeys((number, *self.biases[number]), 1)

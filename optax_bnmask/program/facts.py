@@ -5,7 +5,7 @@ known of their operands; a rule may know more. A value without `NONNEG` may be n
 `CLIPPED` or `MASKED` may be exactly 0, and where nothing is known it has these two.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -39,20 +39,30 @@ class Facts:
 
     Attributes:
       tape: The tape.
+      leaves: The leaves that are set apart from data, those that are read as 0 left out.
       numbers: The number that all entries of a value are, if that is known.
       flags: The flags above.
       depends: Whether a value depends on a leaf.
     """
 
-    def __init__(self, tape: Tape) -> None:
+    def __init__(self, tape: Tape, zeros: Collection[int] = ()) -> None:
+        """Reads the tape.
+
+        Args:
+          tape: The program.
+          zeros: Leaves that are read as 0, since their value does not matter.
+        """
         self.tape = tape
         self.numbers: list[float | None] = [None] * len(tape.shapes)
         self.flags = [0] * len(tape.shapes)
-        self.depends = dependents(tape, tape.leaves)
+        self.leaves = [x for x in tape.leaves if x not in zeros]
+        self.depends = dependents(tape, self.leaves)
         for x, value in (tape.literals | tape.captured).items():
             self.numbers[x], self.flags[x] = known_of(value)
         for x in tape.captured:
             self.flags[x] |= NOW if self.flags[x] & EVERY else 0
+        for x in zeros:
+            self.numbers[x], self.flags[x] = 0.0, EVERY | NONNEG
         self._laws: dict[int, Law | None] = {}
         for e in tape.equations:
             self._read(e)

@@ -1,18 +1,20 @@
 """The passes in order, and what they found put together."""
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Analysis, Assumption, Evidence, Leaf, Role, Scale
+from optax_bnmask.analysis import Analysis, Assumption, Cancellation, Evidence, Leaf, Role, Scale
 from optax_bnmask.errors import StructureError
+from optax_bnmask.program.dead import assumptions, cancellations, free_exponents
 from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import LeafExponents, Range, free_parts, leaf_exponents
 from optax_bnmask.program.rules import load
+from optax_bnmask.program.running import running_statistics
+from optax_bnmask.program.shifts import Shifts
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
@@ -49,9 +51,12 @@ def _analysis_of(program: Program) -> Analysis:
             f"The outputs of `fn` must depend on `params`. They depend on none of its "
             f"{len(program.paths)} leaves. Does `fn` use its first argument?"
         )
-    facts = Facts(tape)
+    everything = Facts(tape)
+    shifts = Shifts(everything)
+    dead = cancellations(shifts)
+    facts = Facts(tape, zeros=dead) if dead else everything
     axes = Axes(facts)
-    uses = uses_of(facts, program.inputs, program.shapes, moved(tape, tape.leaves))
+    uses = uses_of(everything, program.inputs, program.shapes, moved(tape, tape.leaves))
     known = {i: x for x, i in zip(tape.ins, program.inputs, strict=True) if i is not None}
     alive = {i for i, x in known.items() if tape.live[x]}
     biases = [
@@ -61,10 +66,16 @@ def _analysis_of(program: Program) -> Analysis:
 
     def found_by(solution: Solution) -> tuple[Symmetries, dict[int, LeafExponents]]:
         solution.finish()
+        system = solution.system
         exponents = {
-            i: leaf_exponents(solution.system, solution.degrees[x], axes.segments(x))
-            for x, i in tape.leaves.items()
+            tape.leaves[x]: leaf_exponents(system, solution.degrees[x], axes.segments(x))
+            for x in facts.leaves
             if x in axes.of
+        }
+        exponents |= {
+            tape.leaves[x]: free_exponents(system, tape.shapes[x])
+            for x in dead
+            if 0 not in tape.shapes[x]
         }
         return symmetries(solution.system, exponents, biases, len(program.paths)), exponents
 
@@ -83,6 +94,7 @@ def _analysis_of(program: Program) -> Analysis:
             "blocks": blocks(axes.segments(x)) if x in axes.of else {},
             "position": where[i],
             "reached": bool(touched[x]) or not tape.floats[x],
+            "dead": dead.get(x),
         }
 
     return Analysis(
@@ -95,13 +107,13 @@ def _analysis_of(program: Program) -> Analysis:
             {names[i]: Fraction(c) for i, c in sorted(vector.items())} for vector in found.basis
         ),
         groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
-        assumptions=_assumptions(solution),
+        assumptions=_assumptions(solution, shifts),
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
             *_narrowing_outputs(program, axes, found, found_by),
-            *_running_statistics(program, tape),
+            *running_statistics(program, tape),
         ),
-        proof=Explainer(program, found, biases),
+        proof=Explainer(program, found, biases, {tape.leaves[x]: why for x, why in dead.items()}),
     )
 
 
@@ -165,15 +177,18 @@ def _leaf(
         reason = "not of floating dtype: no optimizer moves it"
         return Leaf(path, shape, dtype, Role.UNKNOWN, Scale.UNKNOWN, reason=reason, **of_axes)
     if not is_live:
-        reason = "no output depends on it"
-        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason=reason, **of_axes)
+        of_axes["dead"] = unread = Cancellation("unread", "")
+        return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason=str(unread), **of_axes)
     scale = found.scale[i]
     axes = tuple(
         axis
         for axis, ranges in sorted(parts.items())
         if scale is Scale.INVARIANT and _covers(ranges, shape[axis])
     )
-    said = (_use(uses, i), _scale(program, i, found), _in_part(scale, shape, axes, parts))
+    if why := of_axes["dead"]:
+        said = (_use(uses, i), f"its value does not matter: {why}")
+    else:
+        said = (_use(uses, i), _scale(program, i, found), _in_part(scale, shape, axes, parts))
     reason = "; ".join(part for part in said if part)
     group = found.group[i]
     return Leaf(path, shape, dtype, uses.role(i), scale, axes, group, reason, **of_axes)
@@ -249,48 +264,11 @@ def _joined(ranges: Sequence[Range]) -> list[tuple[int, int]]:
     return out
 
 
-def _assumptions(solution: Solution) -> tuple[Assumption, ...]:
-    """The approximations that mattered: those made for values that do scale."""
+def _assumptions(solution: Solution, shifts: Shifts) -> tuple[Assumption, ...]:
+    """The approximations that mattered: those made for values that do scale, or do not matter."""
     out = {
         Assumption(t.kind, t.value, str(t.equation.op), t.equation.where)
         for t in solution.taken
         if t.degree is None or not solution.is_zero(t.degree)
     }
-    return tuple(sorted(out))
-
-
-_RUNNING = "runs on its running statistics"
-
-
-def _running_statistics(program: Program, tape: Tape) -> list[str]:
-    """A sentence for each module whose running mean and var the outputs read."""
-    arguments = [x for x, i in zip(tape.ins, program.inputs, strict=True) if i is None]
-    live = zip(arguments, program.argument_paths, strict=True)
-    # An NNX Variable's array is its `value`, which is no part of its name.
-    paths = [path.removesuffix("/value") for x, path in live if tape.live[x]]
-    read = set(paths)
-    scopes = {path.rpartition("/")[0] for path in program.paths}
-    out = []
-    for path in paths:
-        scope, _, name = path.rpartition("/")
-        if name == "mean" and f"{scope}/var" in read:
-            out.append(
-                f"the normaliser at {_within(scope, scopes)!r} {_RUNNING} here: trace the function "
-                f"as it is trained, or its parameters and the weights before it look sensitive"
-            )
-    return out
-
-
-def _within(scope: str, scopes: Set[str]) -> str:
-    """The name of a scope of an argument, without the argument's own name if the params tell it."""
-    parts = scope.split("/")
-    tails = ("/".join(parts[n:]) for n in range(len(parts)))
-    return next((tail for tail in tails if tail in scopes), scope)
-
-
-def warn_of_running_statistics(analysis: Analysis) -> None:
-    """Warns of every normaliser that was traced in inference mode."""
-    said = [note for note in analysis.notes if _RUNNING in note]
-    if said:
-        more = f" (and {len(said) - 1} more, see `Analysis.notes`)" if len(said) > 1 else ""
-        warnings.warn(f"{said[0]}{more}", UserWarning, stacklevel=3)
+    return tuple(sorted(out | set(assumptions(shifts))))

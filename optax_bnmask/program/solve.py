@@ -73,7 +73,7 @@ class Solution:
         self._heard = heard
         self._done: set[int] = set()
         self.degrees: dict[int, Degree] = (
-            {x: self.arithmetic.leaf(axes.segments(x)) for x in self.tape.leaves if x in axes.of}
+            {x: self.arithmetic.leaf(axes.segments(x)) for x in self.facts.leaves if x in axes.of}
             if leaves is None
             else dict(leaves)
         )

@@ -35,8 +35,8 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
       collapse: Whether blocks that repeat but for a number are shown once.
 
     Returns:
-      A `Document`: the table of leaves, then whichever of groups, assumptions, primitives without a
-      rule and notes there are.
+      A `Document`: the table of leaves, then whichever of dead parameters, groups, assumptions,
+      primitives without a rule and notes there are.
     """
     return Document(
         TITLE,
@@ -46,9 +46,10 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
 
 
 def lists(analysis: Analysis, *, collapse: bool = True) -> list[Items]:
-    """Whichever of groups, assumptions, primitives without a rule and notes there are."""
+    """Whichever of dead parameters, groups, assumptions, unruled primitives and notes there are."""
     notes = folded_lines(analysis.notes) if collapse else analysis.notes
     blocks = (
+        Items("Dead parameters", tuple(dead_lines(analysis, collapse=collapse))),
         Items("Jointly invariant groups", tuple(group_lines(analysis, collapse=collapse))),
         Items("Assumptions", tuple(assumption_lines(analysis, collapse=collapse))),
         Items("Primitives without a rule", tuple(_unhandled(analysis))),
@@ -119,8 +120,22 @@ def summary(analysis: Analysis, mask: Mask | None) -> Iterable[str]:
         yield f"Of unknown role: {_share(unknown, total)}."
     if invariant := [leaf for leaf in leaves if leaf.scale is Scale.INVARIANT]:
         yield f"Scale-invariant: {_share(invariant, total)}."
+    if dead := [leaf for leaf in leaves if leaf.dead]:
+        yield f"Dead, as their value does not matter: {_share(dead, total)}."
     if mask is not None:
         yield f"Decayed: {_share([leaf for leaf in leaves if mask[leaf.path]], total)}."
+
+
+def dead_lines(analysis: Analysis, *, collapse: bool) -> Iterable[str]:
+    """Each leaf whose value does not matter, why, and what saves it."""
+    lines = [_dead_line(leaf) for leaf in analysis.leaves if leaf.dead]
+    return folded_lines(lines) if collapse else lines
+
+
+def _dead_line(leaf: Leaf) -> str:
+    why = f"{leaf.path} never reaches an output: {leaf.dead}"
+    saves = leaf.role in (Role.BIAS, Role.NORM_BIAS) and leaf.dead and leaf.dead.kind == "mean"
+    return f"{why}; `use_bias=False` saves it" if saves else why
 
 
 def _share(leaves: list[Leaf], total: int) -> str:

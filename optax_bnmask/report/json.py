@@ -13,9 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from optax_bnmask.analysis import (
+    CANCELLATIONS,
     Analysis,
     Assumption,
     Block,
+    Cancellation,
     Dimensions,
     Evidence,
     Leaf,
@@ -99,6 +101,7 @@ def _leaf(leaf: Leaf) -> dict[str, Any]:
         "blocks": {str(axis): blocks for axis, blocks in leaf.blocks.items()},
         "position": leaf.position and leaf.position.value,
         "reached": leaf.reached,
+        "dead": leaf.dead and leaf.dead._asdict(),
     }
 
 
@@ -179,6 +182,7 @@ def _leaf_of(fields: Fields) -> Leaf:
         _blocks_of(fields),
         _position_of(fields),
         fields.record.get("reached") is not False,
+        _cancellation_of(fields),
     )
     _check_sizes(fields, leaf)
     return leaf
@@ -196,6 +200,18 @@ def _check_sizes(fields: Fields, leaf: Leaf) -> None:
     ends = [(b, leaf.shape[axis]) for axis, blocks in leaf.blocks.items() for b in blocks]
     if any(not b.start < b.stop <= n or b.inner < 1 for b, n in ends):
         raise fields.wrong("lie within their axes", leaf.blocks, "blocks")
+
+
+def _cancellation_of(fields: Fields) -> Cancellation | None:
+    """Why the value of a leaf does not matter; not in older texts."""
+    found = fields.record.get("dead")
+    if found is None:
+        return None
+    inner = Fields(found, "`dead`")
+    kind = inner.of(str, "kind")
+    if kind not in CANCELLATIONS:
+        raise inner.wrong(f"be one of {', '.join(map(repr, CANCELLATIONS))}", kind, "kind")
+    return Cancellation(kind, inner.of(str, "where"))
 
 
 def _dimensions_of(fields: Fields) -> Dimensions | None:

@@ -98,7 +98,9 @@ def monitor_scale(
     """
     inner = optax.with_extra_args_support(inner)
     gains = frozenset(leaf.path for leaf in analysis.leaves if leaf.role is Role.NORM_SCALE)
-    weights = frozenset(leaf.path for leaf in analysis.leaves if leaf.scale is Scale.INVARIANT)
+    weights = frozenset(
+        leaf.path for leaf in analysis.leaves if leaf.scale is Scale.INVARIANT and not leaf.dead
+    )
 
     def init_fn(params: optax.Params) -> MonitorScaleState:
         leaves = _known(params, analysis)

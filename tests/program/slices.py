@@ -91,6 +91,9 @@ def disagreements(
     for i, leaf in enumerate(analysis.leaves):
         if leaf.scale in (Scale.UNUSED, Scale.UNKNOWN):
             continue
+        if leaf.dead:  # far out, where the squares of a variance have no digits left, nothing shows
+            out += [] if _is_dead(oracle, i) else [f"{leaf.path} is not dead"]
+            continue
         witness = {paths.index(p): float(c) for p, c in analysis.proof.witness(leaf.path).items()}
         alone = oracle.is_hidden_all_the_way(i)
         if leaf.scale is Scale.INVARIANT:
@@ -100,10 +103,9 @@ def disagreements(
                 out.append(
                     f"{leaf.path}: {leaf.invariant_axes}, in numbers {oracle.hidden_axes(i)}"
                 )
-        elif alone and not oracle.is_hidden(lambda c, i=i: {i: -c}):
-            continue  # dead: its sign and size do not matter, which is no matter of scale
-        elif alone and not _is_dead(oracle, i):
-            out.append(f"{leaf.path} is invariant in numbers")
+        elif alone:
+            what = "dead" if _is_dead(oracle, i) else "invariant"
+            out.append(f"{leaf.path} is {what} in numbers")
     return out
 
 

@@ -42,12 +42,13 @@ def test_a_weight_before_a_normaliser_is_invariant_with_its_bias_and_without():
     analysis = bnmask.analyze(fn, params, S((16, 3), F32))
     assert scales(analysis) == {
         "head": "sensitive",
-        "with/b": "joint",
+        "with/b": "invariant",
         "with/w": "invariant",
         "without/w": "invariant",
     }
     assert analysis["with/w"].invariant_axes == (1,)
-    assert frozenset({"with/w", "with/b"}) in analysis.groups
+    assert analysis.dead == ("with/b",)
+    assert analysis.groups == ()
     assert {"without/w": 1} in [dict(s) for s in analysis.symmetries]
 
 
@@ -172,6 +173,25 @@ def test_inference_mode_is_warned_of_module_by_module():
     with pytest.warns(UserWarning, match=r"normaliser at .*post.* runs on its running statistics"):
         analysis = bnmask.analyze(fn, {"w": S((3, 8), F32)}, stats, S((16, 3), F32))
     assert scales(analysis)["w"] == "sensitive"
+
+
+def test_a_batch_renorm_is_traced_as_it_is_trained_and_nobody_is_warned():
+    def fn(p, stats, x):
+        z = x @ p["dense"]["w"] + p["dense"]["b"]
+        mean, std = z.mean(0), jnp.sqrt(z.var(0) + 1e-5)
+        running = stats["post"]["mean"], jnp.sqrt(stats["post"]["var"])
+        r = jax.lax.stop_gradient(jnp.clip(std / running[1], 1 / 3, 3))
+        d = jax.lax.stop_gradient(jnp.clip((mean - running[0]) / running[1], -5, 5))
+        return jnp.tanh(((z - mean) / std * r + d) * p["post"]["scale"])
+
+    params = {"dense": {"w": S((3, 8), F32), "b": S((8,), F32)}, "post": {"scale": S((8,), F32)}}
+    stats = {"post": {"mean": S((8,), F32), "var": S((8,), F32)}}
+    with jax.numpy_rank_promotion("allow"):
+        analysis = bnmask.analyze(fn, params, stats, S((16, 3), F32))
+    assert scales(analysis)["dense/w"] == "sensitive"
+    (note,) = analysis.notes
+    assert note.startswith("the normaliser at 'post' corrects the statistics of the batch")
+    assert note.endswith("the gradient of 'dense/w' is orthogonal to it all the same")
 
 
 def test_side_effects_are_no_obstacle():

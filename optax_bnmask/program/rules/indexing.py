@@ -9,7 +9,7 @@ from optax_bnmask.program.rules.shaping import unchanged
 from optax_bnmask.program.tape import Equation
 
 
-def _filling(e: Equation) -> float | None:
+def filling(e: Equation) -> float | None:
     """What stands where a place is out of bounds, if anything does."""
     return e.params["fill_value"] if "FILL" in str(e.params["mode"]) else None
 
@@ -17,10 +17,10 @@ def _filling(e: Equation) -> float | None:
 def _of_lookup(reading: Facts, e: Equation, flags: int) -> int:
     """A filling of 0 is one more zero."""
     del reading
-    filling = _filling(e)
-    if filling == 0:
+    number = filling(e)
+    if number == 0:
         return flags | MAY_BE_0
-    return flags if filling is None or not np.isfinite(filling) else flags & ~EVERY
+    return flags if number is None or not np.isfinite(number) else flags & ~EVERY
 
 
 @rule(Kind.LOOKUP, "gather_p", facts=_of_lookup)
@@ -30,8 +30,8 @@ def gather(e: Equation, reading: Facts) -> Law | None:
     Rows of a (100, 8) table at (3, 5) places are (3, 5, 8): axis 1 of the table is axis 2 of the
     result, and the table must not vary along axis 0.
     """
-    filling = _filling(e)
-    if filling is not None and filling != 0 and np.isfinite(filling):
+    number = filling(e)
+    if number is not None and number != 0 and np.isfinite(number):
         return PIN
     numbers, sizes = e.params["dimension_numbers"], e.params["slice_sizes"]
     shape = reading.tape.shapes[e.ins[0]]

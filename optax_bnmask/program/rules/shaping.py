@@ -106,7 +106,7 @@ rule(Kind.OPAQUE, "cumprod_p", "cumlogsumexp_p", "reduce_p", "reduce_window_p")(
 rule(Kind.OPAQUE, "select_and_scatter_p")(PIN)
 
 
-def _windowed(e: Equation) -> list[int]:
+def windowed(e: Equation) -> list[int]:
     """The axes that a window moves over."""
     p = e.params
     rank = range(len(p["window_dimensions"]))
@@ -122,13 +122,13 @@ def _windowed(e: Equation) -> list[int]:
 def pool(e: Equation, reading: Facts) -> Law:
     """``f(a*x) = a * f(x)``, where all entries of a window scale alike."""
     del reading
-    return Law((unchanged(len(e.params["window_dimensions"]), _windowed(e)),))
+    return Law((unchanged(len(e.params["window_dimensions"]), windowed(e)),))
 
 
 def by_window(e: Equation, reading: Facts) -> Law:
     """Linear in the first operand, put to or taken from where the second is largest."""
     del reading
-    to = unchanged(len(e.params["window_dimensions"]), _windowed(e))
+    to = unchanged(len(e.params["window_dimensions"]), windowed(e))
     return Law((to, to), (1, 0))
 
 

@@ -1,0 +1,135 @@
+"""Normalisers that read running statistics: traced as they are used, or as they are trained."""
+
+import copy
+import warnings
+from collections.abc import Sequence, Set
+from math import prod
+
+from optax_bnmask import compat
+from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.program.demands import Axes
+from optax_bnmask.program.facts import Facts, dependents
+from optax_bnmask.program.freedom import leaf_exponents
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.shifts import Shifts
+from optax_bnmask.program.solve import Solution
+from optax_bnmask.program.symmetries import symmetries
+from optax_bnmask.program.tape import Tape
+from optax_bnmask.program.trace import Program
+
+_RUNNING = "runs on its running statistics"
+_STOP = compat.primitive("stop_gradient_p")
+
+
+def running_statistics(program: Program, tape: Tape) -> list[str]:
+    """A sentence for each module whose running mean and var the outputs read.
+
+    Args:
+      program: The function.
+      tape: Its equations.
+    """
+    arguments = [x for x, i in zip(tape.ins, program.inputs, strict=True) if i is None]
+    live = zip(arguments, program.argument_paths, strict=True)
+    # An NNX Variable's array is its `value`, which is no part of its name.
+    values = {path.removesuffix("/value"): x for x, path in live if tape.live[x]}
+    scopes = {path.rpartition("/")[0] for path in program.paths}
+    out = []
+    for path, mean in values.items():
+        scope, _, name = path.rpartition("/")
+        var = values.get(f"{scope}/var")
+        if name != "mean" or var is None:
+            continue
+        where = _within(scope, scopes)
+        if _corrects_the_batch(tape, [mean, var]):
+            out.append(
+                f"the normaliser at {where!r} corrects the statistics of the batch by its running "
+                f"ones, as batch renormalisation does, so that the scale of the weights before it "
+                f"reaches the outputs{_orthogonal(program, tape)}"
+            )
+        else:
+            out.append(
+                f"the normaliser at {where!r} {_RUNNING} here: trace the function as it is "
+                f"trained, or its parameters and the weights before it look sensitive"
+            )
+    return out
+
+
+def _within(scope: str, scopes: Set[str]) -> str:
+    """The name of a scope of an argument, without the argument's own name if the params tell it."""
+    parts = scope.split("/")
+    tails = ("/".join(parts[n:]) for n in range(len(parts)))
+    return next((tail for tail in tails if tail in scopes), scope)
+
+
+def _corrects_the_batch(tape: Tape, running: Sequence[int]) -> bool:
+    """Whether running statistics meet none but statistics of the batch: sums over some of its axes.
+
+    A normaliser that runs on them subtracts them from data, of which there are more entries.
+    """
+    depends, ours = dependents(tape, tape.leaves), dependents(tape, running)
+    size = max(prod(tape.shapes[x]) for x in running)
+    met = [
+        x
+        for e in tape.equations
+        if any(ours[x] and not depends[x] for x in e.ins)
+        for x in e.ins
+        if depends[x]
+    ]
+
+    def is_sum(x: int) -> bool:
+        while prod(tape.shapes[x]) == size and x in tape.writers:
+            e = tape.writers[x]
+            if e.op in RULES and RULES[e.op].kind is Kind.REDUCTION:
+                return True
+            x = next((y for y in e.ins if depends[y]), -1)
+        return False
+
+    return bool(met) and all(map(is_sum, met))
+
+
+def _orthogonal(program: Program, tape: Tape) -> str:
+    """What is to be said of gradients: with all that none flows through as constants.
+
+    A leaf whose scale does not matter to *that* function has a gradient orthogonal to it, and it is
+    the gradient that training sees.
+    """
+    cut = copy.copy(tape)
+    cut.__dict__.pop("writers", None)  # made of the equations, of which some go
+    cut.equations = [e for e in tape.equations if e.op is not _STOP]
+    needed = cut.needed(cut.outs)
+    cut.equations = [e for e in cut.equations if needed[e.out]]
+    here, there = (_invariant(program, t) for t in (tape, cut))
+    paths = [path for path in there if path not in here]
+    if not paths:
+        return ""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return (
+        f"; no gradient flows through the correction, so that the gradient of {paths[0]!r}{more} "
+        f"is orthogonal to it all the same"
+    )
+
+
+def _invariant(program: Program, tape: Tape) -> list[str]:
+    """The leaves that may be scaled while no other is, as far as their value matters."""
+    facts = Facts(tape, zeros=Shifts(Facts(tape)).dead)
+    axes = Axes(facts)
+    solution = Solution(axes)
+    solution.read(tape.outs)
+    solution.pin(tape.outs)
+    solution.finish()
+    exponents = {
+        tape.leaves[x]: leaf_exponents(solution.system, solution.degrees[x], axes.segments(x))
+        for x in facts.leaves
+        if x in axes.of
+    }
+    n = len(program.paths)
+    scale = symmetries(solution.system, exponents, [()] * n, n).scale
+    return [path for path, s in zip(program.paths, scale, strict=True) if s is Scale.INVARIANT]
+
+
+def warn_of_running_statistics(analysis: Analysis) -> None:
+    """Warns of every normaliser that was traced in inference mode."""
+    said = [note for note in analysis.notes if _RUNNING in note]
+    if said:
+        more = f" (and {len(said) - 1} more, see `Analysis.notes`)" if len(said) > 1 else ""
+        warnings.warn(f"{said[0]}{more}", UserWarning, stacklevel=3)

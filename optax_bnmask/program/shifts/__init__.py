@@ -1,0 +1,10 @@
+"""What adding to a leaf changes, read off the tape: which leaves do not matter at all.
+
+changes.py    changes: what is added, how often, and along which axes it is constant (no JAX)
+flatness.py   the axes along which values do not vary
+reading.py    one loop over the tape, and what it found
+entrywise.py, mixing.py, axes.py   the laws, by kind of operation
+"""
+
+from optax_bnmask.program.shifts import axes, entrywise, mixing  # noqa: F401 - they register laws
+from optax_bnmask.program.shifts.reading import Shifts as Shifts

@@ -1,0 +1,204 @@
+"""Laws of what moves, cuts and joins axes, and of loops, which carry changes along with values."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from optax_bnmask.program.demands import regrouped
+from optax_bnmask.program.shifts.changes import Changes, Places, moved
+from optax_bnmask.program.shifts.entrywise import bundled
+from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
+from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equation
+
+
+@shifting(MOVE)
+def move(shifts: Shifts, e: Equation) -> Changes | None:
+    """The same entries, again and again along new axes."""
+    to, rank, x = e.params["to"], len(shifts.tape.full_shape(e.out)), e.ins[0]
+    if x in shifts.means and (mean := moved(shifts.means[x], to, rank)) is not None:
+        shifts.means[e.out] = mean
+    found = moved(shifts.of(x), to, rank)
+    return losing(shifts, e) if found is None else found
+
+
+@shifting(RESHAPE)
+def reshape(shifts: Shifts, e: Equation) -> Changes | None:
+    """Axes that are merged or split are constant together, or else not.
+
+    (32, 7, 7, 8) merged to (1568, 8) is constant along the 1568 if it was along 32, 7 and 7.
+    """
+    tape = shifts.tape
+    old, new = tape.shapes[e.ins[0]], tape.shapes[e.out]
+    groups = [
+        ([a for a in inside if old[a] > 1], [q for q in outside if new[q] > 1])
+        for inside, outside in regrouped(old, new)
+    ]
+    hidden = [([len(old) + j], [len(new) + j]) for j in range(len(tape.hidden[e.out]))]
+    groups += hidden
+
+    def places_of(places: Places) -> list[Any]:
+        out: list[Any] = [None] * len(tape.full_shape(e.out))
+        for inside, outside in groups:
+            of_group = [places[a] for a in inside]
+            for q in outside if of_group.count(None) < len(of_group) else ():
+                out[q] = of_group[0] if len(inside) == len(outside) == 1 else "anew"
+        return out
+
+    return _some_entries(shifts, e, places_of, new)
+
+
+@shifting(SLICE)
+def cut(shifts: Shifts, e: Equation) -> Changes | None:
+    """Some of the entries."""
+    shape = shifts.tape.shapes[e.ins[0]]
+    key = tuple(map(tuple, e.params["bounds"])), tuple(e.params["strides"])
+    pairs = zip(shape, e.params["bounds"], e.params["strides"], strict=True)
+    whole = [tuple(bounds) == (0, n) and stride == 1 for n, bounds, stride in pairs]
+    return _with_part(shifts, e, whole, key)
+
+
+def _with_part(
+    shifts: Shifts,
+    e: Equation,
+    whole: Sequence[bool],
+    key: Any,  # noqa: ANN401 - what is hashable
+    *,
+    varies: bool = False,
+) -> Changes:
+    """What is the same along visible axes that are whole, and is constant elsewhere or anew.
+
+    Where the part `varies` from iteration to iteration, so does what it is anew.
+    """
+
+    def places_of(places: Places) -> list[Any]:
+        out: list[Any] = [
+            place if place is None or a >= len(whole) or whole[a] else "anew"
+            for a, place in enumerate(places)
+        ]
+        if varies and "anew" in out:
+            out[len(whole) :] = ["anew"] * (len(out) - len(whole))
+        return out
+
+    return _some_entries(shifts, e, places_of, key)
+
+
+def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Changes:  # noqa: ANN401 - a function; what is hashable
+    """The entries of an operand at other places: the same source, or the same view of it.
+
+    Args:
+      shifts: The reading.
+      e: The equation.
+      places_of: Of the places of the operand, those of the result; ``"anew"`` for an axis whose
+        entries are others than those of any axis of the source.
+      key: What tells such views of one source apart.
+    """
+    out: Changes = {}
+    shape = shifts.tape.full_shape(e.out)
+    for (source, places), c in shifts.of(e.ins[0]).items():
+        new = places_of(places)
+        if "anew" in new:
+            constant = [place is None for place in new]
+            term = shifts.view(e, (source, places), (key, tuple(constant)), constant)
+        else:
+            term = source, tuple([p if n > 1 else None for p, n in zip(new, shape, strict=True)])
+        if term is not None:
+            out[term] = out.get(term, 0) + c
+    return {term: c for term, c in out.items() if c}
+
+
+@shifting("rev_p")
+def reverse(shifts: Shifts, e: Equation) -> Changes | None:
+    """The same entries in another order."""
+    turned = e.params["dimensions"]
+    whole = [a not in turned for a in range(len(shifts.tape.shapes[e.out]))]
+    return _with_part(shifts, e, whole, ("reversed", tuple(turned)))
+
+
+@shifting("dynamic_slice_p")
+def dynamic_slice(shifts: Shifts, e: Equation) -> Changes | None:
+    """Some of the entries, from places on that are computed."""
+    sizes = e.params["slice_sizes"]
+    whole = [n == m for n, m in zip(shifts.tape.shapes[e.ins[0]], sizes, strict=True)]
+    return _with_part(shifts, e, whole, (tuple(sizes), e.ins[1:]), varies=True)
+
+
+@shifting("concatenate_p")
+def join(shifts: Shifts, e: Equation) -> Changes | None:
+    """Constant along the other axes; along that of the joint only if all pieces change alike.
+
+    Padding with minus infinity, as before a maximum, changes like whatever it is beside.
+    """
+    axis, tape = e.params["dimension"], shifts.tape
+    pieces = [x for x in e.ins if tape.shapes[x][axis]]
+    some = [changes for x in pieces if (changes := shifts.of(x))]
+    of_all = [shifts.of(x) for x in pieces if shifts.of(x) or not shifts.is_infinite(e, x, some)]
+    is_one = all(changes == of_all[0] for changes in of_all)
+    if is_one and all(places[axis] is None for _, places in of_all[0]):
+        return of_all[0]
+    found = shifts.fresh_for_each(
+        e, some, lambda constant: [c and a != axis for a, c in enumerate(constant)]
+    )
+    return bundled(shifts, e, found)
+
+
+@shifting("dynamic_update_slice_p", "scatter_p", "scatter_add_p", "scatter_sub_p")
+def put(shifts: Shifts, e: Equation) -> Changes | None:
+    """Constant along axes along which whole rows are put: at others, some places change alone.
+
+    Which places these are may differ from iteration to iteration.
+    """
+    law = shifts.facts.law(e)
+    if law is None:
+        return losing(shifts, e)
+    rank = range(len(shifts.tape.full_shape(e.out)))
+    out: Changes = {}
+    for x, to in zip(e.ins, law.maps, strict=True):
+        if changes := shifts.of(x):
+            back = {q: a for a, q in (to or {}).items()}
+            out |= shifts.fresh_for_each(
+                e, [changes], lambda c, back=back: [q in back and c[back[q]] for q in rank]
+            )
+    return bundled(shifts, e, out)
+
+
+@shifting(CARRY)
+def carry(shifts: Shifts, e: Equation) -> Changes | None:
+    """What a loop carries changes as it does at the start, and as what the body hands on does.
+
+    The second is not known before the body is read. So the body is read with what is known, and
+    once more for as long as it then hands on more than that. Along the iterations, the hidden axis
+    that comes last, it is not taken to be constant.
+    """
+    deep, rank = (len(shifts.tape.full_shape(x)) for x in (e.ins[0], e.out))
+    start = moved(shifts.of(e.ins[0]), {a: a for a in range(deep)}, rank)
+    if start:
+        shifts.hand_on(e.out, start)
+    return _carried(shifts, e, e.out)
+
+
+@shifting(CARRIED)
+def carried(shifts: Shifts, e: Equation) -> Changes | None:
+    """What is carried in the end: what the body hands on, or if it never runs, the start.
+
+    The number of iterations must not hang on what changes.
+    """
+    inside, handed_on, *tests = e.ins
+    for x in tests:
+        shifts.lose(shifts.of(x))
+    changes = shifts.of(handed_on)
+    if changes:
+        shifts.unsettled |= shifts.hand_on(inside, changes)
+    if e.name == "scan" and e.source.params["length"]:
+        return shifts.fresh_for_each(e, [changes], lambda constant: constant)
+    return _carried(shifts, e, inside)
+
+
+def _carried(shifts: Shifts, e: Equation, inside: int) -> Changes | None:
+    """A change of which no more is known than what reaches the carry, in all iterations."""
+    leaves, constant = shifts.carries.get(inside, (set(), []))
+    known = (shifts.source.get(x) for x in sorted(leaves))  # of those not lost in a reading before
+    sources = [source for source in known if source and not source.lost]
+    if not sources:
+        return None
+    deep = len(shifts.tape.full_shape(e.ins[0])) if e.op is CARRY else len(constant)
+    along = [c and a < deep for a, c in enumerate(constant)]
+    return shifts.fresh(e, sources, along[: len(shifts.tape.full_shape(e.out))])

@@ -1,0 +1,137 @@
+"""What adding to some leaves changes in a value: terms, each constant along some axes. No JAX.
+
+Add something to a leaf, whatever it is, and a value ``v`` becomes ``v + d``. Of ``d`` two things
+are kept. Along which axes it is constant: a bias of shape (8,) broadcast to (32, 8) changes all 32
+rows alike. And *what* it is, as far as that can be told: a multiple of what was added at one place
+of the program, its `Source`. So the change of ``v - mean(v)`` is known to be 0: ``v`` and its mean
+change by the same source, the same number of times.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import TypeVar
+
+T = TypeVar("T")
+
+Places = tuple[int | None, ...]
+"""For each axis of a value, which axis of the source it is; `None` where the change is constant."""
+
+
+class Source:
+    """An unknown array that is added somewhere, by leaves that change as they like.
+
+    Attributes:
+      leaf: The leaf that it is, if it is one.
+      parts: Otherwise, the sources that it is computed from.
+      square: Of what the change of the square of a value is, or of that of its mean: the value, and
+        the axes that the mean is taken over.
+      lost: Whether the leaves that it comes from are known to matter. They are kept as they are
+        from then on, so that what is left of it is 0.
+    """
+
+    __slots__ = ("leaf", "lost", "parts", "square")
+
+    def __init__(
+        self,
+        parts: Iterable["Source"] = (),
+        leaf: int | None = None,
+        square: tuple[int, frozenset[int]] | None = None,
+    ) -> None:
+        self.leaf, self.parts, self.square = leaf, list(parts), square
+        self.lost = False
+
+    def is_alive(self) -> bool:
+        """Whether it may change at all: some leaf that it comes from still may."""
+        if not self.lost and self.leaf is None:
+            self.lost = all(part.lost for part in self.parts)
+        return not self.lost
+
+
+Term = tuple[Source, Places]
+
+Changes = dict[Term, Fraction | int]
+"""The terms of a change, each with the number that the source is taken times."""
+
+
+def leaves_of(sources: Iterable[Source]) -> set[int]:
+    """The leaves that some sources come from."""
+    waiting, seen = list(sources), set[int]()
+    found = set[int]()
+    while waiting:
+        source = waiting.pop()
+        if id(source) in seen:
+            continue
+        seen.add(id(source))
+        waiting += source.parts
+        if source.leaf is not None:
+            found.add(source.leaf)
+    return found
+
+
+def lost(sources: Iterable[Source]) -> set[int]:
+    """Marks all that some sources come from as lost, and returns the leaves among it.
+
+    What is marked is passed over, so that over a whole program each source is met once.
+    """
+    waiting, found = list(sources), set[int]()
+    while waiting:
+        source = waiting.pop()
+        if not source.lost:
+            source.lost = True
+            waiting += source.parts
+            if source.leaf is not None:
+                found.add(source.leaf)
+    return found
+
+
+def alive(changes: Changes) -> Changes:
+    """The terms that may still change something."""
+    for source, _ in changes:
+        if source.lost or not source.is_alive():
+            return {term: c for term, c in changes.items() if term[0].is_alive()}
+    return changes
+
+
+def times(changes: Mapping[Term, Fraction | int], number: Fraction | int) -> Changes:
+    """A change that is taken so many times."""
+    return {term: c * number for term, c in changes.items()} if number else {}
+
+
+def plus(a: Changes, b: Changes, k: int) -> tuple[Changes, list[Source]]:
+    """The change of ``x + k*y`` from those of `x` and `y`, and the sources that cancelled in it."""
+    out, gone = dict(a), list[Source]()
+    for term, c in b.items():
+        total = out.pop(term, 0) + k * c
+        if total:
+            out[term] = total
+        else:
+            gone.append(term[0])
+    return out, gone
+
+
+def moved(changes: Changes, to: Mapping[int, int], rank: int) -> Changes | None:
+    """The change once axis ``a`` is axis ``to[a]`` of `rank`; it is constant along new ones.
+
+    Returns:
+      `None` if it varies along an axis that goes away.
+    """
+    out: Changes = {}
+    for (source, places), c in changes.items():
+        new: list[int | None] = [None] * rank
+        for a, place in enumerate(places):
+            if a in to:
+                new[to[a]] = place
+            elif place is not None:
+                return None
+        out[source, tuple(new)] = c
+    return out
+
+
+def without(places: Places, axes: Sequence[int]) -> Places:
+    """The places of the axes that are left."""
+    return tuple(place for a, place in enumerate(places) if a not in axes)
+
+
+def aligned(of_axes: tuple[T, ...], rank: int, *, same: T) -> tuple[T, ...]:
+    """What is known of each axis, `same` for axes that a number beside an array has not."""
+    return of_axes or (same,) * rank

@@ -1,0 +1,245 @@
+"""Laws of what is done entry by entry: sums keep changes, products scale them, the rest pins."""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+
+import jax.numpy as jnp
+
+from optax_bnmask import compat
+from optax_bnmask.program.registry import Kind
+from optax_bnmask.program.shifts.changes import Changes, plus, times
+from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
+from optax_bnmask.program.tape import Equation
+
+_SUB, _MAX, _NEG = (compat.primitive(f"{name}_p") for name in ("sub", "max", "neg"))
+
+
+@shifting("copy_p", "stop_gradient_p", "name_p", "reduce_precision_p")
+def same(shifts: Shifts, e: Equation) -> Changes | None:
+    """``x + d - x = d``; rounding is left to the arithmetic."""
+    return multiple(shifts, e, e.ins[0], 1)
+
+
+def multiple(shifts: Shifts, e: Equation, x: int, number: Fraction | int) -> Changes | None:
+    """``c*(x + d) - c*x = c*d``."""
+    changes = shifts.along(x, e.out)
+    if not number:
+        shifts.cancels(e, [source for source, _ in changes])
+        return None
+    if x in shifts.means and shifts.tape.full_shape(x) == shifts.tape.full_shape(e.out):
+        shifts.means[e.out] = times(shifts.means[x], number)
+    return changes if number == 1 else times(changes, number)
+
+
+@shifting("neg_p")
+def negative(shifts: Shifts, e: Equation) -> Changes | None:
+    """``-(x + d) + x = -d``."""
+    return multiple(shifts, e, e.ins[0], -1)
+
+
+@shifting("tie_p")
+def second(shifts: Shifts, e: Equation) -> Changes | None:
+    """The second operand as it is."""
+    return multiple(shifts, e, e.ins[1], 1)
+
+
+@shifting(Kind.CAST)
+def cast(shifts: Shifts, e: Equation) -> Changes | None:
+    """The same number as long as it stays a float."""
+    return same(shifts, e) if shifts.tape.floats[e.out] else losing(shifts, e)
+
+
+@shifting(Kind.SUM)
+def total(shifts: Shifts, e: Equation) -> Changes | None:
+    """``(x + d) - (y + d) = x - y``: what both change by is gone."""
+    x, y = (shifts.along(operand, e.out) for operand in e.ins)
+    if not y:
+        return x
+    k = -1 if e.op is _SUB else 1
+    changes, gone = plus(x, y, k)
+    shifts.cancels(e, gone)
+    return bundled(shifts, e, changes)
+
+
+def bundled(shifts: Shifts, e: Equation, changes: Changes) -> Changes:
+    """One term for all that are constant along the same axes: a stream keeps few of them.
+
+    The changes of squares stay apart, since only as such they cancel.
+    """
+    plain = {term: c for term, c in changes.items() if term[0].square is None}
+    if len(plain) < 2 or len({tuple(p is None for p in places) for _, places in plain}) == len(
+        plain
+    ):
+        return changes
+    rest = {term: c for term, c in changes.items() if term not in plain}
+    return rest | shifts.fresh_for_each(e, [plain], lambda constant: constant)
+
+
+@shifting(Kind.PRODUCT)
+def product(shifts: Shifts, e: Equation) -> Changes | None:
+    """``(x + d)*y - x*y = d*y``: constant where both `d` and `y` are.
+
+    With a bias of queries (axes: batch, query, feature) scaled by a gain over features, the change
+    is still the same for each batch and query.
+    """
+    x, y = e.ins
+    if x == y:
+        return square(shifts, e)
+    for operand, factor in ((x, y), (y, x)):
+        number = shifts.flat.number(factor)
+        if number is not None and math.isfinite(number):
+            return multiple(shifts, e, operand, exact(number, e))
+    return _scaled(shifts, e, (x, y))
+
+
+@shifting(Kind.QUOTIENT)
+def quotient(shifts: Shifts, e: Equation) -> Changes | None:
+    """``(x + d)/y - x/y = d/y``: constant where both are."""
+    x, y = e.ins
+    number = shifts.flat.number(y)
+    if number is not None and math.isfinite(number) and number:
+        return multiple(shifts, e, x, 1 / Fraction(exact(number, e)))
+    return entrywise(shifts, e) if shifts.of(y) else _scaled(shifts, e, (x, y))
+
+
+def _scaled(shifts: Shifts, e: Equation, operands: tuple[int, int]) -> Changes:
+    """The change of each factor times the other.
+
+    One source times one factor is one source, wherever: ``x*g - mean(x)*g`` does not change.
+    """
+    out: Changes = {}
+    for x, y in (operands, operands[::-1]):
+        for term, c in shifts.along(x, e.out).items():
+            constant = both([place is None for place in term[1]], shifts.flat.along(y, e.out))
+            key = e.op, y, tuple(constant)
+            if (found := shifts.view(e, term, key, constant)) is not None:
+                out[found] = out.get(found, 0) + c
+    return bundled(shifts, e, out)
+
+
+def exact(number: float, e: Equation) -> Fraction | int:
+    """The number that a float stands for: 0.33333334 is a third, others are what they are.
+
+    A number of `p` bits is taken for the reciprocal of an integer below ``2**(p - 1)`` that rounds
+    to it: up to there these are farther apart than floats are, so that there is but one.
+    """
+    if number == int(number):
+        return int(number)
+    dtype = e.source.outvars[e.place].aval.dtype
+    epsilon = float(jnp.finfo(dtype).eps)
+    below = round(1 / number) if abs(number) > epsilon else 0
+    if 0 < abs(below) * epsilon < 0.5 and abs(number * below - 1) <= epsilon / 2:
+        return Fraction(1, below)
+    return Fraction(number)
+
+
+@shifting(Kind.POWER)
+def power(shifts: Shifts, e: Equation) -> Changes | None:
+    """A square is kept in mind; of other powers nothing is known."""
+    exponent = 2 if e.op.name == "square" else e.params.get("y")
+    if exponent == 1:
+        return same(shifts, e)
+    return square(shifts, e) if exponent == 2 else entrywise(shifts, e)
+
+
+def square(shifts: Shifts, e: Equation) -> Changes | None:
+    """``(x + d)**2 - x**2``, which the same change of ``mean(x)**2`` takes away from its mean.
+
+    If `d` is constant along what the mean is over, then
+    ``mean((x + d)**2) - mean(x**2) = 2*d*mean(x) + d**2 = (mean(x) + d)**2 - mean(x)**2``.
+    So is a variance computed that is ``mean(x**2) - mean(x)**2``.
+    """
+    x = e.ins[0]
+    if x in shifts.pure:
+        return entrywise(shifts, e)
+    if x in shifts.means:
+        (((mean, places), c),) = shifts.means[x].items()
+        return {(mean, places): c * c}
+    places = tuple([a if n > 1 else None for a, n in enumerate(shifts.tape.full_shape(x))])
+    return {(shifts.square(x, frozenset()), places): 1}
+
+
+@shifting(Kind.NONLINEAR)
+def entrywise(shifts: Shifts, e: Equation) -> Changes | None:
+    """Of a nonlinearity the change is constant where its operands and their changes are."""
+    constant = [True] * len(shifts.tape.full_shape(e.out))
+    for x in e.ins:
+        constant = both(constant, shifts.flat.along(x, e.out))
+    sources = []
+    for x in e.ins:
+        for source, places in shifts.along(x, e.out):
+            sources.append(source)
+            constant = both(constant, [place is None for place in places])
+    return shifts.fresh(e, sources, constant) if sources else None
+
+
+def both(a: Sequence[bool], b: Sequence[bool]) -> list[bool]:
+    """Where both are."""
+    return [x and y for x, y in zip(a, b, strict=True)]
+
+
+@shifting(Kind.EXTREMUM)
+def extremum(shifts: Shifts, e: Equation) -> Changes | None:
+    """``max(x + d, y + d) = max(x, y) + d``; minus infinity is never the larger."""
+    if e.op.name not in ("max", "min", "clamp"):
+        return losing(shifts, e)
+    never = -math.inf if e.op is _MAX else math.inf
+    counted = [x for x in e.ins if e.op.name == "clamp" or shifts.flat.number(x) != never]
+    changes = [shifts.along(x, e.out) for x in counted]
+    return changes[0] if _are_one(changes) else entrywise(shifts, e)
+
+
+def _are_one(changes: Sequence[Changes]) -> bool:
+    """Whether all change alike."""
+    return all(c == changes[0] for c in changes[1:])
+
+
+@shifting(Kind.COMPARISON)
+def comparison(shifts: Shifts, e: Equation) -> Changes | None:
+    """``(x + d < y + d) = (x < y)``."""
+    changes = [shifts.along(x, e.out) for x in e.ins]
+    if not _are_one(changes):
+        return losing(shifts, e)
+    shifts.cancels(e, [source for source, _ in changes[0]])
+    return None
+
+
+@shifting("is_finite_p")
+def finite(shifts: Shifts, e: Equation) -> None:
+    """Real numbers are, before and after."""
+    del shifts, e
+
+
+@shifting(Kind.SELECT)
+def choice(shifts: Shifts, e: Equation) -> Changes | None:
+    """One of several cases, whose change is that of all if they change alike.
+
+    What masks are filled with, minus infinity, changes by whatever is added. Where the cases change
+    by different amounts, the change of each is there only where it is chosen.
+    """
+    which, *cases = e.ins
+    if shifts.of(which):
+        return losing(shifts, e)
+    number = shifts.flat.number(which)
+    if number is not None:
+        return multiple(shifts, e, cases[int(number)], 1)
+    if (real := _if_finite(shifts, which, cases)) is not None:
+        return multiple(shifts, e, real, 1)
+    changes = [shifts.along(x, e.out) for x in cases]
+    some = [c for c in changes if c]
+    changes = [
+        c for x, c in zip(cases, changes, strict=True) if c or not shifts.is_infinite(e, x, some)
+    ]
+    if _are_one(changes):
+        return changes[0]
+    flat = shifts.flat.along(which, e.out)
+    return bundled(shifts, e, shifts.fresh_for_each(e, changes, partial(both, flat)))
+
+
+def _if_finite(shifts: Shifts, which: int, cases: Sequence[int]) -> int | None:
+    """Of ``where(isfinite(x), x, 0)``, as in a `logsumexp`, the `x`."""
+    e = shifts.tape.writers.get(which)
+    is_test = e is not None and e.op.name == "is_finite" and len(cases) == 2
+    return cases[1] if e is not None and is_test and e.ins[0] == cases[1] else None

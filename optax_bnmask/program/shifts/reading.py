@@ -1,0 +1,268 @@
+"""One loop over the tape: the change of each value, and the leaves whose value does not matter.
+
+A leaf is *dead* if no output changes, whatever is added to it: exactly, in real arithmetic. All
+leaves are added to at once, each what it likes. Where an operation makes of a change something that
+no axis is left to be constant along, the leaves that it comes from are *lost*: they matter, for all
+that is known, and are added to no more. What is lost nowhere, and reaches no output, is dead.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from optax_bnmask import compat
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import HUGE
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.shifts.changes import (
+    Changes,
+    Source,
+    Term,
+    aligned,
+    alive,
+    leaves_of,
+    lost,
+)
+from optax_bnmask.program.shifts.flatness import Flatness
+from optax_bnmask.program.tape import CARRY, Equation
+
+Shifting = Callable[["Shifts", Equation], "Changes | None"]
+"""How the result of an equation changes with its operands; `None` if it does not."""
+
+LAWS: Final[dict[Any, Shifting]] = {}
+"""By primitive, `Op` of the tape, or kind, in this order; filled on import, and never after."""
+
+
+class Taken(NamedTuple):
+    """A huge number taken as infinite, which no addition changes.
+
+    Attributes:
+      number: The number.
+      equation: Where.
+      sources: What is added to the values beside it.
+    """
+
+    number: float
+    equation: Equation
+    sources: tuple[Source, ...]
+
+
+class Shifts:
+    """The changes of the values of a tape.
+
+    Attributes:
+      facts: What is known of the values.
+      tape: The tape.
+      flat: The axes along which they do not vary.
+      changes: The change of each value that changes.
+      means: For a value that is a multiple of a mean of another: that mean, as the term that the
+        change of its square has, and the factor.
+      pure: The values that are computed from leaves alone.
+      cancelled: Where changes cancelled, and their sources.
+      taken: Numbers taken as infinite.
+      views: For a source seen in part or in other axes: it, and the term that it is there.
+      source: What is added to each leaf.
+      carries: For each carry, the leaves that change it in some iteration, and whether it changes
+        by the same along each axis.
+      unsettled: Whether a carry has changed by more than the loop was read with.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        self.facts, self.tape = facts, facts.tape
+        self.flat = Flatness(facts)
+        self.carries: dict[int, tuple[set[int], list[bool]]] = {}
+        self._leaves, self._lost = facts.leaves, set[int]()
+        self._laws: dict[Any, Shifting] = {}
+        self.unsettled = True
+        while self.unsettled:
+            self._read_all()
+
+    @property
+    def dead(self) -> list[int]:
+        """The leaves whose value does not matter, in the order in which they were given."""
+        return [x for x in self._leaves if x not in self._lost]
+
+    def _read_all(self) -> None:
+        self.unsettled = False
+        self.changes: dict[int, Changes] = {}
+        self.means: dict[int, Changes] = {}
+        self.pure = set(self._leaves)
+        self.cancelled: list[tuple[Equation, list[Source]]] = []
+        self.taken: list[Taken] = []
+        self._squares: dict[tuple[int, frozenset[int]], Source] = {}
+        self.views: dict[Any, tuple[Source, Term | None]] = {}
+        self.source = {x: Source(leaf=x) for x in self.dead}
+        for x, source in self.source.items():
+            places = [a if n > 1 else None for a, n in enumerate(self.tape.shapes[x])]
+            self.changes[x] = {(source, tuple(places)): 1}
+        changes, carries = self.changes, self.carries
+        for e in self.tape.equations:
+            for x in e.ins:
+                if x in changes:
+                    self._read(e)
+                    break
+            else:
+                if e.op is CARRY and e.out in carries:
+                    self._read(e)
+        for x in self.tape.outs:
+            self.lose(self.of(x))
+
+    def _read(self, e: Equation) -> None:
+        """Reads an equation if what an operand changes by may still be anything."""
+        changes, pure = self.changes, self.pure
+        is_met, is_pure = e.op is CARRY, True
+        for x in e.ins:
+            is_pure = is_pure and (x in pure or x in self.tape.literals)
+            if x in changes:
+                if found := alive(changes[x]):
+                    changes[x], is_met = found, True
+                else:
+                    del changes[x]
+        if not is_met:
+            return
+        if is_pure:
+            pure.add(e.out)
+        if e.op not in self._laws:
+            rule = RULES.get(e.op)
+            kind = rule.kind if rule else Kind.OPAQUE
+            self._laws[e.op] = LAWS.get(e.op) or LAWS.get(kind) or losing
+        if new := self._laws[e.op](self, e):
+            changes[e.out] = new
+
+    def of(self, x: int) -> Changes:
+        """The change of a value: no terms if there is none."""
+        return self.changes.get(x, {})
+
+    def along(self, x: int, out: int) -> Changes:
+        """The change of an operand along the axes of a result that it is entry by entry part of."""
+        changes, tape = self.of(x), self.tape
+        shown, wide = len(tape.shapes[x]), len(tape.shapes[out])
+        if not changes or shown == wide:
+            return changes
+        if shown:
+            self.lose(changes)
+            return {}
+        return {(s, aligned((), wide, same=None) + places): c for (s, places), c in changes.items()}
+
+    def lose(self, changes: Changes) -> None:
+        """Gives up the leaves that a change comes from."""
+        self._lost |= lost(source for source, _ in changes)
+
+    def lose_operands(self, e: Equation) -> None:
+        """Gives up all leaves that an equation meets."""
+        for x in e.ins:
+            self.lose(self.of(x))
+
+    def fresh(self, e: Equation, sources: Sequence[Source], constant: Sequence[bool]) -> Changes:
+        """A change of which nothing is known but that it is constant along some axes.
+
+        Where data have come in, and there are none, its leaves are given up: it is carried no
+        farther, which is what keeps the records of values short.
+        """
+        tape, hope = self.tape, e.out in self.pure
+        places: list[int | None] = []
+        for a, n in enumerate(tape.shapes[e.out] + tape.hidden[e.out]):
+            places.append(None if n == 1 or constant[a] else a)
+            hope = hope or (n > 1 and constant[a])
+        if hope:
+            return {(Source(sources), tuple(places)): 1}
+        self._lost |= lost(sources)
+        return {}
+
+    def view(
+        self,
+        e: Equation,
+        term: Term,
+        key: Any,  # noqa: ANN401 - what is hashable
+        constant: Sequence[bool],
+    ) -> Term | None:
+        """What becomes of a term in a way that may occur again, and is the same there.
+
+        Args:
+          e: The equation.
+          term: What the operand changes by.
+          key: What is done to it.
+          constant: Along which axes the result changes by the same.
+
+        Returns:
+          The term; `None` if it is given up.
+        """
+        seen = id(term[0]), term[1], key
+        if seen not in self.views:
+            made = self.fresh(e, [term[0]], constant)
+            self.views[seen] = term[0], next(iter(made), None)
+        found = self.views[seen][1]
+        return found if found and found[0].is_alive() else None
+
+    def fresh_for_each(
+        self, e: Equation, changes: Iterable[Changes], of: Callable[[list[bool]], Sequence[bool]]
+    ) -> Changes:
+        """Such changes for all terms of operands, by the axes along which each is constant."""
+        groups: dict[tuple[bool, ...], list[Source]] = {}
+        for terms in changes:
+            for source, places in terms:
+                constant = tuple(of([place is None for place in places]))
+                groups.setdefault(constant, []).append(source)
+        out: Changes = {}
+        for constant, sources in groups.items():
+            out |= self.fresh(e, sources, constant)
+        return out
+
+    def hand_on(self, x: int, changes: Changes) -> bool:
+        """Takes down that a carry changes by these, too; whether that is news."""
+        leaves, constant = self.carries.setdefault(
+            x, (set(), [True] * len(self.tape.full_shape(x)))
+        )
+        new = leaves_of(source for source, _ in changes) - leaves - self._lost
+        along = [all(places[a] is None for _, places in changes) for a in range(len(constant))]
+        less = [a for a, c in enumerate(constant) if c and not along[a]]
+        leaves |= new
+        for a in less:
+            constant[a] = False
+        return bool(new or less)
+
+    def square(self, x: int, over: frozenset[int]) -> Source:
+        """The change of the square of the mean of `x` over some axes, all of the others kept."""
+        key = x, over
+        if key not in self._squares:
+            self._squares[key] = Source([source for source, _ in self.of(x)], square=key)
+        return self._squares[key]
+
+    def is_infinite(self, e: Equation, x: int, beside: Iterable[Changes]) -> bool:
+        """Whether a value stays as it is whatever is added to it, as what masks are filled with."""
+        number = self.flat.number(x)
+        if number is None:
+            return False
+        if self.facts.flags[x] & HUGE:
+            sources = tuple(source for changes in beside for source, _ in changes)
+            self.taken.append(Taken(number, e, sources))
+            return True
+        return not math.isfinite(number)
+
+    def cancels(self, e: Equation, sources: Sequence[Source]) -> None:
+        """Records where changes cancelled."""
+        if sources:
+            self.cancelled.append((e, list(sources)))
+
+    def assumed(self) -> list[Taken]:
+        """The numbers taken as infinite that some dead leaf hangs on."""
+        dead = set(self.dead)
+        return [t for t in self.taken if not dead.isdisjoint(leaves_of(t.sources))]
+
+
+def losing(shifts: Shifts, e: Equation) -> None:
+    """Gives up what an equation meets of which no law is known."""
+    shifts.lose_operands(e)
+
+
+def shifting(*keys: Any) -> Callable[[Shifting], Shifting]:  # noqa: ANN401 - see below
+    """Registers a law for primitives by JAX's attribute names, operations of the tape, or kinds."""
+
+    def register(law: Shifting) -> Shifting:
+        for key in keys:
+            found = compat.primitive(key) if isinstance(key, str) else key
+            if found is not None:
+                LAWS[found] = law
+        return law
+
+    return register

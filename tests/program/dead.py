@@ -1,0 +1,137 @@
+# ruff: noqa: T201
+"""Claims that leaves do not matter against numbers, on random networks.
+
+``python -m tests.program.dead --count 10000 --seed 0`` examines that many and prints every leaf
+that is called dead and moves an output, and every one that moves none and is not called dead.
+Nothing here is shared with `optax_bnmask.verify`.
+"""
+
+import argparse
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import optax_bnmask as bnmask
+from tests.program.evaluating import traced
+from tests.program.networks import Network, seeded_network
+from tests.program.soundness import analysis_of
+
+SIZES = (0.1, 10.0)
+"""So much is added, to parameters and values of the size of 1."""
+SAME = 1e-7
+"""Outputs that differ by less, relative to the largest entry, are the same."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Examined:
+    """What came out.
+
+    Attributes:
+      wrong: Leaves that are called dead and move an output, with the relative change.
+      missed: Leaves that move no output and are not called dead.
+      dead: How many are called dead.
+      skipped: Whether nothing can be said: outputs are not finite, or hang on rounding.
+    """
+
+    wrong: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
+    dead: int = 0
+    skipped: bool = False
+
+
+def examine(network: Network, analysis: bnmask.Analysis | None = None) -> Examined:
+    """Adds to the leaves of a network, to each alone and to all that are called dead at once."""
+    analysis = analysis_of(network) if analysis is None else analysis
+    apply = traced(network.fn, network.params, network.x)
+
+    def run(params: Mapping[str, Any]) -> list[np.ndarray]:
+        return apply(params, network.x)
+
+    params = {path: np.asarray(value, np.float64) for path, value in network.params.items()}
+    rng = np.random.default_rng(1)
+    near = {k: v * (1 + 1e-13 * rng.normal(size=v.shape)) for k, v in params.items()}
+    if not _difference(run(near), run(params)) < 1e-3 * SAME:
+        return Examined(skipped=True)
+    dead = analysis.dead
+    wrong = [f"{path}: {e:.1e}" for path, e in _changes(run, params, dead) if not e < SAME]
+    if dead and not (e := change(run, params, dead)) < SAME:
+        wrong.append(f"all at once: {e:.1e}")
+    others = [path for path in params if path not in dead]
+    missed = [path for path, e in _changes(run, params, others) if e < 1e-12]
+    return Examined(tuple(wrong), tuple(missed), len(dead))
+
+
+def _changes(
+    run: Callable[..., Any], params: Mapping[str, Any], paths: Iterable[str]
+) -> Iterator[tuple[str, float]]:
+    for path in paths:
+        yield path, change(run, params, [path])
+
+
+def change(run: Callable[..., Any], params: Mapping[str, Any], paths: Iterable[str]) -> float:
+    """The largest relative change of an output when anything is added to some leaves."""
+    rng, base, worst = np.random.default_rng(3), run(params), 0.0
+    for size in SIZES:
+        moved = {path: params[path] + size * rng.normal(size=params[path].shape) for path in paths}
+        worst = max(worst, _difference(run({**params, **moved}), base))
+    return worst
+
+
+def _difference(outs: Iterable[np.ndarray], base: Iterable[np.ndarray]) -> float:
+    """The largest relative difference of two outputs; infinite if one is not finite."""
+    worst = 0.0
+    for y, before in zip(outs, base, strict=True):
+        y, before = (np.asarray(v, np.float64) for v in (y, before))  # noqa: PLW2901 - of bools
+        if not np.all(np.isfinite(y)) or not np.all(np.isfinite(before)):
+            return np.inf
+        scale = max(float(np.max(np.abs(before), initial=0.0)), 1e-300)
+        worst = max(worst, float(np.max(np.abs(y - before), initial=0.0)) / scale)
+    return worst
+
+
+def gradient(fn: Callable[..., Any], params: Any, *args: Any) -> Any:
+    """The largest entry of the gradient of a random combination of the outputs, by each leaf."""
+    with jax.enable_x64(True):
+        params, args = jax.tree.map(lambda x: jax.numpy.asarray(x, _wide(x)), (params, args))
+
+        def loss(params: Any) -> Any:
+            rng = np.random.default_rng(5)
+            outs = [y for y in jax.tree.leaves(fn(params, *args)) if y.dtype == np.float64]
+            return sum((y * rng.normal(size=y.shape)).sum() for y in outs)
+
+        return jax.tree.map(lambda g: float(abs(g).max(initial=0)), jax.grad(loss)(params))
+
+
+def _wide(x: Any) -> Any:
+    return np.float64 if np.issubdtype(x.dtype, np.floating) else x.dtype
+
+
+def main() -> int:
+    """Examines networks by seed and prints what is odd."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    totals: collections.Counter[str] = collections.Counter()
+    kinds: collections.Counter[str] = collections.Counter()
+    for seed in range(given.seed, given.seed + given.count):
+        network = seeded_network(seed)
+        got = examine(network)
+        totals.update(
+            dead=got.dead, wrong=len(got.wrong), missed=len(got.missed), skipped=int(got.skipped)
+        )
+        for line in got.wrong:
+            print(f"WRONG {seed} {line} {network}")
+        for path in got.missed:
+            kinds[path.split("/")[-1]] += 1
+            print(f"missed {seed} {path} {network}")
+    print(f"{given.count} networks from seed {given.seed}: {dict(totals)}, missed {dict(kinds)}")
+    return int(totals["wrong"] > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
