@@ -65,6 +65,11 @@ def monitored(inner, rate):
     return bnmask.monitor_scale(inner, ANALYSIS)
 
 
+def monitored_seldom(inner, rate):
+    del rate
+    return bnmask.monitor_scale(inner, ANALYSIS, every=2)
+
+
 TRANSFORMS = {
     "corrected_weight_decay, sgd": (corrected, momentum),
     "corrected_weight_decay, adam": (corrected, optax.adam),
@@ -74,6 +79,7 @@ TRANSFORMS = {
     "hyperball, adamw": (exactly, adamw),
     "monitor_scale, sgd": (monitored, momentum),
     "monitor_scale, adamw": (monitored, adamw),
+    "monitor_scale every 2, adamw": (monitored_seldom, adamw),
 }
 
 every_transform = pytest.mark.parametrize("name", TRANSFORMS)
