@@ -12,7 +12,7 @@ from optax_bnmask.analysis import Analysis, Role, Scale
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
-from optax_bnmask.transforms.undecayed import joined, part_of, remembers_params, without
+from optax_bnmask.transforms.undecayed import joined, part_of, remembers, without
 
 
 class MonitorScaleState(NamedTuple):
@@ -174,10 +174,10 @@ def _initial(
     if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
         return MonitorScaleState(inner.init(params), *(jnp.zeros([]) for _ in range(6)))
     apart = gains.intersection(leaves)
-    if apart and remembers_params(inner, params):
+    if apart and remembers(inner, params, apart):
         warnings.warn(
             "`monitor_scale` cannot tell what decay takes from gains: the state of the watched "
-            "optimizer holds the values of params. `gain_rate` stays empty.",
+            "optimizer holds their values. `gain_rate` stays empty.",
             stacklevel=3,
         )
         apart = frozenset()

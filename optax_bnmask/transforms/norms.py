@@ -52,6 +52,10 @@ def keep_norm(
     kept in the state, so that rounding does not add up: after any number of steps the norm is `r`
     to one rounding of the leaf. Sums are taken in float32 or wider, whatever the leaf's dtype.
 
+    Updates of any size are borne: a huge one turns `w` by a right angle. Around `optax.lookahead`
+    the norm is kept exactly, inside of `optax.contrib.schedule_free` nearly; docs/treatments.md
+    has the figures.
+
     A leaf, or slice, that is zero at `init` has no direction: its updates pass as they are.
 
     On a mesh nothing is gathered: each norm is summed up from the devices' parts, four numbers for

@@ -70,10 +70,11 @@ def joined(
     )
 
 
-def remembers_params(inner: optax.GradientTransformation, params: optax.Params) -> bool:
-    """Whether any value of the state at `init` is computed from values of the params."""
+def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset[str]) -> bool:  # noqa: ANN401 - any pytree
+    """Whether any value of the state at `init` is computed from the values of gains."""
     jaxpr = compat.open_jaxpr(jax.make_jaxpr(inner.init)(params))
-    reached = set(jaxpr.invars)
+    paths = layout(params).leaves
+    reached = {x for path, x in zip(paths, jaxpr.invars, strict=True) if path in gains}
     for eqn in jaxpr.eqns:
         if any(not hasattr(x, "val") and x in reached for x in eqn.invars):  # a literal has a `val`
             reached.update(eqn.outvars)

@@ -20,20 +20,30 @@ ANGLE, KERNEL, SCALE = 0.05, "conv/kernel", "norm/scale"
 GIVEN = {"learning_rate": 1e-2}
 NO_DECAY = ("weight_decay", "weight_decay_rate")
 
-ASKS_THE_MODEL = {"lbfgs", "scale_by_lbfgs", "hutchinson_estimator_diag_hessian", "sophia"}
-"""Not run: what calls the model itself, or wants second derivatives, from within the update."""
+NOT_RUN = {
+    # They call the model itself, or want its second derivatives, from within the update.
+    *("lbfgs", "scale_by_lbfgs", "hutchinson_estimator_diag_hessian", "sophia"),
+    # It wants a tree of matrices, and dimension numbers for any other.
+    "scale_by_muon",
+}
 
-LOOKS_AT_PARAMS = set()
+LOOKS_AT_PARAMS = {
+    *("adafactor", "fromage", "lamb", "lars", "momo", "scale_by_trust_ratio"),
+    *("keep_params_nonnegative", "scale_by_param_block_norm", "scale_by_param_block_rms"),
+}
 """Not split: the update depends on the params without any decay, in step lengths or bounds."""
 
-REMEMBERS = set()
+REMEMBERS = {
+    *("cocob", "madgrad", "prodigy", "scale_by_cocob", "scale_by_distance_over_gradients"),
+    *("scale_by_madgrad", "schedule_free_adamw", "schedule_free_sgd"),
+}
 """Refused in words: the state holds params."""
 
 
 def found():
     for module in (optax, contrib):
         for name, make in sorted(vars(module).items()):
-            if name.startswith("_") or not inspect.isfunction(make) or name in ASKS_THE_MODEL:
+            if name.startswith("_") or not inspect.isfunction(make) or name in NOT_RUN:
                 continue
             parameters = inspect.signature(make).parameters
             if make.__annotations__.get("return") is None or required(parameters) - GIVEN.keys():
