@@ -71,11 +71,13 @@ def joined(
 
 
 def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset[str]) -> bool:  # noqa: ANN401 - any pytree
-    """Whether any value of the state at `init` is computed from the values of gains."""
+    """Whether the state at `init` holds values of gains, entry by entry, and not a norm of them."""
     jaxpr = compat.open_jaxpr(jax.make_jaxpr(inner.init)(params))
     paths = layout(params).leaves
     reached = {x for path, x in zip(paths, jaxpr.invars, strict=True) if path in gains}
     for eqn in jaxpr.eqns:
         if any(not hasattr(x, "val") and x in reached for x in eqn.invars):  # a literal has a `val`
             reached.update(eqn.outvars)
-    return any(not hasattr(x, "val") and x in reached for x in jaxpr.outvars)
+    held = (x for x in jaxpr.outvars if not hasattr(x, "val") and x in reached)
+    shapes = {leaf.shape for path, leaf in paths.items() if path in gains}
+    return any(x.aval.shape in shapes for x in held)
