@@ -75,6 +75,8 @@ def variants(params, width):
             optax.scale_by_learning_rate(RATE),
         ),
         "with `keep_norm`": optax.chain(masked, bnmask.keep_norm(invariant)),
+        "with `hyperball`": optax.chain(masked, bnmask.hyperball(RATE, invariant, flip_sign=False)),
+        "with `monitor_scale(every=50)`": bnmask.monitor_scale(masked, analysis, every=50),
         "with `monitor_scale`": bnmask.monitor_scale(masked, analysis),
         "AdamP, which detects at run time": adamp(RATE, DECAY),
     }

@@ -21,10 +21,12 @@ from optax_bnmask.program import analyze
 from optax_bnmask.structure import analyze_structure
 from optax_bnmask.transforms import (
     CorrectedWeightDecayState,
+    HyperballState,
     KeepNormState,
     MonitorScaleState,
     by_blocks,
     corrected_weight_decay,
+    hyperball,
     keep_norm,
     monitor_scale,
 )
@@ -45,6 +47,7 @@ __all__ = [
     "Dimensions",
     "Evidence",
     "Finding",
+    "HyperballState",
     "KeepNormState",
     "Labels",
     "Leaf",
@@ -67,6 +70,7 @@ __all__ = [
     "compare",
     "corrected_weight_decay",
     "decay_mask",
+    "hyperball",
     "keep_norm",
     "monitor_scale",
     "verify",

@@ -324,6 +324,25 @@ class Analysis:
         """
         return tuple(leaf.path for leaf in self.leaves if leaf.dead)
 
+    def norm_axes(self, *, channels: bool = False) -> dict[str, tuple[int, ...]]:
+        """By path, the axes along which each index of a matrix has a norm of its own.
+
+        Those that index independent matrices, `Dimensions.batch`: layers of a stack, experts, heads
+        that are matrices of their own. The `axes` of `keep_norm` and `hyperball`.
+
+        Args:
+          channels: Whether each output channel has a norm of its own as well.
+
+        Returns:
+          Only leaves that have such axes.
+        """
+        known = {leaf.path: leaf.dimensions for leaf in self.leaves if leaf.dimensions}
+        axes = {
+            path: tuple(sorted(has.batch + (has.output if channels else ())))
+            for path, has in known.items()
+        }
+        return {path: own for path, own in axes.items() if own}
+
     def decay_mask(
         self,
         *,

@@ -39,10 +39,16 @@ CATEGORIES: Final = (*_BY_ROLE, *_BY_SCALE, *_BY_POSITION, "scalar", "unreached"
 PART: Final = "part along axis "
 """How the names of parts of a leaf begin, where `by_blocks` shows them as leaves."""
 
+
 _SHOWN: Final = 12
 """How many leaves a `repr` names, so that it fits a screen."""
 
 _STRUCTURE_SHOWS: Final = ("norm", "bias", "embedding")
+
+
+def whole(path: str) -> str:
+    """The path of the leaf that a path names, or names a part of."""
+    return path.partition(f"/{PART}")[0]
 
 
 def is_in(leaf: Leaf, category: str) -> bool:
@@ -119,7 +125,7 @@ class Labels:
         """The label of a leaf, or of the leaf that it is a part of; an error if there is none."""
         known = self._by_path
         try:
-            return known[path.partition(f"/{PART}")[0]]
+            return known[whole(path)]
         except KeyError:
             if not path:
                 raise PathError(

@@ -1,8 +1,9 @@
-"""Which leaves of a tree a mask chooses: Optax's own reading of a `mask` argument."""
+"""What transformations are given: a mask as Optax reads it, the params, a number or a schedule."""
 
 from typing import Any
 
 import jax
+import optax
 
 
 def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401 - any pytrees
@@ -48,3 +49,8 @@ def required(params: Any, transform: str) -> Any:  # noqa: ANN401 - any pytree
             f"`tx.update(updates, state, params)`."
         )
     return params
+
+
+def scheduled(rate: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
+    """A number, or a schedule's value at a step."""
+    return rate(count) if callable(rate) else rate

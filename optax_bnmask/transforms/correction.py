@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_bnmask.transforms.choice import chosen, required
+from optax_bnmask.transforms.choice import chosen, required, scheduled
 
 
 class CorrectedWeightDecayState(NamedTuple):
@@ -92,8 +92,8 @@ def corrected_weight_decay(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, CorrectedWeightDecayState]:
         params = required(params, "corrected_weight_decay")
-        strength = _value(weight_decay, state.count)
-        ratio = _value(learning_rate, state.count) / peak_learning_rate
+        strength = scheduled(weight_decay, state.count)
+        ratio = scheduled(learning_rate, state.count) / peak_learning_rate
 
         def decayed(update: Any, param: Any, decays: Any, corrects: Any) -> Any:  # noqa: ANN401
             if not decays:  # False, or None where there is no gradient
@@ -114,8 +114,3 @@ def corrected_weight_decay(
         return updates, CorrectedWeightDecayState(jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-def _value(schedule: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
-    """A number, or a schedule's value at a step."""
-    return schedule(count) if callable(schedule) else schedule

@@ -1,5 +1,6 @@
 """Watching, inside the training step, what decay and growing norms do to learning rates."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from optax_bnmask.analysis import Analysis, Role, Scale
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
+from optax_bnmask.transforms.undecayed import joined, part_of, remembers, without
 
 
 class MonitorScaleState(NamedTuple):
@@ -20,8 +22,10 @@ class MonitorScaleState(NamedTuple):
 
     Attributes:
       inner_state: The state of the watched transformation.
-      decay_state: What it takes to know the decay's share of the updates: the leaves of a second
-        state of the watched transformation, for the normalisers' scales alone.
+      decay_state: What it takes to know the decay's share of the updates: the leaves that the
+        watched transformation's state would have for the normalisers' scales, had these never
+        decayed.
+      step_count: How many updates there were; ``()``, int32.
       gain_rate: For each normaliser's scale, the mean of ``g / (g + lambda * gamma)`` in the last
         step; 1 before the first.
       weight_norm: For each scale-invariant leaf, ``|w|`` after the last step.
@@ -32,6 +36,7 @@ class MonitorScaleState(NamedTuple):
 
     inner_state: Any
     decay_state: Any
+    step_count: Any
     gain_rate: Any
     weight_norm: Any
     effective_learning_rate: Any
@@ -39,7 +44,7 @@ class MonitorScaleState(NamedTuple):
 
 
 def monitor_scale(
-    inner: optax.GradientTransformation, analysis: Analysis
+    inner: optax.GradientTransformation, analysis: Analysis, *, every: int = 1
 ) -> optax.GradientTransformationExtraArgs:
     """Watches a whole optimizer: what decay takes from gains, how fast weights turn.
 
@@ -48,19 +53,27 @@ def monitor_scale(
 
     - ``gain_rate``: the share of a gain's learning rate that decay leaves it. A gradient ``g``
       moves gamma as if at the rate ``eta_eff = eta * g / (g + lambda * gamma)``. The two are taken
-      from the update itself, ``u = u_data + u_decay``: ``u_decay`` is what `inner` does to the
-      gains when all gradients are zero, so no lambda needs to be told, and the ratio is the mean of
-      ``|u_data| / (|u_data| + |u_decay|)`` over the channels (1 where nothing moves). With plain
+      from the update itself, ``u = u_data + u_decay``: ``u_data`` is what `inner` does, from the
+      same state and with the same gradients, to gains that are 0 and so never decay (momentum and
+      other moments of theirs are kept apart), and no lambda needs to be told. The ratio is the mean
+      of ``|u_data| / (|u_data| + |u_decay|)`` over the channels (1 where nothing moves). With plain
       SGD that is the formula. With momentum both are what momentum has gathered; with AdamW, Lion
-      and their kin ``u_data`` is the normalised gradient, as decay is added after it. An optimizer
-      that normalises the decay too (`optax.adam` after `optax.add_decayed_weights`, or trust
-      ratios, as in LAMB) does not split into such a sum, and the ratio is a comparison only.
+      and their kin ``u_data`` is the normalised gradient, as decay is added after it; a clipping by
+      global norm is that of all leaves. An optimizer that normalises the decay too (`optax.adam`
+      after `optax.add_decayed_weights`) or looks at the params for more than their decay (trust
+      ratios, as in LAMB) does not split into such a sum, and the ratio is a comparison only. One
+      whose state remembers the params themselves (schedule-free, DoG, Prodigy, lookahead) cannot be
+      asked: `init` warns, and ``gain_rate`` is empty.
     - ``weight_norm``, ``angle``: of each scale-invariant leaf as a whole; the angle is
       ``atan2(|u_t|, |w + u_r|)``, with the update's parts across and along `w`.
     - ``effective_learning_rate``: the rate at which the direction follows the gradient *on the unit
       sphere*, which is ``|w|`` times the gradient at `w`: ``(|u_t| / |w|) / (|w| * |g_t|)``. With
       SGD that is ``eta / |w|**2``; with momentum or Adam, eta is the length of the step for each
       unit of gradient.
+
+    With ``every=k`` the values are those of every k-th step, from the first on, and stay in
+    between, when nothing is computed for the weights; the state has the same structure. A due step
+    computes the update of `inner` twice, so that no other step has to keep it.
 
     The params that are not watched are not looked at, and structure and dtypes of the state never
     change. An analysis from structure alone watches the gains. Inside `optax.MultiSteps` it sees
@@ -75,27 +88,31 @@ def monitor_scale(
       inner: The whole optimizer: what an update leaves here must be what is added to the params.
       analysis: What is known of the params that the optimizer gets: all of them, or those that
         `optax.partition` or `optax.masked` leave.
+      every: How many steps lie between two that are measured, at least 1.
 
     Returns:
       An `optax.GradientTransformationExtraArgs`, whose state is a `MonitorScaleState`.
 
     Raises:
+      ValueError: `every` is below 1.
       PathError: On `init` and `update`: the analysis does not know a leaf of the params.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
       >>> import optax_bnmask as bnmask
       >>> params = {"dense": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.full(3, 2.0)}}
-      >>> sgd = optax.chain(optax.add_decayed_weights(0.25), optax.sgd(0.1))
+      >>> sgd = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1))
       >>> tx = bnmask.monitor_scale(sgd, bnmask.analyze_structure(params))
       >>> _, state = tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
-      >>> optax.tree_utils.tree_get(state, "gain_rate")  # 1 / (1 + 0.25 * 2)
-      {'norm/scale': Array(0.6666667, dtype=float32)}
+      >>> optax.tree_utils.tree_get(state, "gain_rate")  # 1 / (1 + 0.5 * 2)
+      {'norm/scale': Array(0.5, dtype=float32)}
 
     References:
       van Laarhoven, L2 Regularization versus Batch and Weight Normalization, 2017, arXiv:1706.05350
       (``eta / |w|**2``); Wan et al., Spherical Motion Dynamics, 2021, arXiv:2006.08419 (the angle).
     """
+    if every < 1:
+        raise ValueError(f"`every` must be a number of steps, at least 1. Found {every!r}.")
     inner = optax.with_extra_args_support(inner)
     gains = frozenset(leaf.path for leaf in analysis.leaves if leaf.role is Role.NORM_SCALE)
     weights = frozenset(
@@ -103,26 +120,7 @@ def monitor_scale(
     )
 
     def init_fn(params: optax.Params) -> MonitorScaleState:
-        leaves = _known(params, analysis)
-        if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
-            return MonitorScaleState(inner.init(params), *(jnp.zeros([]) for _ in range(5)))
-        watched = {
-            path: wide(jnp.asarray(leaf)) for path, leaf in leaves.items() if path in weights
-        }
-        norms = {path: jnp.linalg.norm(leaf) for path, leaf in watched.items()}
-        return MonitorScaleState(
-            inner_state=inner.init(params),
-            decay_state=tuple(jax.tree.leaves(inner.init(_only(gains, params)))),
-            gain_rate={
-                path: jnp.ones([], jnp.real(wide(leaf)).dtype)
-                for path, leaf in leaves.items()
-                if path in gains
-            },
-            weight_norm=norms,
-            # Arrays of their own each: a buffer that is in the state twice cannot be donated.
-            effective_learning_rate=jax.tree.map(jnp.zeros_like, norms),
-            angle=jax.tree.map(jnp.zeros_like, norms),
-        )
+        return _initial(inner, params, _known(params, analysis), gains, weights)
 
     def update_fn(
         updates: optax.Updates,
@@ -131,39 +129,99 @@ def monitor_scale(
         **extra_args: Any,  # noqa: ANN401 - whatever `inner` asks for
     ) -> tuple[optax.Updates, MonitorScaleState]:
         params = required(params, "monitor_scale")
-        steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         gradients = _known(updates, analysis)
+        steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if not gradients:
             return steps, state._replace(inner_state=inner_state)
-        before, moved = layout(params).leaves, layout(steps).leaves
-        # As a flat tuple, the second state does not answer `tree_get` for the first one's fields.
-        apart = _only(gains, params)
-        shape = jax.tree.structure(jax.eval_shape(inner.init, apart))
-        decays, decay_state = inner.update(
-            jax.tree.map(jnp.zeros_like, apart),
-            jax.tree.unflatten(shape, state.decay_state),
-            apart,
+        before = layout(params).leaves
+        split_off = frozenset(state.gain_rate)
+        # What is asked of the other leaves alone is dropped by the compiler.
+        undecayed, decay_state = inner.update(
+            updates,
+            joined(state.inner_state, state.decay_state, before, split_off),
+            without(split_off, params),
             **extra_args,
         )
-        decayed = layout(decays).leaves
-        motions = {
-            path: _motion(before[path], moved[path], gradient)
-            for path, gradient in gradients.items()
-            if path in weights
-        }
-        rates = {p: _gain_rate(moved[p], decayed[p]) for p in gradients if p in gains}
-        # What gets no gradient, None in its place, stays in the state as it was.
-        return steps, MonitorScaleState(
-            inner_state=inner_state,
-            decay_state=tuple(jax.tree.leaves(decay_state)),
-            gain_rate=state.gain_rate | rates,
-            weight_norm=state.weight_norm | {p: m.norm for p, m in motions.items()},
-            effective_learning_rate=state.effective_learning_rate
-            | {p: m.rate for p, m in motions.items()},
-            angle=state.angle | {p: m.angle for p, m in motions.items()},
+
+        def measured() -> tuple[Any, ...]:
+            # With `every`, the inner update is computed anew in here: as an operand of the branch
+            # it would be stored in each step, and not only in those that are due.
+            again = steps
+            if every > 1:
+                again, _ = inner.update(updates, state.inner_state, params, **extra_args)
+            moved, data = layout(again).leaves, layout(undecayed).leaves
+            return _measured(state, before, gradients, moved, data)
+
+        kept = state[3:]
+        values = (
+            measured()
+            if every == 1
+            else jax.lax.cond(state.step_count % every == 0, measured, lambda: kept)
         )
+        count = jnp.asarray(optax.safe_increment(state.step_count))
+        undecayed_part = part_of(decay_state, before, split_off)
+        return steps, MonitorScaleState(inner_state, undecayed_part, count, *values)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _initial(
+    inner: optax.GradientTransformationExtraArgs,
+    params: optax.Params,
+    leaves: Mapping[str, jax.Array],
+    gains: frozenset[str],
+    weights: frozenset[str],
+) -> MonitorScaleState:
+    """The state before the first step."""
+    if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
+        return MonitorScaleState(inner.init(params), *(jnp.zeros([]) for _ in range(6)))
+    apart = gains.intersection(leaves)
+    if apart and remembers(inner, params, apart):
+        warnings.warn(
+            "`monitor_scale` cannot tell what decay takes from gains: the state of the watched "
+            "optimizer holds their values. `gain_rate` stays empty.",
+            stacklevel=3,
+        )
+        apart = frozenset()
+    inner_state = inner.init(params)
+    values = {path: wide(jnp.asarray(leaf)) for path, leaf in leaves.items()}
+    norms = {path: jnp.linalg.norm(leaf) for path, leaf in values.items() if path in weights}
+    return MonitorScaleState(
+        inner_state=inner_state,
+        # Arrays of their own each: a buffer that is in the state twice cannot be donated.
+        decay_state=tuple(map(jnp.copy, part_of(inner_state, leaves, apart))),
+        step_count=jnp.zeros([], jnp.int32),
+        gain_rate={
+            path: jnp.ones([], jnp.real(leaf).dtype)
+            for path, leaf in values.items()
+            if path in apart
+        },
+        weight_norm=norms,
+        effective_learning_rate=jax.tree.map(jnp.zeros_like, norms),
+        angle=jax.tree.map(jnp.zeros_like, norms),
+    )
+
+
+def _measured(
+    state: MonitorScaleState,
+    weights: Mapping[str, jax.Array],
+    gradients: Mapping[str, jax.Array],
+    moved: Mapping[str, jax.Array],
+    data: Mapping[str, jax.Array],
+) -> tuple[Any, ...]:
+    """The watched values of a step. What gets no gradient, None in its place, stays as it was."""
+    motions = {
+        path: _motion(weights[path], moved[path], gradient)
+        for path, gradient in gradients.items()
+        if path in state.angle
+    }
+    rates = {p: _gain_rate(moved[p], data[p]) for p in gradients if p in state.gain_rate}
+    return (
+        state.gain_rate | rates,
+        state.weight_norm | {p: m.norm for p, m in motions.items()},
+        state.effective_learning_rate | {p: m.rate for p, m in motions.items()},
+        state.angle | {p: m.angle for p, m in motions.items()},
+    )
 
 
 class _Motion(NamedTuple):
@@ -187,11 +245,10 @@ def _motion(weight: jax.Array, update: jax.Array, gradient: jax.Array) -> _Motio
     return _Motion(*(jnp.reshape(value, ()) for value in values))
 
 
-def _gain_rate(update: jax.Array, decay: jax.Array) -> jax.Array:
-    """The mean of ``|u_data| / (|u_data| + |u_decay|)``, 1 where both are 0."""
-    pull = jnp.abs(wide(decay))
-    push = jnp.abs(wide(update) - wide(decay))
-    both = push + pull
+def _gain_rate(update: jax.Array, data: jax.Array) -> jax.Array:
+    """The mean of ``|u_data| / (|u_data| + |u - u_data|)``, 1 where both are 0."""
+    push = jnp.abs(wide(data))
+    both = push + jnp.abs(wide(update) - wide(data))
     return jnp.mean(jnp.where(both > 0, push / jnp.where(both > 0, both, 1), 1))
 
 
@@ -201,19 +258,3 @@ def _known(tree: Any, analysis: Analysis) -> dict[str, jax.Array]:  # noqa: ANN4
     for path in leaves:
         analysis[path]  # raises a `PathError` that names the nearest
     return leaves
-
-
-def _only(watched: frozenset[str], tree: Any) -> Any:  # noqa: ANN401 - any pytree
-    """The tree with a single zero, of the same rank and dtype, for each leaf not watched.
-
-    So a mask, labels or axes that `inner` was given for the whole tree still fit. An empty array
-    would cost less, but Muon divides by the lengths of axes, and Orbax refuses to save one.
-    """
-    kept: Mapping[str, jax.Array] = layout(tree).leaves
-    return jax.tree.unflatten(
-        jax.tree.structure(tree),
-        [
-            leaf if path in watched else jnp.zeros((1,) * leaf.ndim, leaf.dtype)
-            for path, leaf in kept.items()
-        ],
-    )

@@ -1,17 +1,25 @@
 """Updates that turn a weight and leave its norm alone."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.errors import PathError, StructureError
-from optax_bnmask.mask import Mask
-from optax_bnmask.paths import layout, nearest
-from optax_bnmask.transforms.choice import chosen, required
-from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
+from optax_bnmask.paths import layout
+from optax_bnmask.transforms.choice import required
+from optax_bnmask.transforms.slices import check_paths, paths_of, summed
+from optax_bnmask.transforms.sphere import (
+    exponent,
+    largest,
+    norm,
+    scaled,
+    split,
+    step_to,
+    sum_of_squares,
+    wide,
+)
 
 
 class KeepNormState(NamedTuple):
@@ -43,6 +51,10 @@ def keep_norm(
     so a step turns `w` by ``arctan(|u_t| / |w|)``: with Adam, in proportion to the schedule. `r` is
     kept in the state, so that rounding does not add up: after any number of steps the norm is `r`
     to one rounding of the leaf. Sums are taken in float32 or wider, whatever the leaf's dtype.
+
+    Updates of any size are borne: a huge one turns `w` by a right angle. Around `optax.lookahead`
+    the norm is kept exactly, inside of `optax.contrib.schedule_free` nearly; docs/treatments.md
+    has the figures.
 
     A leaf, or slice, that is zero at `init` has no direction: its updates pass as they are.
 
@@ -81,13 +93,7 @@ def keep_norm(
       arXiv:2209.03695 (the sphere, at a fixed radius).
     """
     axes = dict(axes or {})
-    if isinstance(mask, Mask):
-        for path in axes:
-            if path not in mask:
-                raise PathError(
-                    f"`axes` must name leaves that `mask` knows. It has no leaf {path!r}"
-                    f"{nearest(path, tuple(mask))}."
-                )
+    check_paths(axes, mask, "axes")
 
     def init_fn(params: optax.Params) -> KeepNormState:
         leaves = layout(params).leaves
@@ -95,8 +101,8 @@ def keep_norm(
             return KeepNormState(jnp.zeros([]))
         return KeepNormState(
             {
-                path: jnp.sqrt(sum_of_squares(leaves[path], _summed(path, leaves[path], axes)))
-                for path in _kept(mask, params, leaves)
+                path: norm(leaves[path], summed(path, leaves[path], axes))
+                for path in paths_of(mask, params, leaves)
             }
         )
 
@@ -107,46 +113,35 @@ def keep_norm(
     ) -> tuple[optax.Updates, KeepNormState]:
         weights = layout(required(params, "keep_norm")).leaves
         tree = layout(updates, "updates").leaves
-        for path in _kept(mask, updates, tree):
+        for path in paths_of(mask, updates, tree):
             weight, kept_norm = weights[path], state.kept_norm[path]
-            tree[path] = _turn(tree[path], weight, kept_norm, _summed(path, weight, axes))
+            tree[path] = _turned(tree[path], weight, kept_norm, summed(path, weight, axes))
         return jax.tree.unflatten(jax.tree.structure(updates), tree.values()), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _kept(mask: Any, tree: Any, paths: Iterable[str]) -> list[str]:  # noqa: ANN401 - as above
-    """The paths, of all that the tree has, of the leaves that the mask chooses."""
-    flags = jax.tree.leaves(chosen(mask, tree))
-    return [path for path, flag in zip(paths, flags, strict=True) if flag]
+_FARTHEST = 60
+"""The largest ratio, as a power of two, of the lengths of an update and of a weight that is kept.
+Its square, 2**-120, is a float32 still, and beside a turn of 2**60 no float32 shows the weight."""
 
 
-def _summed(path: str, leaf: jax.Array, axes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The axes of a leaf that its norm is a sum over: all but those in `axes`."""
-    own = axes.get(path, ())
-    if any(not -leaf.ndim <= axis < leaf.ndim for axis in own):
-        raise StructureError(
-            f"`axes` must name axes that the leaf has. It has {own} for {path!r}, whose shape is "
-            f"{leaf.shape}."
-        )
-    own = {axis % leaf.ndim for axis in own}
-    return tuple(axis for axis in range(leaf.ndim) if axis not in own)
-
-
-def _turn(
+def _turned(
     update: jax.Array, weight: jax.Array, kept_norm: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
     """The update that takes `weight` along the sphere of radius `kept_norm`.
 
-    The length of ``w + u_t`` is measured: ``sqrt(<w, w> + <u_t, u_t>)`` would miss what rounding
-    leaves of the radial part. An update of zero stays zero, and where there is no sphere the update
-    is what it was.
+    An update of zero stays zero, and where there is no sphere the update is what it was.
     """
-    squared_norm = sum_of_squares(weight, axes)
-    parts = split(update, weight, squared_norm, axes)
-    moves = (parts.radial != 0) | (parts.squared_turn > 0)
-    moves &= (kept_norm > 0) & (squared_norm > 0)
-    length = jnp.sqrt(sum_of_squares(wide(weight) + parts.turn, axes))
-    shrink = (kept_norm / jnp.where(moves, length, 1)).astype(parts.turn.dtype)
-    turned = (shrink - 1) * wide(weight) + shrink * parts.turn
+    size = largest(update, axes)
+    at, of = exponent(kept_norm), exponent(size)
+    unit = scaled(weight, -at)
+    squared_norm = sum_of_squares(unit, axes)
+    turn = split(scaled(update, -of), unit, squared_norm, axes).turn
+    # ``w + u_t`` in units of the larger of both, so that its square neither overflows nor vanishes.
+    ratio = jnp.clip(of - at, -2 * _FARTHEST, _FARTHEST)
+    larger = jnp.maximum(ratio, 0)
+    share = scaled(jnp.ones_like(kept_norm), -at - larger)
+    turned = step_to(kept_norm, weight, share, scaled(turn, ratio - larger), axes)
+    moves = (size > 0) & (kept_norm > 0) & (squared_norm > 0)
     return jnp.where(moves, turned, wide(update)).astype(update.dtype)

@@ -1,4 +1,8 @@
-"""What an update does to a weight's norm and to its direction, in float32 or wider."""
+"""Sums over the entries of weights and updates of any size, and steps along a sphere.
+
+Everything is done in float32, or in the leaf's own dtype where that is wider, and in units that are
+powers of two, so that a change of units rounds nothing and no square overflows or vanishes.
+"""
 
 from typing import NamedTuple
 
@@ -32,6 +36,33 @@ def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(jnp.square(jnp.abs(wide(x))), axes, keepdims=True)
 
 
+def inner(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The real part of ``<x, y>`` over some axes, which are kept with length 1."""
+    return jnp.sum(jnp.real(jnp.conj(wide(x)) * wide(y)), axes, keepdims=True)
+
+
+def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """The largest ``|x|`` over some axes, which are kept with length 1."""
+    return jnp.max(jnp.abs(wide(x)), axes, keepdims=True, initial=0)
+
+
+def exponent(size: jax.Array) -> jax.Array:
+    """The `e` with ``size / 2**e`` in [0.5, 1); 0 for 0. Both powers are normal float32s."""
+    return jnp.clip(jnp.frexp(size)[1], -125, 125)
+
+
+def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
+    """``x * 2**by``, exactly."""
+    x = wide(x)
+    return x * jnp.ldexp(jnp.ones((), jnp.real(x).dtype), by).astype(x.dtype)
+
+
+def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """``|x|`` over some axes, which are kept with length 1."""
+    unit = exponent(largest(x, axes))
+    return scaled(jnp.sqrt(sum_of_squares(scaled(x, -unit), axes)), unit)
+
+
 def split(
     update: jax.Array, weight: jax.Array, squared_norm: jax.Array, axes: tuple[int, ...]
 ) -> Split:
@@ -50,7 +81,38 @@ def split(
     Returns:
       The `Split`.
     """
-    along = jnp.sum(jnp.real(jnp.conj(wide(update)) * wide(weight)), axes, keepdims=True)
+    along = inner(update, weight, axes)
     radial = jnp.where(squared_norm > 0, along / jnp.where(squared_norm > 0, squared_norm, 1), 0)
     turn = wide(update) - radial.astype(wide(weight).dtype) * wide(weight)
     return Split(radial, turn, sum_of_squares(turn, axes))
+
+
+def step_to(
+    radius: jax.Array,
+    weight: jax.Array,
+    share: jax.Array,
+    heading: jax.Array,
+    axes: tuple[int, ...],
+) -> jax.Array:
+    """The step from `w` to ``radius * (share * w + h) / |share * w + h|``.
+
+    The length is measured on what is added up, and not computed from parts: so the norm after the
+    step is the radius to one rounding of each entry, whatever rounding made of `h`.
+
+    Args:
+      radius: The norm after the step.
+      weight: `w`, of any shape.
+      share: A number for each norm.
+      heading: `h`, of the weight's shape. ``share * w + h`` must be of a size that squares bear.
+      axes: The axes to sum over.
+
+    Returns:
+      The step, of the weight's shape; 0 where there is nothing to normalise.
+    """
+    weight, share = wide(weight), share.astype(wide(weight).dtype)
+    length = jnp.sqrt(sum_of_squares(share * weight + heading, axes))
+    nothing = length == 0  # not so of NaN, which must show
+    stretch = (radius / jnp.where(nothing, 1, length)).astype(weight.dtype)
+    # Not the difference of two vectors: of a small step that would keep the rounding of `w` only.
+    step = (stretch * share - 1) * weight + stretch * heading
+    return jnp.where(nothing, 0, step)

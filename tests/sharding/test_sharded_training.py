@@ -79,20 +79,21 @@ def assert_only_norms_are_reduced(found, without, name):
     """What we add are sums of parts of norms: all-reduces of a number, or one for each channel."""
     assert not without - found, "what was there without us must still be there"
     added = found - without
-    if not name.startswith(("keep_norm", "monitor_scale")):
+    if not name.startswith(("keep_norm", "hyperball", "monitor_scale")):
         assert not added
         return
-    axes = ANALYSIS.invariant_axes if name == "keep_norm by channel" else {}
+    by_channel = name in ("keep_norm by channel", "hyperball")
+    axes = ANALYSIS.invariant_axes if by_channel else {}
     numbers = sum(
         int(np.prod([ANALYSIS[path].shape[axis] for axis in axes.get(path, ())]))
         for path in INVARIANT.decayed
     )
     assert {kind for kind, _ in added} <= {"all-reduce"}
     assert all(len(shape) <= 1 for _, shape in added)
-    # Four sums for a norm that is kept, five for one that is watched; over two axes of the mesh
-    # each may go in two steps. Gains are watched by one mean each.
+    # Four numbers for a norm that is kept, six for an exact angle, five for one that is watched;
+    # over two axes of the mesh each may go in two steps. Gains are watched by one mean each.
     gains = 2 * name.startswith("monitor_scale")
-    assert entries(added) <= 2 * (5 * numbers + gains)
+    assert entries(added) <= 2 * (6 * numbers + gains)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

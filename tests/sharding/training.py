@@ -113,6 +113,12 @@ OPTIMIZERS = {
     "keep_norm by channel": lambda: optax.chain(
         adamw(MASK), bnmask.keep_norm(INVARIANT, axes=ANALYSIS.invariant_axes)
     ),
+    "hyperball": lambda: optax.chain(
+        adamw(MASK),
+        bnmask.hyperball(
+            SCHEDULE, INVARIANT, axes=ANALYSIS.invariant_axes, exact_angle=True, flip_sign=False
+        ),
+    ),
     "monitor_scale": lambda: bnmask.monitor_scale(adamw(MASK), ANALYSIS),
 }
 """The mask, and each of our transformations with it."""

@@ -50,9 +50,24 @@ def kept(inner, rate):
     return optax.chain(inner, keep)
 
 
+def on_hyperball(inner, rate):
+    ball = functools.partial(bnmask.hyperball, axes=ANALYSIS.invariant_axes, flip_sign=False)
+    return optax.chain(inner, ball(rate, INVARIANT))
+
+
+def exactly(inner, rate):
+    ball = bnmask.hyperball(rate, INVARIANT, exact_angle=True, flip_sign=False)
+    return optax.chain(inner, ball)
+
+
 def monitored(inner, rate):
     del rate  # it is seen in the updates
     return bnmask.monitor_scale(inner, ANALYSIS)
+
+
+def monitored_seldom(inner, rate):
+    del rate
+    return bnmask.monitor_scale(inner, ANALYSIS, every=2)
 
 
 TRANSFORMS = {
@@ -60,8 +75,11 @@ TRANSFORMS = {
     "corrected_weight_decay, adam": (corrected, optax.adam),
     "keep_norm, sgd": (kept, momentum),
     "keep_norm, adamw": (kept, adamw),
+    "hyperball, sgd": (on_hyperball, momentum),
+    "hyperball, adamw": (exactly, adamw),
     "monitor_scale, sgd": (monitored, momentum),
     "monitor_scale, adamw": (monitored, adamw),
+    "monitor_scale every 2, adamw": (monitored_seldom, adamw),
 }
 
 every_transform = pytest.mark.parametrize("name", TRANSFORMS)

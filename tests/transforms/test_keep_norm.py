@@ -65,6 +65,28 @@ def test_motion_is_along_the_tangential_part_by_the_arctangent_of_its_length(axe
     np.testing.assert_allclose(angle, np.arctan(slope), rtol=1e-4)
 
 
+@pytest.mark.parametrize("weight", [1e-25, 1.0, 1e15])
+@pytest.mark.parametrize("update", [1e-30, 1e-10, 1e20, 1e36])
+@pytest.mark.parametrize("axes", [None, (3,)], ids=str)
+def test_updates_and_weights_of_any_size_turn_as_in_float64_and_keep_the_norm(axes, update, weight):
+    """Squares of these are no float32s: an update of 1e20 used to make a weight exactly 0."""
+    w = jnp.asarray(weight * KERNEL, jnp.float32)
+    u = jnp.asarray(update * RNG.normal(size=KERNEL.shape), jnp.float32)
+    w64, u64 = wide(w), wide(u)
+    moved = w64 + tangential(w64, u64, axes)
+    expected = moved * (norm(w64, axes) / norm(moved, axes)).real
+    after = w64 + wide(turned(u, w, axes))
+    np.testing.assert_allclose(after, expected, atol=2e-6 * weight)
+    np.testing.assert_allclose(norm(after, axes), norm(w64, axes), rtol=5e-7)
+
+
+@pytest.mark.parametrize("factor", [1e20, -1e20, 2.0**70, 1e-25])
+def test_radial_update_of_any_size_leaves_the_weight_of_its_norm(factor):
+    w = jnp.asarray(KERNEL, jnp.float32)
+    after = w + turned(jnp.float32(factor) * w, w)
+    np.testing.assert_allclose(norm(after), norm(w), rtol=5e-7)
+
+
 PUSHES = {
     "small": lambda w, noise: 1e-3 * noise,
     "large": lambda w, noise: 30 * noise,

@@ -1,6 +1,7 @@
 """`monitor_scale` against NumPy, and what it must leave alone."""
 
 import collections
+import contextlib
 import re
 
 import chex
@@ -64,6 +65,13 @@ INNER = {
     "injected": optax.inject_hyperparams(optax.adamw)(SCHEDULE, weight_decay=DECAY),
     "clipped": optax.chain(optax.clip_by_global_norm(0.1), optax.adamw(PEAK, weight_decay=DECAY)),
 }
+
+
+def told(name):
+    """Expects the warning where the state of an inner remembers the params."""
+    if name != "schedule free":
+        return contextlib.nullcontext()
+    return pytest.warns(UserWarning, match="cannot tell what decay takes from gains")
 
 
 def trajectory(inner, grads=GRADS):
@@ -143,6 +151,93 @@ def test_gain_rate_is_1_without_decay_and_where_nothing_moves_and_0_without_grad
         np.testing.assert_allclose(state.gain_rate[SCALE], expected, atol=1e-6)
 
 
+def without_decay_of_scales(make):
+    """The updates of `make(mask)` on the scales from one state, with decay of them and without."""
+    everything = jax.tree.map(lambda _: True, PARAMS)
+    others = everything | {"norm": {"bias": True, "scale": False}}
+    return (
+        make(mask).update(at(GRADS, 0), make(mask).init(PARAMS), PARAMS)[0]["norm"]["scale"]
+        for mask in (everything, others)
+    )
+
+
+COUPLED = {
+    "decay, clipping, sgd": lambda mask: optax.chain(
+        optax.add_decayed_weights(DECAY, mask), optax.clip_by_global_norm(0.1), optax.sgd(PEAK)
+    ),
+    "global normalisation": lambda mask: optax.chain(
+        optax.add_decayed_weights(DECAY, mask), optax.normalize_by_update_norm(), optax.sgd(PEAK)
+    ),
+    "adam behind decay": lambda mask: optax.chain(
+        optax.add_decayed_weights(DECAY, mask), optax.adam(PEAK)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_gain_rate_of_coupled_leaves_is_the_difference_that_decay_makes_from_one_state(name):
+    make = COUPLED[name]
+    moved, data = without_decay_of_scales(make)
+    expected = np.mean(np.abs(data) / (np.abs(data) + np.abs(moved - data)))
+    *_, state = trajectory(make(None))[0]
+    np.testing.assert_allclose(state.gain_rate[SCALE], expected, rtol=1e-5)
+
+
+def test_gain_rate_of_a_skipped_step_is_1_as_nothing_moves():
+    grads = jax.tree.map(lambda x: x.at[1].set(jnp.nan), GRADS)
+    steps = trajectory(optax.apply_if_finite(INNER["momentum"], 3), grads)
+    rates = [float(state.gain_rate[SCALE]) for *_, state in steps]
+    assert rates[1] == 1
+    assert max(rates[0], *rates[2:]) < 1
+
+
+REMEMBER = {
+    "schedule free": lambda: optax.contrib.schedule_free_adamw(PEAK),
+    "dog": lambda: optax.contrib.dog(PEAK),
+    "dowg": lambda: optax.contrib.dowg(PEAK),
+    "prodigy": optax.contrib.prodigy,
+}
+
+
+@pytest.mark.parametrize("name", REMEMBER)
+def test_optimizers_whose_state_holds_params_are_refused_in_words_and_watched_otherwise(name):
+    tx = bnmask.monitor_scale(REMEMBER[name](), ANALYSIS)
+    with pytest.warns(UserWarning, match=r"holds their values\. `gain_rate` stays empty"):
+        state = tx.init(PARAMS)
+    _, new = jax.jit(tx.update)(at(GRADS, 0), state, PARAMS)
+    assert new.gain_rate == {}
+    assert new.weight_norm[KERNEL] > 0
+    chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adamw"])
+def test_every_third_step_is_measured_as_without_every_and_stays_in_between(name):
+    each, third = (bnmask.monitor_scale(INNER[name], ANALYSIS, every=k) for k in (1, 3))
+    chex.assert_trees_all_equal_structs(each.init(PARAMS), third.init(PARAMS))
+
+    def watched(tx):
+        def step(carry, grads):
+            params, state = carry
+            updates, state = tx.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+            return (params, state), (params, *state[3:])
+
+        return jax.jit(lambda: jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), GRADS)[1])()
+
+    (params, *all_values), (same, *values) = watched(each), watched(third)
+    chex.assert_trees_all_close(params, same, rtol=1e-6)
+    due = np.array([0, 0, 0, 3])
+    expected = jax.tree.map(lambda x: x[due], all_values)
+    chex.assert_trees_all_close(values, expected, rtol=1e-5)
+
+
+def test_every_below_1_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"`every` must be a number of steps, at least 1\. Found 0"
+    ):
+        bnmask.monitor_scale(optax.sgd(PEAK), ANALYSIS, every=0)
+
+
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lion", "muon", "partition"])
 def test_norm_angle_and_effective_rate_equal_float64(name):
     for params, grads, updates, state in trajectory(INNER[name]):
@@ -199,7 +294,8 @@ def test_updates_and_inner_state_are_those_of_the_inner_bit_by_bit(name):
     """One operation after another: where XLA fuses them, it rounds as the fusion happens to."""
     inner = INNER[name]
     tx = bnmask.monitor_scale(inner, ANALYSIS)
-    state, alone = tx.init(PARAMS), inner.init(PARAMS)
+    with told(name):
+        state, alone = tx.init(PARAMS), inner.init(PARAMS)
     for step in range(2):
         got, state = tx.update(at(GRADS, step), state, PARAMS)
         expected, alone = inner.update(at(GRADS, step), alone, PARAMS)
@@ -307,7 +403,7 @@ def test_values_of_bfloat16_params_are_float32_from_init_on():
     params, grads = cast(PARAMS, jnp.bfloat16), cast(GRADS, jnp.bfloat16)
     tx = bnmask.monitor_scale(INNER["momentum"], ANALYSIS)
     state = tx.init(params)
-    values = jax.tree.leaves(state._replace(inner_state=None, decay_state=None))
+    values = jax.tree.leaves(state._replace(inner_state=None, decay_state=None, step_count=None))
     assert {leaf.dtype for leaf in values} == {jnp.dtype(jnp.float32)}
     chex.assert_trees_all_equal_shapes_and_dtypes(scan(tx, params, grads)[1], state)
 

@@ -1,0 +1,205 @@
+"""Steps of a scheduled angle on a sphere, in the place of a learning rate and weight decay."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_bnmask.mask import whole
+from optax_bnmask.paths import layout
+from optax_bnmask.transforms.choice import required, scheduled
+from optax_bnmask.transforms.slices import check_paths, paths_of, summed
+from optax_bnmask.transforms.sphere import (
+    exponent,
+    inner,
+    largest,
+    norm,
+    scaled,
+    split,
+    step_to,
+    sum_of_squares,
+)
+
+
+class HyperballState(NamedTuple):
+    """The state of `hyperball`.
+
+    Attributes:
+      count: How many updates there were; ``()``, int32.
+      radius: The norm that each chosen leaf, or each of its slices, is held at, by path; float32 or
+        wider, of the leaf's shape with 1 in place of each axis that is summed over. The dict is one
+        non-param to `optax.tree_map_params`: map over its leaves there.
+    """
+
+    count: jax.Array
+    radius: Any
+
+
+def hyperball(
+    learning_rate: optax.ScalarOrSchedule,
+    mask: Any = None,  # noqa: ANN401 - any mask
+    *,
+    axes: Mapping[str, tuple[int, ...]] | None = None,
+    radius: float | Mapping[str, float] | None = None,
+    exact_angle: bool = False,
+    flip_sign: bool = True,
+) -> optax.GradientTransformation:
+    """Fixes the norm of the chosen leaves, and schedules how far each of them turns in a step.
+
+    In the place of `optax.scale_by_learning_rate` and of weight decay, on the chosen leaves; all
+    others pass as they are. Of the direction `u` that comes from before, only the direction counts:
+    with ``R = |w|`` at `init`::
+
+        w' = R * normalize(w - eta * R * normalize(u))        normalize(x) = x / |x|
+
+    so that the base optimizer says where to, and `eta` how far: a step that is orthogonal to `w`
+    turns it by ``arctan(eta)``. Weight decay reaches the same state by detours: norms settle where
+    it balances growth, and the angle that is turned in a step follows from rate, decay and what
+    came before. A decay among what comes before is harmless here, and of no use.
+
+    With `exact_angle`, the part of `u` along `w` is removed first, and every leaf turns by exactly
+    `eta` radians, ``w' = R * (cos(eta) * w/|w| - sin(eta) * u_t/|u_t|)``; what is left of an
+    update that is radial but for its own rounding turns nothing.
+
+    Each step ends on the sphere to one rounding of each entry, so that after any number of steps
+    the norm is `R` to rounding. An update of zero leaves a leaf, or slice, where it is. NaN
+    in a slice makes that slice NaN and nothing else; the state holds nothing of it. A leaf or slice
+    that is zero at `init` has no radius, and stays zero; with a given `radius` its first step takes
+    it to ``-R * normalize(u)``.
+
+    Leaves that are scale-invariant only jointly turn each by itself. One sphere around several of
+    them is not offered: their symmetry is a scaling of them all alike only where its exponents are
+    equal, and even there the longest leaf would settle how far the others turn.
+
+    Args:
+      learning_rate: eta: a number, or a schedule from the step's count to one, in radians.
+      mask: True on the chosen leaves: the scale-invariant ones, or, as in the paper, all hidden
+        matrices, ``analysis.select("hidden")``. A `Mask`, or whatever Optax takes for a mask; None
+        is all.
+      axes: The axes of a leaf along which every index has a norm of its own, by path, such as
+        `Analysis.norm_axes`: each layer of a stack, each expert, each output channel. A leaf that
+        is not named has one. Heads in the midst of an axis have no norm of their own; the parts of
+        a fused leaf have inside of `by_blocks`, where they are as their leaf is named.
+      radius: R, where it is not that of `init`: a number for every norm, or one for each path.
+      exact_angle: Whether every leaf turns by exactly `eta`.
+      flip_sign: As in `optax.scale_by_learning_rate`: the step is against the direction that
+        comes. False behind a whole optimizer, such as `optax.adamw`, which has turned it already.
+
+    Returns:
+      An `optax.GradientTransformation`, whose state is a `HyperballState`.
+
+    Raises:
+      PathError: `axes` or `radius` names a leaf that `mask`, being a `Mask`, does not know.
+      StructureError: On `init`: an axis that the leaf does not have.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import optax_bnmask as bnmask
+      >>> tx = optax.chain(
+      ...     optax.add_decayed_weights(0.1, mask={"w": False, "head": True}),
+      ...     optax.sgd(0.1),
+      ...     bnmask.hyperball(1.0, {"w": True, "head": False}, flip_sign=False),
+      ... )
+      >>> params = {"w": jnp.array([3.0, 4.0]), "head": jnp.ones(2)}
+      >>> grads = {"w": jnp.array([4.0, -4.0]), "head": jnp.ones(2)}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> optax.apply_updates(params, updates)["w"]  # of norm 5 as before; "head" is SGD's
+      Array([-0.35444498,  4.987421  ], dtype=float32)
+
+    References:
+      Wen et al., Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball
+      Optimization, 2026, arXiv:2606.16899; Kosson et al., Rotational Equilibrium, 2023,
+      arXiv:2305.17212 (what decay settles at).
+    """
+    axes = dict(axes or {})
+    given = dict(radius) if isinstance(radius, Mapping) else {}
+    check_paths(axes, mask, "axes")
+    check_paths(given, mask, "radius")
+    rule = _turned_exactly if exact_angle else _turned
+    sign = 1 if flip_sign else -1
+
+    def radius_of(path: str, leaf: jax.Array) -> jax.Array:
+        at_init = norm(leaf, summed(path, leaf, axes))
+        wanted = given.get(whole(path)) if isinstance(radius, Mapping) else radius
+        return at_init if wanted is None else jnp.full_like(at_init, wanted)
+
+    def init_fn(params: optax.Params) -> HyperballState:
+        leaves = layout(params).leaves
+        count = jnp.zeros([], jnp.int32)
+        if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
+            return HyperballState(count, jnp.zeros([]))
+        held = {path: radius_of(path, leaves[path]) for path in paths_of(mask, params, leaves)}
+        return HyperballState(count, held)
+
+    def update_fn(
+        updates: optax.Updates,
+        state: Any,  # noqa: ANN401 - a `HyperballState`
+        params: optax.Params | None = None,
+    ) -> tuple[optax.Updates, HyperballState]:
+        weights = layout(required(params, "hyperball")).leaves
+        tree = layout(updates, "updates").leaves
+        angle = jnp.asarray(scheduled(learning_rate, state.count))
+        for path in paths_of(mask, updates, tree):
+            update, weight, held = tree[path], weights[path], state.radius[path]
+            over = summed(path, weight, axes)
+            size, eta = largest(update, over), (sign * angle).astype(held.dtype)
+            turned = rule(update, exponent(size), weight, held, eta, axes=over)
+            still = (size == 0) | (held == 0)
+            tree[path] = jnp.where(still, 0, turned).astype(update.dtype)
+        count = jnp.asarray(optax.safe_increment(state.count))
+        new = jax.tree.unflatten(jax.tree.structure(updates), tree.values())
+        return new, HyperballState(count, state.radius)
+
+    return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _turned(
+    update: jax.Array,
+    unit: jax.Array,
+    weight: jax.Array,
+    radius: jax.Array,
+    angle: jax.Array,
+    *,
+    axes: tuple[int, ...],
+) -> jax.Array:
+    """The step of the published rule, from an update in units of ``2**unit``."""
+    direction = scaled(update, -unit)
+    length = jnp.sqrt(sum_of_squares(direction, axes))
+    heading = -(angle / _or_1(length)).astype(direction.dtype) * direction
+    return step_to(radius, weight, 1 / _or_1(radius), heading, axes)
+
+
+def _turned_exactly(
+    update: jax.Array,
+    unit: jax.Array,
+    weight: jax.Array,
+    radius: jax.Array,
+    angle: jax.Array,
+    *,
+    axes: tuple[int, ...],
+) -> jax.Array:
+    """The step along the great circle, by the angle itself.
+
+    Each entry of an update along `w` is rounded by half an eps of its dtype, which no one can tell
+    from a turn; the sums add an eps or so, so that less than two are taken for rounding.
+    """
+    direction, at = scaled(update, -unit), exponent(radius)
+    scaled_weight = scaled(weight, -at)
+    squared_norm = sum_of_squares(scaled_weight, axes)
+    parts = split(direction, scaled_weight, squared_norm, axes)
+    along = jnp.abs(parts.radial) * jnp.sqrt(squared_norm)
+    # Of a large radial part, what rounding leaves is removed as well: it would bend the angle.
+    left = inner(parts.turn, scaled_weight, axes) / _or_1(squared_norm)
+    across = jnp.sqrt(jnp.maximum(parts.squared_turn - jnp.square(left) * squared_norm, 0))
+    pace = jnp.sin(angle) / _or_1(across)
+    share = jnp.cos(angle) / _or_1(jnp.sqrt(squared_norm)) + pace * left
+    heading = -pace.astype(direction.dtype) * parts.turn
+    step = step_to(radius, weight, scaled(share, -at), heading, axes)
+    return jnp.where(across <= 2 * float(jnp.finfo(update.dtype).eps) * along, 0, step)
+
+
+def _or_1(x: jax.Array) -> jax.Array:
+    """The divisor, or 1 where it is 0."""
+    return jnp.where(x == 0, 1, x)
