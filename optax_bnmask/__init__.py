@@ -28,7 +28,14 @@ from optax_bnmask.transforms import (
     keep_norm,
     monitor_scale,
 )
-from optax_bnmask.verify import Verification, verify
+from optax_bnmask.verify import (
+    Certificate,
+    Verification,
+    gradient_certificate,
+    verify,
+    verify_linen,
+    verify_nnx,
+)
 
 __all__ = [
     "STANDARD",
@@ -39,6 +46,7 @@ __all__ = [
     "Audit",
     "Block",
     "CategoryError",
+    "Certificate",
     "Change",
     "CorrectedWeightDecayState",
     "Difference",
@@ -67,7 +75,10 @@ __all__ = [
     "compare",
     "corrected_weight_decay",
     "decay_mask",
+    "gradient_certificate",
     "keep_norm",
     "monitor_scale",
     "verify",
+    "verify_linen",
+    "verify_nnx",
 ]

@@ -35,12 +35,14 @@ class Explainer:
       axes: The axes of its values.
       found: Its symmetries.
       biases: For each leaf, the biases added to its own output.
+      zero_centred: The leaves to which the program adds a constant before it uses them, ``1 + p``.
     """
 
     program: Program
     axes: Axes
     found: Symmetries
     biases: Sequence[Sequence[int]]
+    zero_centred: frozenset[int] = frozenset()
 
     def witness(self, path: str) -> Mapping[str, object]:
         """The symmetry that scales a leaf: the exponent of every leaf that it scales.
