@@ -30,7 +30,14 @@ from optax_bnmask.transforms import (
     keep_norm,
     monitor_scale,
 )
-from optax_bnmask.verify import Verification, verify
+from optax_bnmask.verify import (
+    Certificate,
+    Verification,
+    gradient_certificate,
+    verify,
+    verify_linen,
+    verify_nnx,
+)
 
 __all__ = [
     "STANDARD",
@@ -41,6 +48,7 @@ __all__ = [
     "Audit",
     "Block",
     "CategoryError",
+    "Certificate",
     "Change",
     "CorrectedWeightDecayState",
     "Difference",
@@ -70,8 +78,11 @@ __all__ = [
     "compare",
     "corrected_weight_decay",
     "decay_mask",
+    "gradient_certificate",
     "hyperball",
     "keep_norm",
     "monitor_scale",
     "verify",
+    "verify_linen",
+    "verify_nnx",
 ]

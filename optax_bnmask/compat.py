@@ -9,7 +9,7 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax._src import source_info_util
 from jax.core import Tracer
-from jax.extend.core import Literal, Primitive
+from jax.extend.core import Literal, Primitive, jaxpr_as_fun
 
 __all__ = [
     "Literal",
@@ -28,6 +28,7 @@ __all__ = [
     "Tracer",
     "carry_of_scan",
     "consts_of",
+    "function_of",
     "is_inexact",
     "location",
     "open_jaxpr",
@@ -137,6 +138,11 @@ def open_jaxpr(jaxpr: Any) -> Any:  # noqa: ANN401 - closed before 0.12, merged 
 def consts_of(jaxpr: Any) -> Sequence[Any]:  # noqa: ANN401 - closed before 0.12, merged since
     """The values of its constant inputs."""
     return getattr(jaxpr, "consts", ())
+
+
+def function_of(jaxpr: Any) -> Callable[..., Sequence[Any]]:  # noqa: ANN401 - closed before 0.12
+    """The function of arrays that a closed jaxpr is."""
+    return jaxpr_as_fun(jaxpr)
 
 
 def carry_of_scan(params: Mapping[str, Any]) -> tuple[int, int]:

@@ -1,30 +1,20 @@
 """Two kinds of evidence on one model: where they agree, and where they do not."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role
+from optax_bnmask.frameworks.call import Call
 from optax_bnmask.structure import CONFIRMED, analyze_structure
 
 _NORM = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
 
 
-def confirmed(
-    fn: Callable[..., Any],
-    params: Any,  # noqa: ANN401 - any pytree
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    batch_stats: Any,  # noqa: ANN401 - any pytree
-) -> Analysis:
-    """The analysis by program of a function, with what the statistics say beside it.
+def confirmed(call: Call) -> Analysis:
+    """The analysis by program of a model, with what its statistics say beside it.
 
     Args:
-      fn: The function, ``fn(params, *args, **kwargs)``.
-      params: Its parameters.
-      args: Its other arguments.
-      kwargs: The same by name.
-      batch_stats: The statistics of `params`, or `None`.
+      call: The model, and what it is called with.
 
     Returns:
       The analysis on both kinds of evidence. A leaf that statistics of its own show to be a
@@ -36,7 +26,8 @@ def confirmed(
     from optax_bnmask.program.running import warn_of_running_statistics  # noqa: PLC0415
     from optax_bnmask.program.trace import traced  # noqa: PLC0415
 
-    analysis = _compared(analysis_of(traced(fn, params, args, kwargs)), params, batch_stats)
+    program = traced(call.fn, call.params, (*call.state, *call.args), call.kwargs)
+    analysis = _compared(analysis_of(program), call.params, call.statistics)
     warn_of_running_statistics(analysis)
     return analysis
 

@@ -1,12 +1,13 @@
 """Flax Linen: from a module and its variables to a function of its parameters."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.errors import StructureError
+from optax_bnmask.frameworks.call import Call
 from optax_bnmask.frameworks.confirm import confirmed
 
 
@@ -50,6 +51,19 @@ def analyze_linen(
       >>> bnmask.analyze_linen(net, variables, x)["layers_0/kernel"].scale
       <Scale.INVARIANT: 'invariant'>
     """
+    return confirmed(linen_call(module, variables, args, kwargs, rngs=rngs, method=method))
+
+
+def linen_call(
+    module: Any,  # noqa: ANN401 - as in `analyze_linen`
+    variables: Mapping[str, Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    rngs: Any,  # noqa: ANN401 - as in `apply`
+    method: str | Callable[..., Any] | None,
+) -> Call:
+    """A Linen module as a function of its parameters, all its other collections being a state."""
     if not isinstance(variables, Mapping) or "params" not in variables:
         found = ", ".join(map(repr, variables)) if isinstance(variables, Mapping) else "no mapping"
         raise StructureError(
@@ -61,7 +75,8 @@ def analyze_linen(
     if rngs is None:
         rngs = {"dropout": jax.eval_shape(lambda: jax.random.key(0))}
 
-    def fn(params: Any, others: Any, rngs: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    # What a module's own arguments are called must not matter.
+    def fn(params: Any, others: Any, rngs: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         out = module.apply(
             {"params": params, **others},
             *args,
@@ -72,4 +87,4 @@ def analyze_linen(
         )
         return out[0]
 
-    return confirmed(fn, params, (others, rngs, *args), kwargs, others.get("batch_stats"))
+    return Call(fn, params, (others, rngs), args, kwargs, others.get("batch_stats"))

@@ -1,8 +1,10 @@
 """Flax NNX: from a module to a function of its parameters."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.frameworks.call import Call
 from optax_bnmask.frameworks.confirm import confirmed
 
 
@@ -34,12 +36,18 @@ def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: AN
       >>> analysis["layers/0/kernel"].scale, analysis["layers/1/scale"].role
       (<Scale.INVARIANT: 'invariant'>, <Role.NORM_SCALE: 'norm_scale'>)
     """
+    return confirmed(nnx_call(module, args, kwargs))
+
+
+def nnx_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:  # noqa: ANN401
+    """An NNX module as a function of its `nnx.Param`s, all its other variables being a state."""
     from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
 
     graph, params, others = nnx.split(module, nnx.Param, ...)
     stats = nnx.filter_state(others, nnx.BatchStat)
 
-    def fn(params: Any, others: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    # What a module's own arguments are called must not matter.
+    def fn(params: Any, others: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         return nnx.merge(graph, params, others)(*args, **kwargs)
 
-    return confirmed(fn, params, (others, *args), kwargs, stats)
+    return Call(fn, params, (others,), args, kwargs, stats)

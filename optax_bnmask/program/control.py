@@ -1,6 +1,7 @@
 """Programs within programs, opened on the tape: calls, loops, branches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from optax_bnmask import compat
 from optax_bnmask.program.tape import BRANCH, CARRIED, CARRY, MOVE, Writer, lowering
@@ -9,19 +10,30 @@ _BODY = ("jaxpr", "call_jaxpr", "fun_jaxpr", "fwd_jaxpr", "callee", "call")
 """The parameters that hold the program of a call, whichever kind it is."""
 
 
-@lowering(
+_NAMES = (
     *("jit_p", "closed_call_p", "call_p", "remat_p", "remat_opt_p", "custom_jvp_call_p"),
     *("custom_vjp_call_p", "custom_vmap_p", "composite_p", "compute_on_p", "custom_lin_p"),
     *("xla_metadata_call_p", "linear_call_p", "eval_jaxpr_p"),
 )
+
+CALLS: Final = frozenset(map(compat.primitive, _NAMES)) - {None}
+"""The primitives that do what a program does that they hold, and nothing else."""
+
+
+def body_of_call(params: Mapping[str, Any], n: int) -> Any:  # noqa: ANN401 - a jaxpr
+    """The program that a call of `n` operands holds; `None` where it cannot be told."""
+    for name in _BODY:
+        inside = compat.open_jaxpr(params.get(name))
+        if hasattr(inside, "invars") and len(inside.invars) == n:
+            return params[name]
+    return None
+
+
+@lowering(*_NAMES)
 def call(w: Writer, *ins: int) -> list[int] | None:
     """A function does what its body does."""
-    for name in _BODY:
-        body = w.params.get(name)
-        inside = compat.open_jaxpr(body)
-        if hasattr(inside, "invars") and len(inside.invars) == len(ins):
-            return w.within().run(body, *ins)
-    return None  # no rule: pinned
+    body = body_of_call(w.params, len(ins))
+    return None if body is None else w.within().run(body, *ins)  # no rule: pinned
 
 
 @lowering("linear_solve_p")

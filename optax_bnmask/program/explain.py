@@ -38,12 +38,14 @@ class Explainer:
       found: Its symmetries.
       biases: For each leaf, the biases added to its own output.
       dead: For each leaf whose value does not matter, why.
+      zero_centred: The leaves to which the program adds a constant before it uses them, ``1 + p``.
     """
 
     program: Program
     found: Symmetries
     biases: Sequence[Sequence[int]]
     dead: Mapping[int, Cancellation]
+    zero_centred: frozenset[int]
 
     @functools.cached_property
     def axes(self) -> Axes:

@@ -113,7 +113,13 @@ def _analysis_of(program: Program) -> Analysis:
             *_narrowing_outputs(program, axes, found, found_by),
             *running_statistics(program, tape),
         ),
-        proof=Explainer(program, found, biases, {tape.leaves[x]: why for x, why in dead.items()}),
+        proof=Explainer(
+            program,
+            found,
+            biases,
+            {tape.leaves[x]: why for x, why in dead.items()},
+            _zero_centred(uses, len(names)),
+        ),
     )
 
 
@@ -208,6 +214,11 @@ def _use(uses: Record, i: int) -> str:
     if uses.seen[i].shifted:
         said[0] += " after a constant is added to it (zero-centred)"
     return " and ".join(said)
+
+
+def _zero_centred(uses: Record, n_leaves: int) -> frozenset[int]:
+    """The leaves that are used as ``constant + leaf``."""
+    return frozenset(i for i in range(n_leaves) if uses.seen[i].shifted)
 
 
 def _words(role: Role, e: Equation) -> str:

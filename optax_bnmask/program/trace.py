@@ -28,6 +28,8 @@ class Program:
       inputs: For each input of the jaxpr, the index of its leaf, or `None` for other arguments.
       argument_paths: For each input that is no leaf, its name among the arguments.
       output_paths: For each output, its name.
+      keywords: The names of the arguments that were given by name.
+      has_aux: Whether the function returns a pair of which only the first is an output.
     """
 
     jaxpr: Any
@@ -38,6 +40,8 @@ class Program:
     inputs: tuple[int | None, ...]
     argument_paths: tuple[str, ...]
     output_paths: tuple[str, ...]
+    keywords: frozenset[str] = frozenset()
+    has_aux: bool = False
 
 
 def traced(
@@ -104,6 +108,8 @@ def traced(
         (*range(len(flat_params)), *([None] * len(dynamic))),
         tuple(_name(keys[1:] if len(keys) > 1 else keys) for keys, _ in dynamic),
         tuple(names),
+        frozenset(kwargs),
+        has_aux,
     )
 
 

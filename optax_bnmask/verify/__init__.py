@@ -1,6 +1,16 @@
 """The second opinion: do the proved symmetries hold in numbers, and do they hold here?"""
 
-from optax_bnmask.verify.certificate import verify
+from optax_bnmask.verify.frameworks import verify_linen, verify_nnx
+from optax_bnmask.verify.gradients import Certificate, gradient_certificate
 from optax_bnmask.verify.verification import Verification, Weak
+from optax_bnmask.verify.verifying import verify
 
-__all__ = ["Verification", "Weak", "verify"]
+__all__ = [
+    "Certificate",
+    "Verification",
+    "Weak",
+    "gradient_certificate",
+    "verify",
+    "verify_linen",
+    "verify_nnx",
+]

@@ -1,207 +1,211 @@
-"""Are the claims right? Scale far what is called invariant, and look whether anything moves."""
+"""What an analysis claims, each claim as a way to move the parameters that must change nothing.
 
+A move gives powers of 2 by leaf: ``{0: 3.0, 2: -1.5}`` multiplies leaf 0 by 8 and leaf 2 by
+``2**-1.5``. Where a claim is about every index of an axis, they are arrays. Since moves are added,
+any number of claims is tried by one evaluation: if each is right, so are all at once.
+"""
+
+import dataclasses
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
+from typing import Any, Protocol
 
 import numpy as np
 
-from optax_bnmask.analysis import Scale
-from optax_bnmask.errors import VerificationError
-from optax_bnmask.program.equations import Number
-from optax_bnmask.verify.measuring import Outputs, change
-from optax_bnmask.verify.trial import Trial, Vector
+from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.program.cones import Vector
+from optax_bnmask.program.explain import Explainer
 
-_DOUBLINGS = 40
-"""How often a symmetry is doubled at most before its epsilons must have become negligible."""
-_STEEPEST = 4096.0
-"""What an epsilon does shrinks by a power of 2 at each doubling. What shrinks faster than this is
-a nonlinearity that saturates, and no invariance."""
+Move = dict[int, Any]
+"""Powers of 2 by leaf number: numbers, or arrays that broadcast to the leaf."""
+
+_CHOICES = 64
+"""In so many ways at most the biases may go along with the indices of an axis."""
 
 
-def far(trial: Trial, scale: Scale) -> list[float]:
-    """The error far along the symmetries that scale the leaves of one kind."""
-    numbers = [i for i, leaf in enumerate(trial.analysis.leaves) if leaf.scale is scale]
-    if not numbers:
-        return []
-    if scale is Scale.JOINT:
-        cone = trial.proof.found.cone
-        return [_climb(trial, cone, lambda: _blamed_groups(trial, cone))]
-    return [_climb(trial, _together(trial, numbers), lambda: _blamed_leaves(trial, numbers))]
+class Claim(Protocol):
+    """A claim that can be tried."""
+
+    @property
+    def said(self) -> str:
+        """What is done, in words: ``Scaling 'w' with ['b']``."""
+        ...
+
+    def move(self, far: float, rng: np.random.Generator) -> Move:
+        """A random way to do it: a leaf is scaled by at most ``2**far``; down where `far` < 0."""
+        ...
 
 
-def _together(trial: Trial, numbers: Sequence[int]) -> Vector:
-    """All witnesses at once: a sum of symmetries is one."""
-    out: dict[int, Number] = {}
-    for i in numbers:
-        for j, s in trial.witness(i).items():
-            out[j] = out.get(j, 0) + s
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scaling:
+    """Some leaves may be scaled together.
+
+    Attributes:
+      said: What is done, in words.
+      exponents: By which powers of the common factor.
+    """
+
+    said: str
+    exponents: Vector
+
+    def move(self, far: float, rng: np.random.Generator) -> Move:
+        """Random, so that several claims, each of them wrong, do not cancel."""
+        top = max(map(abs, self.exponents.values()), default=1)
+        power = far * rng.uniform(0.25, 1.0)
+        return {i: power * float(s / Fraction(top)) for i, s in self.exponents.items()}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Place:
+    """Which entries of a bias belong to an index of an axis.
+
+    Attributes:
+      leaf: The bias.
+      exponent: The power of the index's factor that it is scaled by.
+      axis: Along which of its axes they lie; `None` where all of it goes along with every index.
+      block: So many entries, one after the other, belong to an index; where 0, every so-manieth.
+    """
+
+    leaf: int
+    exponent: float
+    axis: int | None = None
+    block: int = 1
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class EachIndex:
+    """Every index along an axis of a leaf may be scaled by itself.
+
+    Attributes:
+      said: What is done, in words.
+      leaf: The leaf.
+      axis: The axis.
+      shapes: The shapes of all leaves.
+      places: What of its biases goes along.
+      only: The indices to scale; all of them where this is `None`.
+    """
+
+    said: str
+    leaf: int
+    axis: int
+    shapes: Sequence[tuple[int, ...]]
+    places: tuple[Place, ...] = ()
+    only: tuple[int, ...] | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of indices."""
+        return self.shapes[self.leaf][self.axis]
+
+    def move(self, far: float, rng: np.random.Generator) -> Move:
+        """Another factor for each index, up for some and down for others."""
+        powers = min(far, 4.0) * rng.uniform(-1.0, 1.0, size=self.size)
+        if self.only is not None:
+            chosen = np.isin(np.arange(self.size), self.only)
+            powers = np.where(chosen, powers, 0.0)
+        out: Move = {self.leaf: _along(self.axis, len(self.shapes[self.leaf]), powers)}
+        for place in self.places:
+            shape = self.shapes[place.leaf]
+            own = place.exponent * powers
+            if place.axis is None:
+                out[place.leaf] = float(np.sum(own))
+                continue
+            n = shape[place.axis] // self.size
+            spread = np.repeat(own, n) if place.block else np.tile(own, n)
+            out[place.leaf] = _along(place.axis, len(shape), spread)
+        return out
+
+    def at(self, indices: Iterable[int]) -> "EachIndex":
+        """The claim about some of the indices."""
+        return dataclasses.replace(self, only=tuple(indices))
+
+    def alternatives(self, biases: Vector) -> Iterator["EachIndex"]:
+        """The claim with each way that its biases may go along, of which it names none."""
+        choices = [tuple(self._places(j, float(s))) for j, s in biases.items() if j != self.leaf]
+        for choice in itertools.islice(itertools.product(*choices), _CHOICES):
+            yield dataclasses.replace(self, places=tuple(p for p in choice if p is not None))
+
+    def _places(self, bias: int, exponent: float) -> Iterator[Place | None]:
+        shape = self.shapes[bias]
+        fitting = [a for a in range(len(shape)) if shape[a] and shape[a] % self.size == 0]
+        for axis in sorted(fitting, key=lambda a: (shape[a] != self.size, -a)):
+            yield Place(bias, exponent, axis)
+            if shape[axis] != self.size:
+                yield Place(bias, exponent, axis, block=0)
+        yield None
+        yield Place(bias, exponent)
+
+
+def _along(axis: int, rank: int, powers: np.ndarray) -> np.ndarray:
+    return powers.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+def added(moves: Iterable[Move]) -> Move:
+    """Several moves as one."""
+    out: Move = {}
+    for move in moves:
+        for i, power in move.items():
+            out[i] = out[i] + power if i in out else power
     return out
 
 
-def _error_along(trial: Trial, vector: Vector) -> float:
-    """The change from far along a symmetry to farther still, by the factor asked for.
-
-    Doubling goes on until it changes nothing, at the pace at which epsilons become negligible.
-    """
-    top = max((abs(s) for s in vector.values()), default=1)
-    vector = {i: Fraction(s) / max(top, 1) for i, s in vector.items()}
-    tolerance, last, before = trial.measured.tolerance, 0.0, trial.at({})
-    for doubled in range(_DOUBLINGS):
-        here = trial.at(trial.powers(vector, 2.0 ** (doubled + 1)))
-        error = change(here, before)
-        if last > _STEEPEST * max(error, 1e-3 * tolerance) or not np.isfinite(error):
-            return max(last, error)
-        if error <= tolerance:
-            farther = change(trial.at(trial.powers(vector, trial.factor * 2.0**doubled)), before)
-            if farther <= tolerance:
-                trial.far = max(trial.far, doubled)
-                return farther
-        last, before = error, here
-    return last
+def bits(move: Move) -> float:
+    """By how many powers of 2 a value may grow at most that every leaf multiplies once."""
+    return sum(float(np.max(np.abs(power), initial=0.0)) for power in move.values())
 
 
-def _climb(trial: Trial, vector: Vector, blamed: Callable[[], str]) -> float:
-    error = _error_along(trial, vector)
-    if not error <= trial.measured.tolerance:
-        raise VerificationError(
-            f"Scaling what `analysis` calls invariant must not change the outputs of `fn`. "
-            f"{blamed()} The tolerance is {trial.measured.tolerance:.1e}, in "
-            f"{np.dtype(trial.measured.dtype)}. Is `fn` the function that was analysed, with "
-            f"arguments of the same kind? If so, this is a bug in the analysis: report it."
-        )
-    return error
-
-
-def _blamed_leaves(trial: Trial, numbers: Sequence[int]) -> str:
-    culprits = _halved(
-        list(numbers),
-        lambda some: not _error_along(trial, _together(trial, some)) <= trial.measured.tolerance,
-    )
-    if not culprits:
-        return "Scaling all invariant leaves together changes them, though each alone does not."
-    i = culprits[0]
-    error = _error_along(trial, trial.witness(i))
-    with_others = [trial.analysis.leaves[j].path for j in trial.witness(i) if j != i]
-    others = f" with {with_others}" if with_others else ""
-    more = f", and {len(culprits) - 1} more leaves" if len(culprits) > 1 else ""
-    return f"Scaling {trial.analysis.leaves[i].path!r}{others} changes them by {error:.1e}{more}."
-
-
-def _blamed_groups(trial: Trial, cone: Vector) -> str:
-    for number, group in enumerate(trial.analysis.groups):
-        inside = {trial.number[path] for path in group}
-        part = {i: s for i, s in cone.items() if i in inside}
-        error = _error_along(trial, part)
-        if not error <= trial.measured.tolerance:
-            return f"Scaling group {number}, {sorted(group)}, changes them by {error:.1e}."
-    error = _error_along(trial, cone)
-    return f"Scaling all jointly invariant leaves together changes them by {error:.1e}."
-
-
-def combined(trial: Trial) -> float:
-    """The error of a random combination of all symmetries, far along the cone."""
-    basis = [
-        {trial.number[path]: s for path, s in vector.items()}
-        for vector in trial.analysis.symmetries
+def leaves_alone(analysis: Analysis, proof: Explainer) -> list[Scaling]:
+    """Each invariant leaf may be scaled, with the biases added to its own output."""
+    return [
+        _scaling(analysis, witness(proof, i), i)
+        for i, leaf in enumerate(analysis.leaves)
+        if leaf.scale is Scale.INVARIANT
     ]
-    if not basis:
-        return 0.0
-    tolerance = trial.measured.tolerance
-    weights = trial.rng.choice([-2, -1, -0.5, 0.5, 1, 2], size=len(basis)).tolist()
-    error = _error_of(trial, basis, weights)
-    if error <= tolerance:
-        return error
-    culprits = _halved(
-        list(range(len(basis))),
-        lambda some: not _error_of(trial, [basis[i] for i in some], [1.0] * len(some)) <= tolerance,
-    )
-    of = [trial.analysis.symmetries[i] for i in culprits] or list(trial.analysis.symmetries)
-    named = ", ".join(f"{path!r}: {s}" for path, s in of[0].items())
-    raise VerificationError(
-        f"Every symmetry of `analysis` must leave the outputs of `fn` as they are. Scaling by "
-        f"c**s with s = {{{named}}}{f' and {len(of) - 1} others' if len(of) > 1 else ''} changes "
-        f"them by {error:.1e}, over the tolerance of {tolerance:.1e}. Is `fn` the function that "
-        f"was analysed? If so, this is a bug in the analysis: report it."
-    )
 
 
-def _error_of(trial: Trial, basis: Sequence[Vector], weights: Sequence[float]) -> float:
-    """The change by one combination, where it is least: epsilons may demand to go farther."""
-    exponents: dict[int, float] = {}
-    for vector, weight in zip(basis, weights, strict=True):
-        for i, s in vector.items():
-            exponents[i] = exponents.get(i, 0.0) + weight * float(s)
-    top = max(1.0, max(map(abs, exponents.values()), default=1.0) / 2)
-    least = np.inf
-    for more in (1, 8, 16):
-        there = trial.along_cone(trial.far + more)
-        moved = {i: there.get(i, 1.0) * 2.0 ** (s / top) for i, s in exponents.items()}
-        least = min(least, change(trial.at({**there, **moved}), trial.at(there)))
-        if least <= trial.measured.tolerance:
-            break
-    return float(least)
+def groups(analysis: Analysis, proof: Explainer) -> list[Scaling]:
+    """The leaves of each joint group may be scaled together, and so may what is called joint."""
+    number = {leaf.path: i for i, leaf in enumerate(analysis.leaves)}
+    cone = proof.found.cone
+    found = []
+    for n, group in enumerate(analysis.groups):
+        exponents = {i: cone.get(i, 1) for i in sorted(number[path] for path in group)}
+        found.append(Scaling(f"Scaling group {n}, {sorted(group)},", exponents))
+    for i, leaf in enumerate(analysis.leaves):
+        within = () if leaf.group is None else analysis.groups[leaf.group]
+        if leaf.scale is Scale.JOINT and leaf.path not in within:
+            found.append(_scaling(analysis, {i: 1}, i))
+    return found
 
 
-def axes(trial: Trial) -> tuple[int, float]:
-    """How many axes are claimed invariant index by index, and the largest error."""
-    count, worst = 0, 0.0
-    there = trial.along_cone(trial.far + 8)
-    before = trial.at(there)
-    for i, leaf in enumerate(trial.analysis.leaves):
-        for axis in leaf.invariant_axes:
-            count += 1
-            error = _error_at(trial, i, axis, there, before)
-            if error > trial.measured.tolerance:
-                raise VerificationError(
-                    f"Every index along `invariant_axes` may be scaled alone. Scaling one "
-                    f"index of axis {axis} of {leaf.path!r} changes the outputs by "
-                    f"{error:.1e}, over the tolerance of {trial.measured.tolerance:.1e}. Is `fn` "
-                    f"the function that was analysed? If so, this is a bug: report it."
-                )
-            worst = max(worst, error)
-    return count, worst
-
-
-def _error_at(
-    trial: Trial, i: int, axis: int, there: Mapping[int, float], before: Outputs
-) -> float:
-    """The change when a random index is scaled, with whichever part of its biases goes along."""
-    least = np.inf
-    index = int(trial.rng.integers(trial.analysis.leaves[i].shape[axis]))
-    for factors in _at_index(trial, i, axis, index):
-        moved = {j: there.get(j, 1.0) * by for j, by in factors.items()}
-        least = min(least, change(trial.at({**there, **moved}), before))
-        if least <= trial.measured.tolerance:
-            break
-    return float(least)
-
-
-def _at_index(trial: Trial, i: int, axis: int, index: int) -> Iterator[dict[int, np.ndarray]]:
-    leaves = trial.analysis.leaves
-    size = leaves[i].shape[axis]
-
-    def one(shape: tuple[int, ...], place: int) -> np.ndarray:
-        out = np.ones(shape)
-        out[(slice(None),) * place + (index,)] = trial.factor
-        return out
-
-    own = {i: one(leaves[i].shape, axis)}
-    places = [
-        [None, *[(j, a) for a, n in enumerate(leaves[j].shape) if n == size]]
-        for j in trial.witness(i)
-        if j != i
+def axes(analysis: Analysis) -> list[EachIndex]:
+    """Each index along `Leaf.invariant_axes` may be scaled by itself."""
+    shapes = [leaf.shape for leaf in analysis.leaves]
+    return [
+        EachIndex(f"axis {axis} of {leaf.path!r}", i, axis, shapes)
+        for i, leaf in enumerate(analysis.leaves)
+        for axis in leaf.invariant_axes
     ]
-    for choice in itertools.islice(itertools.product(*[p[::-1] for p in places]), 64):
-        with_biases = {c[0]: one(leaves[c[0]].shape, c[1]) for c in choice if c}
-        yield {**own, **with_biases}
 
 
-def _halved(items: list[int], fails: Callable[[list[int]], bool]) -> list[int]:
-    """The items that fail by themselves, found by halving."""
-    if not items or not fails(items):
-        return []
-    if len(items) == 1:
-        return items
-    middle = len(items) // 2
-    return [*_halved(items[:middle], fails), *_halved(items[middle:], fails)]
+def symmetries(analysis: Analysis) -> list[Scaling]:
+    """Every symmetry, whether or not it shrinks leaves."""
+    number = {leaf.path: i for i, leaf in enumerate(analysis.leaves)}
+    found = []
+    for vector in analysis.symmetries:
+        named = ", ".join(f"{path!r}: {s}" for path, s in vector.items())
+        exponents: Vector = {number[path]: s for path, s in vector.items()}
+        found.append(Scaling(f"Scaling by c**s with s = {{{named}}}", exponents))
+    return found
+
+
+def witness(proof: Explainer, i: int) -> Vector:
+    """The symmetry that scales an invariant leaf: it and biases of its own."""
+    return proof.found.witness.get(i) or dict.fromkeys((i, *proof.biases[i]), 1)
+
+
+def _scaling(analysis: Analysis, exponents: Mapping[int, Any], i: int) -> Scaling:
+    others = [analysis.leaves[j].path for j in exponents if j != i]
+    said = f"Scaling {analysis.leaves[i].path!r}" + (f" with {others}" if others else "")
+    return Scaling(said, dict(exponents))

@@ -13,7 +13,7 @@ from optax_bnmask.program.constants import is_here
 Array = Any
 
 _GAINS = (Role.GAIN, Role.NORM_SCALE)
-_BIASES = (Role.BIAS, Role.NORM_BIAS)
+BIASES = (Role.BIAS, Role.NORM_BIAS)
 
 
 def is_abstract(value: Any) -> bool:  # noqa: ANN401 - any value
@@ -31,24 +31,34 @@ def is_float(value: Any) -> bool:  # noqa: ANN401 - any array
     return bool(jnp.issubdtype(jnp.result_type(value), np.inexact))
 
 
-def drawn_leaf(leaf: Leaf, value: Array, rng: np.random.Generator) -> np.ndarray:
-    """A value for a leaf, of the magnitude of its own where that is not 0.
+def drawn_leaf(
+    leaf: Leaf, value: Array, rng: np.random.Generator, *, zero_centred: bool, keep_signs: bool
+) -> np.ndarray:
+    """A value for a leaf, of the magnitude of its own where that is not small.
 
     Args:
       leaf: What is known of the leaf.
       value: Its own value, or its shape and dtype.
       rng: Where the numbers come from.
+      zero_centred: Whether a constant is added to it before it is used.
+      keep_signs: Whether its entries must have the signs of its own, or none where that is not
+        known: some leaves are exponents of time constants, variances, temperatures.
 
     Returns:
       The value in double precision. A gain is positive around 1, or around its own values; a bias
-      is never 0; anything else is normally distributed.
+      is no smaller than what it is usually added to; anything else is normally distributed.
     """
     noise = rng.normal(size=leaf.shape)
     own = None if is_abstract(value) else np.asarray(value, np.float64)
     size = 0.0 if own is None or not own.size else float(np.sqrt(np.mean(np.square(own))))
-    if leaf.role in _GAINS and "zero-centred" in leaf.reason:
+    if keep_signs:
+        signs = 1.0 if own is None else np.where(own < 0, -1.0, 1.0)
+        return signs * (size or _magnitude(leaf)) * np.exp(0.3 * noise)
+    if leaf.role in _GAINS and zero_centred:
         return noise * (size or 0.3)
-    if leaf.role in _GAINS or (leaf.role not in (Role.WEIGHT, Role.EMBEDDING, *_BIASES)):
+    if leaf.role in BIASES:  # after a step of training it is 1e-3, and would not be seen
+        return noise * max(size, _magnitude(leaf))
+    if leaf.role not in (Role.WEIGHT, Role.EMBEDDING):
         spread = np.exp(0.3 * noise)
         return spread * (1.0 if own is None else np.where(own == 0, size or 1.0, own))
     return noise * (size or _magnitude(leaf))
@@ -61,7 +71,7 @@ def _magnitude(leaf: Leaf) -> float:
     return 1.0 if leaf.role is Role.EMBEDDING else 0.5
 
 
-def drawn_input(value: Array, rng: np.random.Generator) -> Array:
+def drawn_input(value: Array, rng: np.random.Generator, *, keep_signs: bool) -> Array:
     """The value itself, or a random one where only its shape and dtype are known."""
     if not is_abstract(value):
         return value
@@ -69,5 +79,6 @@ def drawn_input(value: Array, rng: np.random.Generator) -> Array:
         seeds = rng.integers(0, 1 << 31, size=value.shape)
         return jax.vmap(jax.random.key)(seeds.ravel()).reshape(value.shape)
     if jnp.issubdtype(value.dtype, np.inexact):
-        return jnp.asarray(rng.normal(size=value.shape), value.dtype)
+        drawn = rng.normal(size=value.shape)
+        return jnp.asarray(np.abs(drawn) if keep_signs else drawn, value.dtype)
     return jnp.asarray(rng.integers(0, 2, size=value.shape), value.dtype)  # valid as any index

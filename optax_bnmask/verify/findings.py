@@ -1,56 +1,97 @@
 """What an analysis does not claim: leaves that it missed, dead biases, weakness at hand."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from optax_bnmask.analysis import Role, Scale
-from optax_bnmask.verify.drawing import drawn_leaf, is_abstract
-from optax_bnmask.verify.measuring import Outputs, change
-from optax_bnmask.verify.trial import Trial, plain
+from optax_bnmask.program.cones import Vector
+from optax_bnmask.verify.claims import groups, witness
+from optax_bnmask.verify.drawing import BIASES, is_abstract
+from optax_bnmask.verify.interpreter import Constant
+from optax_bnmask.verify.trial import DRAWS, Trial, moved, plain
 from optax_bnmask.verify.verification import Weak
+from optax_bnmask.verify.yardstick import relative_change
 
 _WEAK = 0.01
-_BIASES = (Role.BIAS, Role.NORM_BIAS)
+
+_ALONE = Scale.INVARIANT
+
+_NO_DATA = (Role.UNUSED, Role.UNKNOWN)
 
 
-def sensitive(trial: Trial) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The leaves whose scale moved nothing though it was not claimed, and the dead biases."""
-    there = trial.along_cone(trial.far + 8)
-    before = trial.at(there)
-    missed: list[str] = []
-    dead: list[str] = []
+def unmoving(trial: Trial) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The leaves whose scale moved nothing though it was not claimed, and the dead biases.
+
+    Inputs that tell no example from another make many leaves seem so. What seems so on them alone
+    is not told of, but noted.
+    """
+    dead, missed, hidden = list[str](), list[str](), list[str]()
     for i, leaf in enumerate(trial.analysis.leaves):
-        if leaf.scale in (Scale.UNUSED, Scale.UNKNOWN):
+        if leaf.role in _NO_DATA:
             continue
-        if leaf.role in _BIASES and _is_dead(trial, i, there, before):
-            dead.append(leaf.path)
-            continue
-        if leaf.scale is Scale.INVARIANT or not _is_unmoved(trial, i, there, before):
-            continue
-        if leaf.role in _BIASES or not _is_dead(trial, i, there, before):
-            missed.append(leaf.path)
+        found = _unmoving(trial, i, on_varied=False)
+        if found and trial.hiding and _unmoving(trial, i, on_varied=True) != found:
+            hidden.append(leaf.path)
+        elif found:
+            (dead if found == "dead" else missed).append(leaf.path)
+    _note_degenerate(trial, hidden)
     return tuple(missed), tuple(dead)
 
 
-def _is_dead(trial: Trial, i: int, there: Mapping[int, float], before: Outputs) -> bool:
+def _unmoving(trial: Trial, i: int, *, on_varied: bool) -> str:
+    """``"dead"`` for a bias whose value moves nothing, ``"missed"`` if its scale does not."""
     leaf = trial.analysis.leaves[i]
-    base = list(trial.base)
-    base[i] = drawn_leaf(leaf, trial.own[i], trial.rng)
-    return change(trial.at(there, base), before) <= trial.measured.tolerance
+    is_dead = _is_dead(trial, i, on_varied=on_varied)
+    if leaf.role in BIASES and is_dead:
+        return "dead"
+    if leaf.scale is _ALONE or is_dead:
+        return ""
+    together = {(i,), (i, *trial.proof.biases[i])}
+    return "missed" if any(_is_still(trial, some, on_varied=on_varied) for some in together) else ""
 
 
-def _is_unmoved(trial: Trial, i: int, there: Mapping[int, float], before: Outputs) -> bool:
-    for with_biases in ((i,), (i, *trial.proof.biases[i])):
-        errors = []
-        for by in (2.0, 0.5):
-            moved = {j: there.get(j, 1.0) * by for j in with_biases}
-            errors.append(change(trial.at({**there, **moved}), before))
-            if errors[-1] > trial.measured.tolerance:
-                break
-        if max(errors) <= trial.measured.tolerance:
-            return True
-    return False
+def _is_dead(trial: Trial, i: int, *, on_varied: bool) -> bool:
+    def settings(draw: int) -> Iterator[Sequence[np.ndarray]]:
+        base = trial.draws[draw]
+        yield [*base[:i], trial.leaf(i), *base[i + 1 :]]
+
+    return _moves_nothing(trial, settings, on_varied=on_varied)
+
+
+def _is_still(trial: Trial, some: Sequence[int], *, on_varied: bool) -> bool:
+    def settings(draw: int) -> Iterator[Sequence[np.ndarray]]:
+        for power in (1.0, -1.0):
+            yield moved(trial.draws[draw], dict.fromkeys(some, power))
+
+    return _moves_nothing(trial, settings, on_varied=on_varied)
+
+
+def _moves_nothing(
+    trial: Trial, settings: Callable[[int], Iterator[Sequence[np.ndarray]]], *, on_varied: bool
+) -> bool:
+    """Whether no setting of any draw moves an output."""
+    by = trial.steps[0]
+    for draw in range(DRAWS):
+        ruler = trial.yardstick(draw, by, on_varied=on_varied)
+        if not ruler.n_looked:
+            return False
+        for leaves in settings(draw):
+            outputs = trial.at(leaves, by, on_varied=on_varied)
+            if not ruler.change(outputs) <= trial.measured.tolerance:
+                return False
+    return True
+
+
+def _note_degenerate(trial: Trial, hidden: Sequence[str]) -> None:
+    if not hidden and not trial.inputs.all_degenerate:
+        return
+    some = ", ".join(map(repr, hidden[:3])) + (", ..." if len(hidden) > 3 else "")
+    so = f", so that {some} move nothing here, which do elsewhere" if hidden else ""
+    trial.notes.append(
+        f"Inputs that tell no example from another hide what `fn` does: {trial.hiding}{so}. Give "
+        f"examples that differ, or `jax.ShapeDtypeStruct`s, for which they are drawn."
+    )
 
 
 def weak(trial: Trial) -> tuple[Weak, ...]:
@@ -58,15 +99,70 @@ def weak(trial: Trial) -> tuple[Weak, ...]:
     if any(map(is_abstract, trial.own)):
         trial.notes.append("`params` are known by shape only: weakness was not looked at.")
         return ()
-    base = [plain(value) for value in trial.own]
-    before = trial.at({}, base)
-    if all(not np.any(y) for y in before):
-        trial.notes.append("All outputs are 0 at `params`: weakness cannot be seen there.")
-    out = []
-    for i, leaf in enumerate(trial.analysis.leaves):
-        if leaf.scale is Scale.INVARIANT:
-            by = {j: 2.0 ** float(s) for j, s in trial.witness(i).items()}
-            moved = change(trial.at(by, base), before)
-            if moved > _WEAK:
-                out.append(Weak(leaf.path, moved))
-    return tuple(sorted(out, key=lambda w: -w.change))
+    return _AtHand(trial).weak()
+
+
+class _AtHand:
+    """The function at the user's own parameters, where epsilons weigh what they weigh."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.base = [plain(value) for value in trial.own]
+        self.here = np.ones(len(trial.assumptions))
+        self.elsewhere = [trial.measured(values, self.here) for values in trial.draws]
+        self.at_base = trial.measured(self.base, self.here)
+
+    def weak(self) -> tuple[Weak, ...]:
+        if not any(np.any(np.isfinite(y)) for y in self.at_base):
+            self.trial.notes.append("No output is finite at `params`: weakness was not looked at.")
+            return ()
+        if all(not np.any(y) for y in self.at_base):
+            self.trial.notes.append("All outputs are 0 at `params`: weakness cannot be seen there.")
+        found = []
+        for path, others, exponents in self._scaled():
+            change = self._change(exponents, self.here)
+            if change > _WEAK:
+                found.append(Weak(path, change, others, self._because(exponents)))
+        return tuple(sorted(found, key=lambda w: -w.change))
+
+    def _scaled(self) -> Iterator[tuple[str, tuple[str, ...], Vector]]:
+        """What is claimed to be invariant: leaves, and joint groups, as one leaf and the others."""
+        analysis, proof = self.trial.analysis, self.trial.proof
+        for i, leaf in enumerate(analysis.leaves):
+            if leaf.scale is _ALONE:
+                yield leaf.path, (), witness(proof, i)
+        alone = [set(witness(proof, i)) for i, x in enumerate(analysis.leaves) if x.scale is _ALONE]
+        for scaling in groups(analysis, proof):
+            if not any(scaling.exponents.keys() <= leaves for leaves in alone):
+                path, *others = (analysis.leaves[i].path for i in sorted(scaling.exponents))
+                yield path, tuple(others), scaling.exponents
+
+    def _change(self, exponents: Vector, constants: np.ndarray) -> float:
+        top = max(map(abs, exponents.values()), default=1)
+        move = {i: float(s) / float(top) for i, s in exponents.items()}
+        is_here = bool(np.all(constants == 1))
+        before = self.at_base if is_here else self.trial.measured(self.base, constants)
+        after = self.trial.measured(moved(self.base, move), constants)
+        return relative_change(after, before, self.elsewhere)
+
+    def _because(self, exponents: Vector) -> str:
+        """What does not hold: the constants without which the invariance is not weak."""
+        trial = self.trial
+        for by in trial.steps if trial.assumptions else ():
+            none = trial.constants(by)
+            if self._change(exponents, none) > _WEAK:
+                continue
+            alone = [
+                constant
+                for n, constant in enumerate(trial.assumptions)
+                if self._change(exponents, np.where(np.arange(len(none)) == n, 1.0, none)) > _WEAK
+            ]
+            return _said(alone or list(trial.assumptions))
+        guards = sorted({a.value for a in trial.analysis.assumptions if a.kind == "guard"})
+        named = ", ".join(f"{value:g}" for value in guards)
+        return f"where a guarded value is 0 and a guard ({named}) in its place" if guards else ""
+
+
+def _said(constants: Sequence[Constant]) -> str:
+    named = ", ".join(f"{c.value:g} in `{c.primitive}`" for c in constants)
+    return f"where {named} is not negligible"

@@ -1,7 +1,7 @@
-"""Evaluating a function at many settings of its parameters, as precisely as it allows."""
+"""Evaluating a function at many settings of its parameters, in double precision."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,17 +9,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.verify.drawing import is_array, is_float
+from optax_bnmask.errors import first_line
+from optax_bnmask.program.trace import traced
+from optax_bnmask.verify.drawing import is_array
+from optax_bnmask.verify.interpreter import Constant, Interpreter, Opened, Value, widened
 
 Outputs = list[np.ndarray]
 
 
 class Measured:
-    """A function of its parameters' leaves, compiled once, in double precision where it can.
+    """A function of its parameters' leaves, compiled once.
+
+    It is computed in float64 whatever it computes in by itself, what it closes over included, as
+    far as `Interpreter` can open it, and otherwise just as it is.
 
     Attributes:
-      dtype: The coarsest floating dtype it computes in.
-      tolerance: Changes below this, relative to the largest entry of an output, are rounding.
+      inputs: The arrays among its other arguments.
+      names: Their names.
+      dtype: The coarsest floating dtype that anything is computed in.
+      tolerance: Changes below this, relative to what an output does elsewhere, are rounding.
+      bits: By how many powers of 2 its values may grow before they overflow.
+      why: Why nothing could be computed in float64, if it is so; what JAX said.
+      unmet: Of the constants asked for, those that it does not have.
     """
 
     def __init__(
@@ -28,84 +39,109 @@ class Measured:
         params: Any,  # noqa: ANN401 - any pytree
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        *,
+        has_aux: bool,
+        constants: Sequence[Constant],
     ) -> None:
-        leaves, tree = jax.tree.flatten(params)
-        given, rest = jax.tree.flatten((tuple(args), dict(kwargs)))
-        places = [i for i, value in enumerate(given) if is_array(value)]
-
-        def flat(values: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
-            filled = list(given)
-            for place, array in zip(places, arrays, strict=True):
-                filled[place] = array
-            in_args, in_kwargs = jax.tree.unflatten(rest, filled)
-            out = fn(jax.tree.unflatten(tree, values), *in_args, **in_kwargs)
-            return [x for x in jax.tree.leaves(out) if is_float(x)]
-
-        self._arrays = [given[i] for i in places]
-        self._dtypes = [jnp.result_type(x) for x in leaves]
-        self._double = True
+        self.inputs = inputs_of(args, kwargs)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                program = self._traced(flat, leaves)
-            except (TypeError, ValueError):  # it mixes what it is given with dtypes of its own
-                self._double = False
-                program = self._traced(flat, leaves)
-        floats = [d for d in _dtypes(program) if jnp.issubdtype(d, np.inexact)]
-        self.dtype = max(floats, key=lambda d: float(jnp.finfo(d).eps), default=np.dtype("float32"))
-        self.tolerance = min(0.1, max(1e-8, 4000 * float(jnp.finfo(self.dtype).eps)))
-        self._compiled = jax.jit(flat)
+            shapes = jax.tree.map(_shape_of, params)
+            program = traced(fn, shapes, args, kwargs, has_aux=has_aux)
+        self.names = program.argument_paths
+        self._jaxpr, self._dtypes = program.jaxpr, program.dtypes
+        self._is_double, self.why = True, ""
+        self._constants, opened = tuple(constants), Opened()
+        zeros = [np.zeros(s, d) for s, d in zip(program.shapes, program.dtypes, strict=True)]
+        given = (zeros, self.inputs, np.ones(len(constants)))
+        try:
+            with jax.enable_x64(new_val=True):
+                self._constants = self._located(given)
+                self._compiled = jax.jit(self._opened(opened, self._constants))
+                self._called(*given)
+        except (TypeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
+            self.why = first_line(error)
+            self._is_double, opened = False, Opened(narrow=set(_dtypes(self._jaxpr)))
+            self._compiled = jax.jit(self._as_it_is)
+        narrow = [d for d in opened.narrow if not _is_double(d)]
+        coarsest = max(narrow, key=lambda d: float(jnp.finfo(d).eps), default=np.dtype("float64"))
+        self.dtype, info = coarsest, jnp.finfo(coarsest)
+        self.eps = float(info.eps)
+        self.tolerance = min(0.1, max(1e-8, 4000 * self.eps))
+        self.bits = 0.2 * float(info.maxexp)
+        self.unmet = tuple(c for c in self._constants if c not in opened.met)
 
-    def _traced(self, flat: Callable[..., Any], leaves: Sequence[Any]) -> Any:  # noqa: ANN401
-        with jax.enable_x64(self._double):
-            values = [
-                jax.ShapeDtypeStruct(np.shape(x), self._cast(jnp.result_type(x))) for x in leaves
-            ]
-            return jax.make_jaxpr(flat)(values, self._inputs())
+    def _located(self, given: Sequence[Any]) -> tuple[Constant, ...]:
+        """The constants, without the places of those that are at none of them."""
+        opened = Opened()
+        anywhere = tuple(c._replace(places=frozenset()) for c in self._constants)
+        jax.eval_shape(self._opened(opened, anywhere), *given)
+        met = [opened.met.get(c, set()) for c in anywhere]
+        kept = zip(self._constants, anywhere, met, strict=True)
+        return tuple(c if c.places & places else a for c, a, places in kept)
 
-    def _cast(self, dtype: Any) -> Any:  # noqa: ANN401 - a dtype
-        return np.dtype("float64") if self._double and jnp.issubdtype(dtype, np.floating) else dtype
+    @property
+    def is_double(self) -> bool:
+        """Whether all of it is computed in double precision."""
+        return _is_double(self.dtype)
 
-    def _inputs(self) -> list[Any]:
-        return [
-            jnp.asarray(x, self._cast(x.dtype)) if jnp.issubdtype(x.dtype, np.floating) else x
-            for x in self._arrays
-        ]
+    def _opened(self, opened: Opened, constants: Sequence[Constant]) -> Callable[..., Any]:
+        def run(leaves: Sequence[Any], inputs: Sequence[Any], factors: Any) -> list[Any]:  # noqa: ANN401
+            known = {c: factors[n] for n, c in enumerate(constants)}
+            given = [Value(widened(x)) for x in (*leaves, *inputs)]
+            return [x.array for x in Interpreter(known, opened).run(self._jaxpr, given)]
 
-    def __call__(self, values: Sequence[np.ndarray]) -> Outputs:
-        """The outputs at these values of the leaves."""
-        with warnings.catch_warnings(), jax.enable_x64(self._double):
+        return run
+
+    def _as_it_is(self, leaves: Sequence[Any], inputs: Sequence[Any], _: Any) -> Any:  # noqa: ANN401
+        return compat.function_of(self._jaxpr)(*leaves, *inputs)
+
+    def _called(self, values: Sequence[Any], inputs: Sequence[Any], factors: Any) -> Any:  # noqa: ANN401
+        if not self._is_double:
+            values = [jnp.asarray(v, d) for v, d in zip(values, self._dtypes, strict=True)]
+        return self._compiled(values, inputs, factors)
+
+    def __call__(
+        self, values: Sequence[np.ndarray], factors: np.ndarray, inputs: Sequence[Any] | None = None
+    ) -> Outputs:
+        """The outputs at these values of the leaves.
+
+        Args:
+          values: Of each leaf.
+          factors: By what each of the constants asked for is multiplied.
+          inputs: In the place of its own.
+        """
+        with warnings.catch_warnings(), jax.enable_x64(self._is_double):
             warnings.simplefilter("ignore")
-            cast = [
-                jnp.asarray(v, self._cast(d)) for v, d in zip(values, self._dtypes, strict=True)
-            ]
-            outs = self._compiled(cast, self._inputs())
+            given = self.inputs if inputs is None else inputs
+            outs = self._called(values, given, np.asarray(factors, np.float64))
             return [
                 np.asarray(y).astype(np.complex128 if np.iscomplexobj(y) else np.float64)
                 for y in outs
             ]
 
 
-def _dtypes(jaxpr: Any) -> Iterator[Any]:  # noqa: ANN401 - JAX keeps the type private
-    """The dtypes of all values of a program, those of the programs within it among them."""
-    for eqn in compat.open_jaxpr(jaxpr).eqns:
-        for variable in eqn.outvars:
-            if hasattr(variable.aval, "dtype"):
-                yield variable.aval.dtype
-        for value in eqn.params.values():
-            for inner in value if isinstance(value, (tuple, list)) else (value,):
-                if hasattr(compat.open_jaxpr(inner), "eqns"):
-                    yield from _dtypes(inner)
+def inputs_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+    """The arrays among some arguments."""
+    return [x for x in jax.tree.leaves((tuple(args), dict(kwargs))) if is_array(x)]
 
 
-def change(outputs: Outputs, base: Outputs) -> float:
-    """The largest change of an output, relative to its largest entry; infinite if not finite."""
-    worst = 0.0
-    for y, a in zip(outputs, base, strict=True):
-        if not y.size:
-            continue
-        if not (np.all(np.isfinite(y)) and np.all(np.isfinite(a))):
-            return float("inf")
-        moved, size = float(np.max(np.abs(y - a))), float(np.max(np.abs(a)))
-        worst = max(worst, moved / size if size else (1.0 if moved else 0.0))
-    return worst
+def _shape_of(value: Any) -> Any:  # noqa: ANN401 - any leaf
+    """The shape and dtype of an array; how it lies on devices says nothing of what it does."""
+    return jax.ShapeDtypeStruct(value.shape, value.dtype) if is_array(value) else value
+
+
+def _is_double(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
+    return float(jnp.finfo(dtype).eps) <= float(np.finfo(np.float64).eps)
+
+
+def _dtypes(jaxpr: Any) -> Sequence[Any]:  # noqa: ANN401 - JAX keeps the type private
+    """The floating dtypes of all values of a program, those of the programs within it included."""
+    found: list[Any] = []
+    waiting = [jaxpr]
+    for program in waiting:
+        for eqn in getattr(compat.open_jaxpr(program), "eqns", ()):
+            found += [v.aval.dtype for v in eqn.outvars if hasattr(v.aval, "dtype")]
+            for value in eqn.params.values():
+                waiting += value if isinstance(value, (tuple, list)) else (value,)
+    return [d for d in dict.fromkeys(found) if compat.is_inexact(d)] or [np.dtype("float32")]

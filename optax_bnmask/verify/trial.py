@@ -1,35 +1,58 @@
 """One analysis against one function, at parameters drawn for it."""
 
+import collections
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import jax
 import numpy as np
 
-from optax_bnmask.analysis import Analysis
+from optax_bnmask.analysis import Analysis, Assumption
 from optax_bnmask.errors import StructureError, VerificationError
-from optax_bnmask.program.equations import Number
 from optax_bnmask.program.explain import Explainer
-from optax_bnmask.verify.drawing import drawn_input, drawn_leaf, is_abstract, is_float
-from optax_bnmask.verify.measuring import Measured, Outputs
+from optax_bnmask.verify.claims import Move
+from optax_bnmask.verify.degenerate import examined
+from optax_bnmask.verify.drawing import drawn_input, drawn_leaf, is_abstract, is_array, is_float
+from optax_bnmask.verify.interpreter import Constant
+from optax_bnmask.verify.measuring import Measured, Outputs, inputs_of
+from optax_bnmask.verify.yardstick import Yardstick, yardstick
 
-Vector = Mapping[int, Number]
-"""Exponents by leaf number."""
+DRAWS = 3
+"""At so many parameters each claim is tried: a unit that a rectifier keeps at 0 for all of a batch
+of 4 in one draw, one in 16 of them, is at 0 in all three once in 4096 times."""
+
+_SMALL = 2.0**-40
+"""What epsilons become, about 1e-12, if they are larger. The root of that, 1e-6, is still far above
+rounding: what is the same everywhere, minus its mean, is 1e-17, and must not become large when
+divided. Infinities become larger by as much as epsilons of 1e-5 become smaller, ``2**24``."""
+_STEPS = (1.0, 2.0**-6, 2.0**-24, 2.0**-72, 2.0**-300)
+"""By what they are multiplied again, where values are so small that this is not enough: behind 200
+layers without a normaliser they may be 1e-30."""
+
+_ROUNDING = 2.0**-50
+"""By how much parameters are moved to see what rounding does."""
+_TRIES = 2
+_MANY = 8
+"""How often; and how often before a claim is called wrong. Rounding is erratic: a mean of equal
+numbers is exact for one number and not for the next."""
 
 
 class Trial:
     """One analysis against one function, at parameters drawn for it.
 
     Attributes:
+      analysis: The analysis.
+      proof: What it rests on.
       measured: The function.
-      proof: What the analysis rests on.
-      number: The number of each leaf, by its path.
+      rng: Where random numbers come from.
       own: The leaves as they were given.
-      base: The leaves as they were drawn.
-      far: After how many doublings along the claimed symmetries all epsilons were negligible.
-      notes: What could not be looked at.
+      draws: The leaves as they were drawn, several times.
+      assumptions: The constants that it takes for 0 or infinity, as `Measured` can multiply them.
+      inputs: What may be hidden by its inputs.
+      unseen: The claims that could not be looked at, with the number of draws at which.
+      notes: What else could not be looked at.
     """
 
     def __init__(
@@ -40,55 +63,181 @@ class Trial:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         *,
+        has_aux: bool | None,
+        n_state: int,
         rng: np.random.Generator,
-        factor: float,
     ) -> None:
+        self.analysis, self.rng = analysis, rng
         self.own = jax.tree.leaves(params)
-        self.analysis, self.rng, self.factor = analysis, rng, factor
-        self.proof = _proof_of(analysis, self.own)
-        self.number = {leaf.path: i for i, leaf in enumerate(analysis.leaves)}
-        drawn_args, drawn_kwargs = jax.tree.map(
-            functools.partial(drawn_input, rng=rng),
-            (tuple(args), dict(kwargs)),
-            is_leaf=is_abstract,
-        )
-        self.measured = Measured(fn, params, drawn_args, drawn_kwargs)
-        self.base = [
-            drawn_leaf(leaf, value, rng) if is_float(value) else plain(value)
-            for leaf, value in zip(analysis.leaves, self.own, strict=True)
-        ]
-        self.far = 0
+        self.proof = proof_of(analysis, self.own)
+        self.unseen = collections.Counter[str]()
         self.notes: list[str] = []
-        self._require_finite(self.at({}))
+        self.assumptions = _constants(analysis.assumptions)
+        self._yardsticks: dict[tuple[int, float, bool, int], Yardstick] = {}
+        given = _drawn((tuple(args), dict(kwargs)), rng, keep_signs=False)
+        constants = tuple(self.assumptions)
+        has_aux = self.proof.program.has_aux if has_aux is None else has_aux
+        self.measured = Measured(fn, params, *given, has_aux=has_aux, constants=constants)
+        self.draws = [self._leaves(keep_signs=False) for _ in range(DRAWS)]
+        if not self._is_finite():  # a root or a logarithm of something negative?
+            self.draws = [self._leaves(keep_signs=True) for _ in range(DRAWS)]
+            if not self._is_finite():
+                given = _drawn((tuple(args), dict(kwargs)), rng, keep_signs=True)
+                self.measured.inputs = inputs_of(*given)
+        self._require_finite()
+        self._draw_until_something_is_seen()
+        self.inputs = examined(self.measured.inputs, n_state, rng)
+        self._on_varied = self.measured
+        if self.inputs.singles:
+            again = _filled(given, self.inputs.varied)
+            try:
+                self._on_varied = Measured(fn, params, *again, has_aux=has_aux, constants=constants)
+            except Exception:  # whatever a function says that is made for one example
+                self.inputs = dataclasses.replace(
+                    self.inputs, singles=(), varied=self.measured.inputs
+                )
+        self._say_what_is_not_double()
 
-    def at(self, factors: Mapping[int, Any], base: Sequence[np.ndarray] | None = None) -> Outputs:
-        """The outputs where some leaves are multiplied."""
-        values = list(self.base if base is None else base)
-        for i, by in factors.items():
-            values[i] = values[i] * by
-        return self.measured(values)
+    @property
+    def steps(self) -> Sequence[float]:
+        """How far epsilons are made smaller still; nothing excuses a claim where there are none."""
+        return _STEPS if self.assumptions else (1.0,)
 
-    def _require_finite(self, outputs: Outputs) -> None:
-        if not all(np.all(np.isfinite(y)) for y in outputs):
+    @property
+    def degenerate(self) -> str:
+        """The inputs that tell no example from another, in words; empty if there are none."""
+        return self._said(self.inputs.degenerate)
+
+    @property
+    def hiding(self) -> str:
+        """The inputs that may hide something, in words; empty if there are none."""
+        return self._said(self.inputs.hide)
+
+    def _said(self, inputs: Mapping[int, str]) -> str:
+        return ", ".join(f"{self.measured.names[i]!r} ({said})" for i, said in inputs.items())
+
+    def leaf(self, i: int) -> np.ndarray:
+        """Another value for a leaf."""
+        return self._leaf(i, keep_signs=False)
+
+    def _leaf(self, i: int, *, keep_signs: bool) -> np.ndarray:
+        leaf, value = self.analysis.leaves[i], self.own[i]
+        if not is_float(value):
+            return plain(value)
+        centred = i in self.proof.zero_centred
+        return drawn_leaf(leaf, value, self.rng, zero_centred=centred, keep_signs=keep_signs)
+
+    def _leaves(self, *, keep_signs: bool) -> list[np.ndarray]:
+        return [self._leaf(i, keep_signs=keep_signs) for i in range(len(self.own))]
+
+    def constants(self, by: float) -> np.ndarray:
+        """The factors of all constants where epsilons are negligible, by a step."""
+        return np.array(
+            [
+                by * min(1.0, _SMALL / abs(constant.value)) if kind == "epsilon" else 2.0**24 / by
+                for constant, kind in self.assumptions.items()
+            ]
+        )
+
+    def at(self, base: Sequence[np.ndarray], by: float, *, on_varied: bool = False) -> Outputs:
+        """The outputs at some leaves, with epsilons multiplied."""
+        if on_varied:
+            return self._on_varied(base, self.constants(by), self.inputs.varied)
+        return self.measured(base, self.constants(by))
+
+    def yardstick(
+        self, draw: int, by: float, *, on_varied: bool = False, tries: int = _TRIES
+    ) -> Yardstick:
+        """What changes from one of the drawn settings are measured with."""
+        key = draw, by, on_varied, tries
+        if key not in self._yardsticks:
+            at = functools.partial(self.at, by=by, on_varied=on_varied)
+            base = self.draws[draw]
+            elsewhere = [at(values) for d, values in enumerate(self.draws) if d != draw]
+            rounded = [at(self._rounded(base)) for _ in range(tries)]
+            found = yardstick(at(base), elsewhere, rounded, self.measured.eps)
+            self._yardsticks[key] = found
+        return self._yardsticks[key]
+
+    def _rounded(self, base: Sequence[np.ndarray]) -> list[np.ndarray]:
+        by = max(_ROUNDING, 4 * self.measured.eps)
+        return [x * (1 + by * self.rng.normal(size=x.shape)) if is_float(x) else x for x in base]
+
+    def error(self, draw: int, move: Move) -> float:
+        """The change by a move, where epsilons are negligible.
+
+        It is infinite where the move overflows, or where rounding has grown with it: the variance
+        of what is the same everywhere is rounding, and may be made as large as one likes.
+        """
+        base = moved(self.draws[draw], move)
+        errors, first = list[float](), self.yardstick(draw, self.steps[0]).n_looked
+        for by in self.steps:
+            ruler = self.yardstick(draw, by)
+            if ruler.n_looked < first:  # rounding, divided by next to nothing
+                return _still(errors)
+            outputs = self.at(base, by)
+            found = ruler.change(outputs)
+            if self.measured.tolerance < found < np.inf:
+                found = self._without_rounding(draw, by, base, outputs)
+            if not np.isfinite(found):
+                return _still(errors)
+            errors.append(found)
+            if found <= self.measured.tolerance:
+                break
+        return min(errors)
+
+    def _without_rounding(
+        self, draw: int, by: float, base: Sequence[np.ndarray], outputs: Outputs
+    ) -> float:
+        """The change to some outputs beyond what rounding does to them, too."""
+        ruler = self.yardstick(draw, by, tries=_MANY)
+        rounded = [self.at(self._rounded(base), by) for _ in range(_MANY)]
+        finer = ruler.less_rounding(outputs, rounded)
+        return finer.change(outputs) if 2 * finer.n_looked >= ruler.n_looked else np.inf
+
+    def _is_finite(self) -> bool:
+        outs = self.at(self.draws[0], self.steps[0])
+        return any(np.any(np.isfinite(y)) for y in outs)
+
+    def _require_finite(self) -> None:
+        if not self._is_finite():
             raise VerificationError(
                 "The outputs of `fn` must be finite to be compared. At parameters drawn with the "
-                "magnitudes of `params` some are not. Give a batch of more than one example to "
-                "what normalises over the batch, and inputs that are themselves finite."
+                "magnitudes of `params` none is. Give a batch of more than one example to what "
+                "normalises over the batch, and inputs that are themselves finite."
             )
 
-    def powers(self, vector: Vector, by: float) -> dict[int, float]:
-        """The factors of a symmetry: ``by**s``."""
-        return {i: float(by ** float(s)) for i, s in vector.items()}
+    def _draw_until_something_is_seen(self) -> None:
+        """Draws those settings again at which rounding moves every output."""
+        for draw in range(DRAWS):
+            for _ in range(_MANY):
+                if self.yardstick(draw, self.steps[0]).n_looked:
+                    break
+                self.draws[draw] = self._leaves(keep_signs=False)
+                self._yardsticks.clear()
 
-    def witness(self, i: int) -> Vector:
-        """The symmetry that scales an invariant leaf: it and biases of its own."""
-        return self.proof.found.witness[i]
+    def _say_what_is_not_double(self) -> None:
+        if not self.measured.is_double:
+            why = f" ({self.measured.why})" if self.measured.why else ""
+            self.notes.append(
+                f"`fn`, or a part of it, could not be computed in float64 but only in "
+                f"{np.dtype(self.measured.dtype)}{why}: changes below "
+                f"{self.measured.tolerance:.1e} are not seen."
+            )
 
-    def along_cone(self, doublings: int) -> dict[int, float]:
-        """The factors to where all that may be scaled up has been doubled that often."""
-        cone = self.proof.found.cone
-        top = max(cone.values(), default=1)
-        return self.powers({i: Fraction(s) / top for i, s in cone.items()}, 2.0**doublings)
+
+def _still(errors: Sequence[float]) -> float:
+    """The error where epsilons could not be made as small as they should be.
+
+    If it became smaller with them, it may be theirs, and nothing can be said.
+    """
+    is_theirs = len(errors) < 2 or errors[-1] < 0.5 * errors[-2]
+    return float("inf") if is_theirs else min(errors)
+
+
+def moved(base: Sequence[np.ndarray], move: Move) -> list[np.ndarray]:
+    """Leaves after a move."""
+    return [x * np.exp2(move[i]) if i in move else x for i, x in enumerate(base)]
 
 
 def plain(value: Any) -> np.ndarray:  # noqa: ANN401 - any array
@@ -99,7 +248,28 @@ def plain(value: Any) -> np.ndarray:  # noqa: ANN401 - any array
     return array.astype(np.float64) if is_float(value) and not np.iscomplexobj(array) else array
 
 
-def _proof_of(analysis: Analysis, leaves: Sequence[Any]) -> Explainer:
+def _drawn(given: Any, rng: np.random.Generator, *, keep_signs: bool) -> Any:  # noqa: ANN401 - pytrees
+    draw = functools.partial(drawn_input, rng=rng, keep_signs=keep_signs)
+    return jax.tree.map(draw, given, is_leaf=is_abstract)
+
+
+def _filled(given: Any, inputs: Sequence[Any]) -> Any:  # noqa: ANN401 - pytrees
+    """Arguments with other arrays in the place of theirs."""
+    leaves, rest = jax.tree.flatten(given)
+    arrays = iter(inputs)
+    return jax.tree.unflatten(rest, [next(arrays) if is_array(x) else x for x in leaves])
+
+
+def _constants(assumptions: Sequence[Assumption]) -> dict[Constant, str]:
+    """The constants that are taken for 0 or infinity, and which of both."""
+    places: dict[tuple[str, str, float], list[str]] = {}
+    for a in assumptions:
+        if a.kind in ("epsilon", "infinity"):
+            places.setdefault((a.kind, a.primitive, a.value), []).append(a.where)
+    return {Constant(name, x, frozenset(at)): kind for (kind, name, x), at in places.items()}
+
+
+def proof_of(analysis: Analysis, leaves: Sequence[Any]) -> Explainer:
     """The proof behind an analysis, after what it is of has been compared with `leaves`."""
     if not isinstance(analysis.proof, Explainer):
         raise StructureError(

@@ -8,30 +8,48 @@ class Weak:
     """An invariance that is proved but does not hold at the user's own parameters.
 
     Attributes:
-      path: The leaf.
-      change: By how much doubling it, with the biases of its own, moves the outputs there,
-        relative to their largest entry: the epsilon beside what it feeds is not small.
+      path: The leaf; of a joint group, one of its leaves.
+      change: By how much doubling it, with the biases of its own or the rest of its group, moves
+        the outputs there, relative to their largest entry.
+      others: The rest of its group.
+      because: What the proof leans on that does not hold here: the epsilon, or the guard.
     """
 
     path: str
     change: float
+    others: tuple[str, ...] = ()
+    because: str = ""
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        shown = ", ".join(map(repr, self.others[:3])) + (", ..." if len(self.others) > 3 else "")
+        with_others = f" with {shown}" if shown else ""
+        because = self.because or "though nothing that the proof leans on explains it"
+        return (
+            f"weak: doubling {self.path!r}{with_others} moves the outputs by {self.change:.1%} at "
+            f"these parameters, {because}"
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verification:
     """A numeric certificate of an `Analysis`: every claim that it makes held.
 
+    What is in it is measured, at some parameters and on some inputs, and proves nothing.
+
     Attributes:
       symmetries: The dimension of the space of symmetries that was checked.
-      invariant: The number of leaves, claimed invariant, that were scaled far.
-      joint: The number of leaves, claimed jointly invariant, that were scaled far.
-      axes: The number of axes, claimed invariant index by index, that were tried.
-      error: The largest relative change of an output under any claimed symmetry.
+      invariant: The number of leaves, claimed invariant, that were scaled.
+      joint: The number of leaves, claimed jointly invariant, that were scaled.
+      axes: The number of axes, claimed invariant index by index, of which each index was scaled.
+      error: The largest change of an entry of an output under any claimed symmetry, relative to how
+        far that entry moves when the parameters are drawn anew.
       tolerance: What that error had to stay below.
-      dtype: The coarsest floating dtype that the function computes in, which sets the tolerance.
+      dtype: The coarsest floating dtype that was computed in, which sets the tolerance: float64,
+        whatever the function computes in by itself, unless it cannot be opened (see `notes`).
       weak: The invariances that do not hold at the user's own parameters.
       possibly_missed: Leaves not claimed invariant whose scale moved no output.
-      dead_biases: Biases whose value moves no output, as before the subtraction of a mean.
+      dead_biases: Biases whose value moved no output, as before the subtraction of a mean.
       notes: What could not be looked at, in sentences.
     """
 
@@ -56,14 +74,10 @@ class Verification:
         """A few lines for a person."""
         lines = [
             f"{self.symmetries} symmetries, {self.invariant} invariant and {self.joint} jointly "
-            f"invariant leaves, {self.axes} axes: all hold, to {self.error:.1e} "
+            f"invariant leaves, each index of {self.axes} axes: all hold, to {self.error:.1e} "
             f"(tolerance {self.tolerance:.1e}, computed in {self.dtype})"
         ]
-        lines += [
-            f"weak: doubling {w.path!r} moves the outputs by {w.change:.1%} at these parameters, "
-            f"where an epsilon is not small"
-            for w in self.weak
-        ]
+        lines += [str(w) for w in self.weak]
         lines += [f"possibly missed: scaling {p!r} moves nothing" for p in self.possibly_missed]
-        lines += [f"dead bias: the value of {p!r} moves nothing" for p in self.dead_biases]
+        lines += [f"dead, as measured: the value of {p!r} moves nothing" for p in self.dead_biases]
         return "\n".join([*lines, *self.notes])

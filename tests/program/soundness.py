@@ -77,11 +77,11 @@ def examine(network: Network, analysis: bnmask.Analysis | None = None) -> Examin
     claims = list(_claims(network, analysis))
     settings += claims
     settings += _absences(network, analysis)
-    errors = _errors(network, settings)
+    errors = errors_of(network, settings)
     if any(q[0] in _CLAIMS and not error < SAME for q, error in errors.items()):
         with mock.patch.object(layers, "EPS", 1e-22):  # was it the epsilons, taken as 0?
             jax.clear_caches()
-            fresh = _errors(network, settings)
+            fresh = errors_of(network, settings)
         jax.clear_caches()
         errors.update({q: min(error, fresh[q]) for q, error in errors.items() if q[0] in _CLAIMS})
         errors["jitter",] = max(errors["jitter",], fresh["jitter",])
@@ -135,7 +135,7 @@ def _claims(network: Network, analysis: bnmask.Analysis) -> Iterator[Setting]:  
         for axis in leaf.invariant_axes:
             index = zlib.crc32(leaf.path.encode()) % leaf.shape[axis]
             for c in (2.7, 0.2):
-                yield from _at_index(
+                yield from at_index(
                     network,
                     ("axis", leaf.path, axis, c),
                     leaf.path,
@@ -146,7 +146,7 @@ def _claims(network: Network, analysis: bnmask.Analysis) -> Iterator[Setting]:  
                 )
 
 
-def _at_index(
+def at_index(
     network: Network,
     question: tuple[Any, ...],
     path: str,
@@ -193,12 +193,12 @@ def _absences(network: Network, analysis: bnmask.Analysis) -> Iterator[Setting]:
                     continue
                 for index in range(n):
                     question = ("absent_axis_part", path, axis, index)
-                    yield from _at_index(
+                    yield from at_index(
                         network, question, path, axis, index, 2.2, network.own.get(path, [])
                     )
 
 
-def _errors(network: Network, settings: list[Setting]) -> dict[tuple[Any, ...], float]:
+def errors_of(network: Network, settings: list[Setting]) -> dict[tuple[Any, ...], float]:
     """For each question the least relative change of the outputs among its alternatives."""
     evaluate = traced(network.fn, network.params, network.x)
     rows = [evaluate(_applied(network.params, s), network.x) for s in settings]

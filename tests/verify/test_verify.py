@@ -148,15 +148,29 @@ def test_what_an_analysis_did_not_claim_is_possibly_missed(x):
     assert bnmask.verify(analysis, quotient, p, x, key=KEY).possibly_missed == ("w",)
 
 
-def test_dtypes_of_the_functions_own_set_the_tolerance(x):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
+def test_a_function_is_computed_in_double_precision_whatever_it_computes_in(x, dtype):
     p = params()
 
-    def single(p, x):
-        return conv_bn(jax.tree.map(lambda v: v.astype(jnp.float32), p), x.astype(jnp.float32))
+    def low(p, x):
+        return conv_bn(jax.tree.map(lambda v: v.astype(dtype), p), x.astype(dtype))
 
-    found = bnmask.verify(bnmask.analyze(single, p, x), single, p, x, key=KEY)
+    found = bnmask.verify(bnmask.analyze(low, p, x), low, p, x, key=KEY)
+    assert found.dtype == "float64"
+    assert found.error < found.tolerance == 1e-8
+
+
+def test_what_cannot_be_opened_sets_the_tolerance_and_is_told_of(x):
+    p = params()
+
+    def called_back(p, x):
+        shape = jax.ShapeDtypeStruct((16, 2), jnp.float32)
+        return jax.pure_callback(np.tanh, shape, conv_bn(p, x), vmap_method="sequential")
+
+    found = bnmask.verify(bnmask.analyze(called_back, p, x), called_back, p, x, key=KEY)
     assert found.dtype == "float32"
     assert found.error < found.tolerance < 1e-3
+    assert "could not be computed in float64 but only in float32" in found.notes[0]
 
 
 def test_double_precision_does_not_leak(x):
@@ -187,3 +201,31 @@ def test_other_params_than_those_analysed_are_an_error(x):
     analysis = bnmask.analyze(conv_bn, p, x)
     with pytest.raises(bnmask.StructureError, match="must be those of `analysis`"):
         bnmask.verify(analysis, conv_bn, {"w": p["head"]["kernel"]}, x, key=KEY)
+
+
+def test_parameters_drawn_with_the_same_seed_are_not_drawn_again(x):
+    p = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(3, 8)), jnp.float32)}
+
+    def fn(p, x):
+        return jnp.tanh(normed(x @ p["w"], 1e-5))
+
+    assert bnmask.verify(bnmask.analyze(fn, p, x), fn, p, x, key=jax.random.key(0)).ok
+
+
+def test_what_is_divided_over_devices_is_opened(x):
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    split, whole = jax.sharding.PartitionSpec("d"), jax.sharding.PartitionSpec()
+
+    def one(w, x):
+        z = x @ w
+        mean = jax.lax.pmean(z.mean(0, keepdims=True), "d")
+        var = jax.lax.pmean(jnp.square(z).mean(0, keepdims=True), "d") - jnp.square(mean)
+        return (z - mean) * jax.lax.rsqrt(var + 1e-5)
+
+    def fn(p, x):
+        return jax.shard_map(one, mesh=mesh, in_specs=(whole, split), out_specs=split)(p["w"], x)
+
+    p = {"w": params()["dense"]["kernel"]}
+    found = bnmask.verify(bnmask.analyze(fn, p, x), fn, p, x, key=KEY)
+    assert found.ok
+    assert (found.invariant, found.axes, found.dtype) == (1, 1, "float64")

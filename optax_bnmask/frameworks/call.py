@@ -1,0 +1,26 @@
+"""A framework's model as a function of its parameters and all that it is called with."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """A call ``fn(params, *state, *args, **kwargs)``.
+
+    Attributes:
+      fn: The function.
+      params: Its parameters.
+      state: What else the framework keeps for the model: statistics, keys.
+      args: The user's arguments.
+      kwargs: The same by name.
+      statistics: The statistics of the parameters, or `None`.
+    """
+
+    fn: Callable[..., Any]
+    params: Any
+    state: Sequence[Any]
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    statistics: Any

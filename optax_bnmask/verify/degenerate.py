@@ -1,0 +1,83 @@
+"""Inputs that hide what a function does: examples that are all equal, arrays of one number.
+
+A normaliser over a batch of equal examples puts out 0 (or rounding, divided by an epsilon) whatever
+it is given. On such a batch the parameters before it seem not to matter, though they do on others.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from optax_bnmask.program.constants import is_here
+
+_SEVERAL = 4
+"""In the place of one example, of which a normaliser over the batch leaves nothing."""
+
+
+def is_data(value: Any) -> bool:  # noqa: ANN401 - any array
+    """Whether an input may hold examples: numbers, and several of them."""
+    return value.size > 1 and bool(jnp.issubdtype(value.dtype, np.number))
+
+
+def degeneracy(value: Any) -> str:  # noqa: ANN401 - any array
+    """In what way an input tells one example from another nowhere; empty if it does."""
+    if not is_data(value) or not is_here(value):
+        return ""
+    array = np.asarray(value)
+    if np.all(array == array.ravel()[0]):
+        return f"all {array.ravel()[0]}"
+    if array.shape[0] > 1 and np.all(array == array[:1]):
+        return f"{array.shape[0]} equal examples"
+    return ""
+
+
+def _varied(value: Any, rng: np.random.Generator) -> Any:  # noqa: ANN401 - any array
+    """A degenerate input with all entries changed: floats keep signs, integers their range."""
+    array = np.asarray(value)
+    if np.issubdtype(array.dtype, np.integer):
+        low, high = int(min(array.min(), 0)), int(max(array.max(), 1))
+        return rng.integers(low, high, size=array.shape, endpoint=True).astype(array.dtype)
+    noise = 0.3 * rng.normal(size=array.shape)
+    return np.where(array == 0, noise, array * np.exp(noise)).astype(array.dtype)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Inputs:
+    """The inputs of a function, and others on which it hides nothing.
+
+    Attributes:
+      degenerate: By number, in which way an input tells no example from another.
+      singles: The numbers of the inputs that hold one example only.
+      all_degenerate: Whether no input but the degenerate ones is data.
+      varied: All inputs, the degenerate ones varied and several examples in the place of one.
+    """
+
+    degenerate: Mapping[int, str]
+    singles: tuple[int, ...]
+    all_degenerate: bool
+    varied: Sequence[Any]
+
+    @property
+    def hide(self) -> Mapping[int, str]:
+        """By number, in which way an input may hide something."""
+        return {**dict.fromkeys(self.singles, "a single example"), **self.degenerate}
+
+
+def examined(inputs: Sequence[Any], n_state: int, rng: np.random.Generator) -> Inputs:
+    """What may be hidden by some inputs.
+
+    Args:
+      inputs: All inputs.
+      n_state: How many of them, from the first, are no data but a state: statistics, keys.
+      rng: Where the numbers come from.
+    """
+    data = {i: x for i, x in enumerate(inputs) if i >= n_state and is_data(x)}
+    found = {i: said for i, x in data.items() if (said := degeneracy(x))}
+    singles = tuple(i for i, x in data.items() if x.ndim > 1 and x.shape[0] == 1 and is_here(x))
+    several = [np.repeat(x, _SEVERAL, 0) if i in singles else x for i, x in enumerate(inputs)]
+    others = {*found, *singles}
+    varied = [_varied(x, rng) if i in others else x for i, x in enumerate(several)]
+    return Inputs(found, singles, len(found) == len(data) > 0, varied)

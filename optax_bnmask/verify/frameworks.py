@@ -1,0 +1,180 @@
+"""`verify` for the models of frameworks: the same arguments as `analyze_linen`, `analyze_nnx`."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, overload
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.frameworks.call import Call
+from optax_bnmask.frameworks.confirm import confirmed
+from optax_bnmask.frameworks.linen import linen_call
+from optax_bnmask.frameworks.nnx import nnx_call
+from optax_bnmask.verify.verification import Verification
+from optax_bnmask.verify.verifying import keywords, verification_of
+
+
+@overload
+def verify_linen(
+    module: Any,  # noqa: ANN401 - as in `analyze_linen`
+    variables: Mapping[str, Any],
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the module takes
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    rngs: Any = None,  # noqa: ANN401 - as in `apply`
+    method: str | Callable[..., Any] | None = None,
+    **kwargs: Any,  # noqa: ANN401 - whatever the module takes
+) -> Verification: ...
+
+
+@overload
+def verify_linen(
+    analysis: Analysis,
+    module: Any,  # noqa: ANN401 - as in `analyze_linen`
+    variables: Mapping[str, Any],
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the module takes
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    rngs: Any = None,  # noqa: ANN401 - as in `apply`
+    method: str | Callable[..., Any] | None = None,
+    **kwargs: Any,  # noqa: ANN401 - whatever the module takes
+) -> Verification: ...
+
+
+def verify_linen(
+    *given: Any,
+    key: Any,
+    factor: float = 256.0,
+    rngs: Any = None,
+    method: str | Callable[..., Any] | None = None,
+    **kwargs: Any,
+) -> Verification:
+    """`verify` for a Linen module: ``verify_linen([analysis,] module, variables, *args, key=...)``.
+
+    Args:
+      *given: The analysis to verify, as from `analyze_linen`; without one, the module is analysed
+        first. Then what `analyze_linen` takes: the module, its variables, its inputs.
+      key: As in `verify`. A module that takes a `key` of its own gets this one.
+      factor: As in `verify`.
+      rngs: As in `analyze_linen`: the same random numbers in every evaluation.
+      method: As in `analyze_linen`.
+      **kwargs: The module's other arguments by name.
+
+    Returns:
+      The `Verification`.
+
+    Raises:
+      VerificationError: A claim fails.
+      StructureError: As `analyze_linen` and `verify`.
+
+    Example:
+      >>> import flax.linen as nn, jax
+      >>> import optax_bnmask as bnmask
+      >>> norm = nn.BatchNorm(use_running_average=False)
+      >>> net = nn.Sequential([nn.Dense(8), norm, nn.tanh])
+      >>> x = jax.random.normal(jax.random.key(0), (16, 3))
+      >>> variables = net.init(jax.random.key(1), x)
+      >>> bnmask.verify_linen(net, variables, x, key=jax.random.key(2)).dead_biases
+      ('layers_0/bias',)
+    """
+    analysis, (module, variables, *args) = _split(given, "verify_linen", "a module, its variables")
+    called = method if callable(method) else getattr(module, method or "__call__", None)
+    if _takes_key(analysis, called):
+        kwargs["key"] = key
+    call = linen_call(module, variables, args, kwargs, rngs=rngs, method=method)
+    return _verified(analysis, call, key=key, factor=factor)
+
+
+@overload
+def verify_nnx(
+    module: Any,  # noqa: ANN401 - any module
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the module takes
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    **kwargs: Any,  # noqa: ANN401 - whatever the module takes
+) -> Verification: ...
+
+
+@overload
+def verify_nnx(
+    analysis: Analysis,
+    module: Any,  # noqa: ANN401 - any module
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the module takes
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    **kwargs: Any,  # noqa: ANN401 - whatever the module takes
+) -> Verification: ...
+
+
+def verify_nnx(
+    *given: Any,
+    key: Any,
+    factor: float = 256.0,
+    **kwargs: Any,
+) -> Verification:
+    """`verify` for an NNX module: ``verify_nnx([analysis,] module, *args, key=...)``.
+
+    The module is left as it is: its statistics and the counts of its keys do not move.
+
+    Args:
+      *given: The analysis to verify, as from `analyze_nnx`; without one, the module is analysed
+        first. Then what `analyze_nnx` takes: the module, its inputs.
+      key: As in `verify`. A module that takes a `key` of its own gets this one.
+      factor: As in `verify`.
+      **kwargs: The module's other arguments by name.
+
+    Returns:
+      The `Verification`.
+
+    Raises:
+      VerificationError: A claim fails.
+      StructureError: As `analyze_nnx` and `verify`.
+
+    Example:
+      >>> from flax import nnx
+      >>> import jax
+      >>> import optax_bnmask as bnmask
+      >>> rngs = nnx.Rngs(0)
+      >>> net = nnx.Sequential(nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, rngs=rngs), nnx.tanh)
+      >>> x = jax.ShapeDtypeStruct((32, 3), "float32")
+      >>> analysis = bnmask.analyze_nnx(net, x)
+      >>> bnmask.verify_nnx(analysis, net, x, key=jax.random.key(0)).dead_biases
+      ('layers/0/bias',)
+    """
+    analysis, (module, *args) = _split(given, "verify_nnx", "a module")
+    if _takes_key(analysis, getattr(module, "__call__", None)):  # noqa: B004 - its signature
+        kwargs["key"] = key
+    return _verified(analysis, nnx_call(module, args, kwargs), key=key, factor=factor)
+
+
+def _split(given: Sequence[Any], name: str, what: str) -> tuple[Analysis | None, Sequence[Any]]:
+    """The analysis, if there is one, and the rest."""
+    is_first = bool(given) and isinstance(given[0], Analysis)
+    analysis, rest = (given[0], given[1:]) if is_first else (None, given)
+    if len(rest) < 1 + what.count(","):
+        raise TypeError(
+            f"`{name}` must be given {what} and what the module takes, after the analysis if there "
+            f"is one. Found {len(given)} arguments by position."
+        )
+    return analysis, rest
+
+
+def _takes_key(analysis: Analysis | None, called: Any) -> bool:  # noqa: ANN401 - any callable
+    """Whether a model takes a `key` by name: it was analysed with one, or says so."""
+    if analysis is not None:
+        return "key" in keywords(analysis)
+    try:
+        return "key" in inspect.signature(called).parameters
+    except (TypeError, ValueError):  # what is no function of Python's has no signature
+        return False
+
+
+def _verified(analysis: Analysis | None, call: Call, **how: Any) -> Verification:  # noqa: ANN401
+    analysis = confirmed(call) if analysis is None else analysis
+    args = (*call.state, *call.args)
+    return verification_of(
+        analysis, call.fn, call.params, args, call.kwargs, state=call.state, **how
+    )

@@ -1,0 +1,145 @@
+"""What symmetries say of a gradient.
+
+If ``L(c**s * p) = L(p)`` for all ``c > 0``, then its derivative by `c` at 1 is 0:
+
+    sum_i s_i <p_i, dL/dp_i> = 0
+
+The gradient of a scale-invariant leaf is orthogonal to it, that of each index of an invariant axis
+to that index, that of a joint group to the group. Each kind of claim is a function below that
+yields names and violations; a symmetry of shifts, ``L(b + t) = L(b)``, would be another: the
+gradient of what may be shifted sums to 0 along the axes that it may be shifted along.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.program.explain import Explainer
+from optax_bnmask.verify import claims
+from optax_bnmask.verify.trial import proof_of
+
+Array = Any
+
+_ROUNDING = 16
+"""A gradient smaller than so many units of rounding of the largest there is, is rounding itself."""
+
+
+def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> dict[str, Array]:
+    """By claim, how far the gradients `g` at the leaves `p` are from what it demands."""
+    proof, products = proof_of(analysis, p), _Products(p, g)
+    return dict(
+        [
+            *_alone(analysis, proof, products),
+            *_each_index(analysis, proof, products),
+            *_together(analysis, proof, products),
+        ]
+    )
+
+
+class _Products:
+    """Products of parameters with their gradients, entry by entry, and of their norms."""
+
+    def __init__(self, p: Sequence[Array], g: Sequence[Array]) -> None:
+        pairs = [_promoted(x, y) for x, y in zip(p, g, strict=True)]
+        self._products = [jnp.real(x * y) for x, y in pairs]
+        self._squares = [(jnp.square(jnp.abs(x)), jnp.square(jnp.abs(y))) for x, y in pairs]
+        eps = max((float(jnp.finfo(y.dtype).eps) for y in g if _is_inexact(y)), default=0.0)
+        sizes = [self.size(i) for i in range(len(pairs))]
+        self.floor = _ROUNDING * eps * (jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(()))
+
+    def inner(self, i: int) -> Array:
+        """``<p_i, g_i>``."""
+        return jnp.sum(self._products[i])
+
+    def size(self, i: int) -> Array:
+        """``|p_i| |g_i|``."""
+        p, g = self._squares[i]
+        return jnp.sqrt(jnp.sum(p) * jnp.sum(g))
+
+    def inner_along(self, i: int, axis: int) -> Array:
+        """``<p_ij, g_ij>`` for each index `j` of an axis."""
+        return _along(self._products[i], axis)
+
+    def size_along(self, i: int, axis: int) -> Array:
+        """``|p_ij| |g_ij|`` for each index `j` of an axis."""
+        p, g = self._squares[i]
+        return jnp.sqrt(_along(p, axis) * _along(g, axis))
+
+
+def _along(x: Array, axis: int) -> Array:
+    return jnp.sum(x, axis=tuple(a for a in range(x.ndim) if a != axis))
+
+
+def _is_inexact(x: Array) -> bool:
+    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
+
+
+def _promoted(x: Array, y: Array) -> tuple[Array, Array]:
+    """Two arrays in one dtype, of at least single precision; what has no gradient counts as 0."""
+    x, y = jnp.asarray(x), jnp.asarray(y)
+    if not _is_inexact(x) or not _is_inexact(y):
+        return jnp.zeros(x.shape), jnp.zeros(x.shape)
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
+    return x.astype(dtype), y.astype(dtype)
+
+
+Violations = Iterator[tuple[str, Array]]
+
+
+def _alone(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
+    """Of each invariant leaf, with the biases added to its own output."""
+    paths = [leaf.path for leaf in analysis.leaves if leaf.scale is Scale.INVARIANT]
+    for path, claim in zip(paths, claims.leaves_alone(analysis, proof), strict=True):
+        yield path, _violation(claim, products)
+
+
+def _together(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
+    """Of each joint group, and of every symmetry."""
+    for n, claim in enumerate(claims.groups(analysis, proof)):
+        yield f"group {n}", _violation(claim, products)
+    for n, claim in enumerate(claims.symmetries(analysis)):
+        yield f"symmetry {n}", _violation(claim, products)
+
+
+def _violation(claim: claims.Scaling, products: _Products) -> Array:
+    exponents = claim.exponents.items()
+    inner = sum(float(s) * products.inner(i) for i, s in exponents)
+    size = sum(abs(float(s)) * products.size(i) for i, s in exponents)
+    return _relative(inner, jnp.maximum(size, products.floor))
+
+
+def _relative(inner: Array, size: Array) -> Array:
+    return jnp.where(size > 0, jnp.abs(inner) / jnp.where(size > 0, size, 1), 0)
+
+
+def _each_index(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
+    """Of each index of each invariant axis: the largest of an axis."""
+    for claim in claims.axes(analysis):
+        ways = claim.alternatives(claims.witness(proof, claim.leaf))
+        # One of the ways in which its biases may go along is the right one.
+        found = [_largest(way, products) for way in ways]
+        name = f"{analysis.leaves[claim.leaf].path}[axis {claim.axis}]"
+        yield name, jnp.min(jnp.stack(found))
+
+
+def _largest(claim: claims.EachIndex, products: _Products) -> Array:
+    inner = products.inner_along(claim.leaf, claim.axis)
+    size = products.size_along(claim.leaf, claim.axis)
+    for place in claim.places:
+        inner += place.exponent * _of(place, products.inner, products.inner_along, claim.size)
+        size += abs(place.exponent) * _of(place, products.size, products.size_along, claim.size)
+    # An index that no gradient reaches just now, behind a rectifier, has one of rounding.
+    size = jnp.maximum(jnp.maximum(size, jnp.mean(size)), products.floor)
+    return jnp.max(_relative(inner, size))
+
+
+def _of(place: claims.Place, whole: Any, along: Any, n: int) -> Array:  # noqa: ANN401 - functions
+    """What a bias adds at each of `n` indices."""
+    if place.axis is None:
+        return whole(place.leaf)
+    parts = along(place.leaf, place.axis)
+    return parts.reshape(n, -1).sum(1) if place.block else parts.reshape(-1, n).sum(0)

@@ -1,0 +1,142 @@
+"""`verify`: a numeric certificate for what an analysis claims."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.verify.verification import Verification
+
+
+def verify(
+    analysis: Analysis,
+    fn: Callable[..., Any],
+    params: Any,  # noqa: ANN401 - any pytree
+    *args: Any,  # noqa: ANN401 - any pytrees
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    has_aux: bool | None = None,
+    **kwargs: Any,  # noqa: ANN401 - any pytrees
+) -> Verification:
+    """Checks in numbers that what an analysis claims is so, and whether it is so at `params`.
+
+    Two questions are kept apart. *Is the claim right?* Parameters that hide nothing are drawn (no
+    zero bias, no zero gain), three times, and moved along the claimed symmetries, ``2**(k*s) * p``
+    for random `k`. The function is computed in float64, with the epsilons that the proof lists made
+    negligible (1e-12) and infinities larger: nothing else excuses a claim. No entry of an output
+    may change beside what it does when the parameters are drawn anew. All claims are tried at once;
+    where that fails, halving finds the one that does, down to the index of an axis. *Does it hold
+    here?* At the given parameters, with epsilons as they are, each invariant leaf and each
+    joint group is doubled: an invariance is weak where that moves the outputs by more than 1 %.
+
+    Args:
+      analysis: What `optax_bnmask.analyze` found of `fn`.
+      fn: The function, as it was analysed.
+      params: Its parameters: any pytree of arrays or `jax.ShapeDtypeStruct`s. Drawn values keep the
+        magnitudes of arrays. Where any is known by shape only, or is divided between processes so
+        that none can read it, nothing is said of weakness.
+      *args: The other arguments. Those known so are drawn as well: floats normally, integers
+        from {0, 1}. Normalisers over the batch need more than one example.
+      key: A JAX key: same key, same answer. If `fn` was analysed with a `key` of its own, it gets
+        this one.
+      factor: How far to go.
+      has_aux: As in `analyze`; by default, as `fn` was analysed.
+      **kwargs: The other arguments by name.
+
+    Returns:
+      The `Verification`.
+
+    Raises:
+      VerificationError: A claim fails; the message names the leaf or the symmetry, and by how much.
+        Or the outputs are not finite, so that nothing can be said.
+      StructureError: `params` are not those of the analysis, or it proved nothing from a program.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> def f(p, x):
+      ...     z = x @ p["w"] + p["b"][None]
+      ...     z = z - z.mean(0, keepdims=True)
+      ...     z = z / jnp.sqrt((z * z).mean(0, keepdims=True) + 1e-5)
+      ...     return jnp.tanh(z * p["gamma"][None])
+      >>> params = {"w": jnp.ones((3, 8)), "b": jnp.ones(8), "gamma": jnp.ones(8)}
+      >>> x = jax.random.normal(jax.random.key(0), (32, 3))
+      >>> found = bnmask.verify(bnmask.analyze(f, params, x), f, params, x, key=jax.random.key(1))
+      >>> found.ok, found.dead_biases
+      (True, ('b',))
+    """
+    own = keywords(analysis)  # a `key` of its own is given to it, too
+    kwargs |= {"key": key} if "key" in own else {}
+    if "factor" in own:
+        kwargs["factor"], factor = factor, 256.0
+    return verification_of(
+        analysis, fn, params, args, kwargs, key=key, factor=factor, has_aux=has_aux
+    )
+
+
+def verification_of(
+    analysis: Analysis,
+    fn: Callable[..., Any],
+    params: Any,  # noqa: ANN401 - any pytree
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float,
+    has_aux: bool | None = None,
+    state: Any = (),  # noqa: ANN401 - any pytree
+) -> Verification:
+    """`verify`, where `args` start with a `state`, of which nobody asks whether it is good data."""
+    from optax_bnmask.verify import claims  # noqa: PLC0415 - what `import` need not wait for
+    from optax_bnmask.verify.findings import unmoving, weak  # noqa: PLC0415
+    from optax_bnmask.verify.measuring import inputs_of  # noqa: PLC0415
+    from optax_bnmask.verify.search import largest_error, placed, unseen  # noqa: PLC0415
+    from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
+
+    rng = _generator(key)
+    n_state = len(inputs_of(state, {}))
+    trial = Trial(analysis, fn, params, args, kwargs, has_aux=has_aux, n_state=n_state, rng=rng)
+    proof, far = trial.proof, math.log2(factor)
+    axes = [placed(trial, c, claims.witness(proof, c.leaf), far) for c in claims.axes(analysis)]
+    kinds = (
+        claims.leaves_alone(analysis, proof),
+        claims.groups(analysis, proof),
+        axes,
+        claims.symmetries(analysis),
+    )
+    error = max(largest_error(trial, some, far) for some in kinds)
+    missed, dead = unmoving(trial)
+    scales = [leaf.scale for leaf in analysis.leaves]
+    return Verification(
+        symmetries=len(analysis.symmetries),
+        invariant=scales.count(Scale.INVARIANT),
+        joint=scales.count(Scale.JOINT),
+        axes=len(axes),
+        error=error,
+        tolerance=trial.measured.tolerance,
+        dtype=str(np.dtype(trial.measured.dtype)),
+        weak=weak(trial),
+        possibly_missed=missed,
+        dead_biases=dead,
+        notes=(*unseen(trial), *trial.notes),
+    )
+
+
+_SALT = 0x7E51F1
+
+
+def keywords(analysis: Analysis) -> frozenset[str]:
+    """The names of the arguments that a function was analysed with by name."""
+    program = getattr(analysis.proof, "program", None)
+    return program.keywords if program is not None else frozenset()
+
+
+def _generator(key: Any) -> np.random.Generator:  # noqa: ANN401 - a key of either kind
+    typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+    data = jax.random.key_data(key) if typed else key
+    # With the key's numbers alone it would draw, for `key(0)`, what `default_rng(0)` draws: the
+    # parameters themselves, if these were made so.
+    return np.random.default_rng([*np.asarray(data, np.uint32).ravel().tolist(), _SALT])

@@ -1,0 +1,33 @@
+"""On networks that no one thought of, true claims are accepted and false ones refused."""
+
+import warnings
+
+import jax
+import pytest
+
+from tests.program.networks import seeded_network
+from tests.verify.false_claims import accepts, false_claims
+
+
+@pytest.fixture(autouse=True)
+def _as_users_have_it():
+    with (
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_analysis_of_a_network_is_accepted(seed):
+    assert accepts(seeded_network(seed))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_false_claims_about_a_network_are_refused(seed):
+    network = seeded_network(seed)
+    claims = list(false_claims(network, seed))
+    assert claims
+    assert [f"{false.kind}: {false.said}" for false in claims if accepts(network, false)] == []
