@@ -1,5 +1,6 @@
 """Programs within programs, opened on the tape: calls, loops, branches."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -124,7 +125,7 @@ def _ends(w: Writer, first: int, outs: Sequence[int], test: Sequence[int] = ()) 
         carry = tape.equations[first + place]
         if carry.out == out:
             to = {a: a for a in range(len(tape.full_shape(carry.ins[0])))}
-            tape.equations[first + place] = carry._replace(op=MOVE, params={"to": to})
+            tape.equations[first + place] = dataclasses.replace(carry, op=MOVE, params={"to": to})
             ends.append(carry.ins[0])
         else:
             ends.append(w.emit(CARRIED, (carry.out, out, *test), tape.shapes[carry.out], place))

@@ -4,6 +4,7 @@ What depends on no leaf has no axes here, and neither has what cannot scale what
 are, such as the result of ``exp``: they are *rigid*, and make no demands.
 """
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -16,7 +17,8 @@ from optax_bnmask.program.registry import PIN, RULES, SAME, Kind, Law, full_map
 from optax_bnmask.program.tape import CARRY, COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
 
 
-class Plan(NamedTuple):
+@dataclasses.dataclass(slots=True, eq=False)
+class Plan:
     """What the second pass needs to know of an equation.
 
     Attributes:

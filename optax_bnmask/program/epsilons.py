@@ -38,6 +38,7 @@ _PASSING = {Kind.VIEW, Kind.CAST, Kind.SUM, Kind.SELECT, Kind.JOIN, Kind.EXTREMU
 """Kinds whose results still hold the sum as a summand or an entry, or a power of it."""
 
 _FACTORS = {Kind.PRODUCT, Kind.QUOTIENT}
+_SEEN = {Kind.VIEW, Kind.CAST, Kind.LOOP}
 
 _FUNCTIONS = {*_PASSING, *_FACTORS, Kind.REDUCTION, Kind.LOOP}
 """Kinds whose results are nothing but functions of their operands' entries."""
@@ -130,22 +131,21 @@ class Epsilons:
 
     def _step(self, e: Equation, use: Use, number: float) -> Use | None:
         """What the sum is a part of after one more operation; `None` where it is no factor."""
-        kind, x = self._kind(e), use.at
-        on = use._replace(at=e.out, shared=use.shared or self._size(e.out) > self._size(x))
-        if kind in (Kind.VIEW, Kind.CAST, Kind.LOOP):
-            return on
+        kind, x, power, others, rooted = self._kind(e), use.at, use.power, use.others, use.rooted
         if kind is Kind.REDUCTION:  # a sum of n of them adds up n constants
             several = number * self._size(x) / max(self._size(e.out), 1) > EPSILON
-            return None if use.others or several else on._replace(shared=use.shared)
-        if kind is Kind.POWER and not use.others and e.ins[0] == x:
+            return None if others or several else Use(e.out, power, others, use.shared, rooted)
+        if kind is Kind.POWER and not others and e.ins[0] == x:
             k = self._power_of(e)
-            return on._replace(power=use.power * k, rooted=use.rooted or 0 < abs(k) < 1)
-        if kind is Kind.QUOTIENT and e.ins[1] == x != e.ins[0]:
-            return on._replace(power=-use.power, others=(*use.others, e.ins[0]))
-        if kind in _FACTORS and use.power != 1 and e.ins[0] != e.ins[1]:
-            more = tuple(y for y in e.ins if y != x) if kind is Kind.PRODUCT else ()
-            return on._replace(others=(*use.others, *more))
-        return None
+            power, rooted = power * k, rooted or 0 < abs(k) < 1
+        elif kind is Kind.QUOTIENT and e.ins[1] == x != e.ins[0]:
+            power, others = -power, (*others, e.ins[0])
+        elif kind in _FACTORS and power != 1 and e.ins[0] != e.ins[1]:
+            others += tuple(y for y in e.ins if y != x) if kind is Kind.PRODUCT else ()
+        elif kind not in _SEEN:
+            return None
+        shared = use.shared or self._size(e.out) > self._size(x)
+        return Use(e.out, power, others, shared, rooted)
 
     def _power_of(self, e: Equation) -> Number:
         """The power that an equation takes its operand to; 0 if that is not known."""

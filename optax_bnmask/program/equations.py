@@ -104,6 +104,8 @@ class System:
         A loop or a long chain of equal values solves thousands of unknowns one by the next.
         """
         solved, stack = self.solved, [unknown]
+        if solved[unknown].keys().isdisjoint(solved.keys()):
+            return solved[unknown]
         while stack:
             form = solved[stack[-1]]
             known = (u for u in form if u in solved)

@@ -10,6 +10,7 @@ outermost first), and for each mesh (its devices). ``h @ w`` in a scan of 5 laye
     h (2, 3 | 5)    w (3, 3 | 5)      the layer that `w` is the kernel of is an axis that it hides
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -51,7 +52,8 @@ BRANCH = Op("branch")
 """One of several values, the first operand says which."""
 
 
-class Equation(NamedTuple):
+@dataclasses.dataclass(slots=True, eq=False)  # read more often than anything: no tuple is as fast
+class Equation:
     """One operation on numbered values.
 
     Attributes:
