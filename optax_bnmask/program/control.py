@@ -124,7 +124,7 @@ def _ends(w: Writer, first: int, outs: Sequence[int], test: Sequence[int] = ()) 
     for place, out in enumerate(outs):
         carry = tape.equations[first + place]
         if carry.out == out:
-            to = {a: a for a in range(len(tape.full_shape(carry.ins[0])))}
+            to = {a: a for a in range(len(tape.full[carry.ins[0]]))}
             tape.equations[first + place] = dataclasses.replace(carry, op=MOVE, params={"to": to})
             ends.append(carry.ins[0])
         else:

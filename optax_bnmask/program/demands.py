@@ -140,7 +140,7 @@ class Axes:
             elif tape.shapes[x] == tape.shapes[out] and inside + behind == full:
                 maps.append(SAME)
             elif inside == shown:  # in and out of a loop, or length 1 beside a longer axis
-                old, new = tape.full_shape(x), tape.full_shape(out)
+                old, new = tape.full[x], tape.full[out]
                 same = range(min(inside + behind, full))
                 maps.append({a: a for a in same if old[a] == new[a]})
             else:  # a number beside an array
@@ -160,7 +160,7 @@ class Axes:
 
     def _matched(self, e: Equation, law: Law) -> tuple[list[Any], list[Atom]]:
         """The maps of the operands, without what is refused, and the axes of the result."""
-        maps, sizes = self._full_maps(e, law), self.tape.full_shape(e.out)
+        maps, sizes = self._full_maps(e, law), self.tape.full[e.out]
         axes: list[Any] = [None] * len(sizes)
         refused: set[int] = set()
         for x, m in zip(e.ins, maps, strict=True):
@@ -175,12 +175,16 @@ class Axes:
 
     def _shared(self, e: Equation) -> list[Atom] | None:
         """The axes of all operands, if they are those of the result and none refuses to be."""
-        full = self.tape.full_shape
-        found = [self.of[x] for x in e.ins if x in self.of and full(x) == full(e.out)]
-        if len(found) < sum(x in self.of for x in e.ins):
-            return None
-        pairs = ((found[0], q, a) for own in found[1:] for q, a in enumerate(own))
-        return found[0] if found and all(self._is_met(*pair) for pair in pairs) else None
+        full, found = self.tape.full, list[list[Atom]]()
+        for x in e.ins:
+            if x in self.of:
+                if full[x] != full[e.out]:
+                    return None
+                found.append(self.of[x])
+        for own in found[1:]:
+            if own is not found[0] and self._refused(found[0], own, SAME):
+                return None
+        return found[0] if found else None
 
     def _refused(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
         """Demands that axes of an operand are those of the result; those where it is refused."""
@@ -288,7 +292,7 @@ class Axes:
         """A carry has the axes of its start, or of its own where that is a constant."""
         if e.ins[0] in self.of:
             return self._mapped(e, Law())
-        self.of[e.out] = [Atom(n) for n in self.tape.full_shape(e.out)]
+        self.of[e.out] = [Atom(n) for n in self.tape.full[e.out]]
         return Plan(Law(), [None], self.of[e.out])
 
 

@@ -68,7 +68,7 @@ def _whole(w: Writer, inner: Writer, x: int, split: Split) -> int:
     places = _places(split)
     to = {b: a for a, b in places.items()}
     to |= {len(local) + j: len(places) + j for j in range(len(w.frame.hidden))}
-    known = {b: a for b, a in to.items() if b < len(w.tape.full_shape(x))}  # constants hide nothing
+    known = {b: a for b, a in to.items() if b < len(w.tape.full[x])}  # constants hide nothing
     apart = [sizes[b] for b in places.values()]
     shown = w.emit(COLLECT, (x,), apart, to=known, clips=False)
     counts = [_counts(inner, along) for along in split]
@@ -99,7 +99,7 @@ def _collected(
       mixed: The axes, hidden ones behind the visible, along which entries are mixed.
       gone: The visible axes that are reduced.
     """
-    kept = [a for a in range(len(w.tape.full_shape(x))) if a not in gone]
+    kept = [a for a in range(len(w.tape.full[x])) if a not in gone]
     to = {a: q for q, a in enumerate(kept) if a not in mixed}
     # Who gets nothing of a permutation has zeros.
     sent = len(w.params["perm"]) if w.eqn.primitive.name == "ppermute" else None
@@ -145,7 +145,7 @@ def reduce_across(w: Writer, *ins: int) -> list[int]:
 def all_gather(w: Writer, x: int) -> list[int]:
     """The devices' parts, joined along an axis that is there, or is new."""
     axis, shape, across = w.params["all_gather_dimension"], w.tape.shapes[x], _across(w)
-    full, counts = len(w.tape.full_shape(x)), _counts(w, across)
+    full, counts = len(w.tape.full[x]), _counts(w, across)
     if w.params.get("axis_index_groups") or prod(counts) != w.params["axis_size"]:
         # Groups have an order of their own: all of their members have one degree.
         mixed = [*(len(shape) + h for h in across), *([axis] if w.params["tiled"] else ())]

@@ -153,7 +153,7 @@ class Epsilons:
         return law.powers[0] if law is not None and law.powers else 0
 
     def _size(self, x: int) -> int:
-        return prod(self.tape.full_shape(x))
+        return prod(self.tape.full[x])
 
     def _accumulates(self, x: int) -> bool:
         """Whether a loop hands the sum on to its next iteration, as a summand or an entry."""

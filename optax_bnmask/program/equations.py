@@ -89,6 +89,8 @@ class System:
                 break
         else:
             return form
+        if len(form) == 1:
+            return times(self._resolved(unknown), form[unknown])
         out: Form = {}
         for unknown, c in form.items():
             if unknown in solved:

@@ -87,7 +87,7 @@ class Facts:
             flags = _BY_KIND[rule.kind](self, e)
             if rule.facts is not None:
                 flags = rule.facts(self, e, flags)
-        if 0 in self.tape.full_shape(e.out):  # no entries
+        if 0 in self.tape.full[e.out]:  # no entries
             flags = EVERY
         self.flags[e.out] = flags
 
@@ -137,14 +137,14 @@ class Facts:
 def dependents(
     tape: Tape,
     origins: Iterable[int],
-    passes: Callable[[Tape, Equation], bool] | None = None,
+    passes: Sequence[int] | None = None,
 ) -> bytearray:
     """Which values depend on one of some others, loops included: a 1 for each that does.
 
     Args:
       tape: The program.
       origins: The others.
-      passes: Whether an equation counts; all do if none is given.
+      passes: For each value, whether the equation that writes it counts; all do if none is given.
     """
     depends = bytearray(len(tape.shapes))
     loops = [e for e in tape.equations if e.op is CARRIED]
@@ -155,7 +155,7 @@ def dependents(
         for e in tape.equations:
             for x in e.ins:
                 if depends[x]:
-                    depends[e.out] = passes is None or passes(tape, e)
+                    depends[e.out] = passes is None or passes[e.out]
                     break
         grown = [e.ins[0] for e in loops if depends[e.ins[1]] and not depends[e.ins[0]]]
     return depends

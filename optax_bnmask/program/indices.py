@@ -317,7 +317,8 @@ class Indices:
         while before != self.refinements:
             before = self.refinements
             for axis in every:
-                self.segments(axis)
+                if axis.segments is not None:
+                    self.segments(axis)
 
 
 def _runs(s: Segments, t: Segments) -> Iterator[tuple[Segments, Segments]]:

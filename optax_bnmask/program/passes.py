@@ -20,7 +20,7 @@ from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program, without_collection
 from optax_bnmask.program.uses.dimensions import blocks
-from optax_bnmask.program.uses.gradients import moved, reached
+from optax_bnmask.program.uses.gradients import differentiable, moved, reached
 from optax_bnmask.program.uses.positions import positions
 from optax_bnmask.program.uses.reading import uses as uses_of
 from optax_bnmask.program.uses.record import Record
@@ -56,7 +56,8 @@ def _analysis_of(program: Program) -> Analysis:
     dead = cancellations(shifts)
     facts = Facts(tape, zeros=dead) if dead else everything
     axes = Axes(facts)
-    uses = uses_of(everything, program.inputs, program.shapes, moved(tape, tape.leaves))
+    flows = differentiable(tape)
+    uses = uses_of(everything, program.inputs, program.shapes, moved(tape, flows))
     known = {i: x for x, i in zip(tape.ins, program.inputs, strict=True) if i is not None}
     alive = {i for i, x in known.items() if tape.live[x]}
     biases = [
@@ -85,7 +86,7 @@ def _analysis_of(program: Program) -> Analysis:
     found, exponents = found_by(solution)
     parts = free_parts(exponents, biases)
     names = program.paths
-    where, touched = positions(uses), reached(tape)
+    where, touched = positions(uses), reached(tape, flows)
 
     def of_axes(i: int) -> dict[str, Any]:
         x = known[i]

@@ -214,8 +214,9 @@ class Solution:
         guard = self.facts.is_guard(e) if len(e.ins) == 3 and plan.law.pinned == (0,) else None
         for place in places:
             x = e.ins[place]
-            counted = plan.law.counts(place) and not self.facts.is_never_chosen(e, place)
-            if counted and x not in self.axes.of and place not in plan.law.pinned:
+            if x in self.axes.of or place in plan.law.pinned:
+                continue
+            if plan.law.counts(place) and not self.facts.is_never_chosen(e, place):
                 counts = place == guard and self._take(
                     "guard", self.facts.numbers[x] or 0.0, e, scaling, plan.axes
                 )
@@ -265,7 +266,7 @@ class Solution:
         out = self._constant(len(plan.axes), every=True) if start is None else start
         if None not in out.values():
             return out
-        before, deep = len(self.system.atoms), len(self.tape.full_shape(e.ins[0]))
+        before, deep = len(self.system.atoms), len(self.tape.full[e.ins[0]])
         own = self.arithmetic.leaf([*segments[:deep], *[((),)] * (len(segments) - deep)])
         self.system.own.update(range(before, len(self.system.atoms)))
         if len(out) > 1:

@@ -106,6 +106,7 @@ class Tape:
       equations: In the order of execution, without those that no output needs.
       shapes: The visible shape of each value.
       hidden: The lengths of its hidden axes.
+      full: The lengths of all of its axes, hidden ones last.
       floats: Whether its entries are real or complex numbers.
       literals: The values of the constants that the program spells out.
       captured: The values of the arrays that the function closes over.
@@ -120,7 +121,7 @@ class Tape:
         self.equations: list[Equation] = []
         self.shapes: list[tuple[int, ...]] = []
         self.hidden: list[tuple[int, ...]] = []
-        self._full: list[tuple[int, ...]] = []
+        self.full: list[tuple[int, ...]] = []
         self.floats: list[bool] = []
         self.literals: dict[int, Any] = {}
         self.captured: dict[int, Any] = {}
@@ -150,13 +151,9 @@ class Tape:
         """A new value."""
         self.shapes.append(tuple(shape))
         self.hidden.append(hidden)
-        self._full.append((*shape, *hidden))
+        self.full.append((*shape, *hidden))
         self.floats.append(floats)
         return len(self.shapes) - 1
-
-    def full_shape(self, x: int) -> tuple[int, ...]:
-        """The lengths of all axes of a value, hidden ones last."""
-        return self._full[x]
 
     def run(self, jaxpr: Any, ins: Sequence[int], frame: Frame) -> list[int]:  # noqa: ANN401
         """Writes the equations of a closed jaxpr, and returns its results."""
@@ -197,7 +194,7 @@ class Tape:
     def needed(
         self,
         outputs: Iterable[int],
-        passes: Callable[["Tape", Equation], bool] | None = None,
+        passes: Sequence[int] | None = None,
     ) -> bytearray:
         """The values that some values are computed from: a 1 for each of them.
 
@@ -206,7 +203,8 @@ class Tape:
 
         Args:
           outputs: The values that are computed.
-          passes: Whether an equation counts; all do if none is given.
+          passes: For each value, whether the equation that writes it counts; all do if none is
+            given.
         """
         needed = bytearray(len(self.shapes))
         loops = [e for e in self.equations if e.op is CARRIED]
@@ -215,7 +213,7 @@ class Tape:
             for x in grown:
                 needed[x] = 1
             for e in reversed(self.equations):
-                if needed[e.out] and (passes is None or passes(self, e)):
+                if needed[e.out] and (passes is None or passes[e.out]):
                     for x in e.ins:
                         needed[x] = 1
             grown = [e.out for e in loops if needed[e.ins[0]] and not needed[e.out]]

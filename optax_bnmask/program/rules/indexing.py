@@ -43,7 +43,7 @@ def gather(e: Equation, reading: Facts) -> Law | None:
 
 def reads_several(e: Equation, reading: Facts) -> bool:
     """Whether a gather reads more than one place."""
-    shape = reading.tape.full_shape(e.ins[1])
+    shape = reading.tape.full[e.ins[1]]
     rank = len(reading.tape.shapes[e.ins[1]])
     places = [n for a, n in enumerate(shape) if a != rank - 1]
     return int(np.prod(places[: rank - 1], dtype=np.int64)) > 1

@@ -13,7 +13,7 @@ from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equa
 @shifting(MOVE)
 def move(shifts: Shifts, e: Equation) -> Changes | None:
     """The same entries, again and again along new axes."""
-    to, rank, x = e.params["to"], len(shifts.tape.full_shape(e.out)), e.ins[0]
+    to, rank, x = e.params["to"], len(shifts.tape.full[e.out]), e.ins[0]
     if x in shifts.means and (mean := moved(shifts.means[x], to, rank)) is not None:
         shifts.means[e.out] = mean
     found = moved(shifts.of(x), to, rank)
@@ -36,7 +36,7 @@ def reshape(shifts: Shifts, e: Equation) -> Changes | None:
     groups += hidden
 
     def places_of(places: Places) -> list[Any]:
-        out: list[Any] = [None] * len(tape.full_shape(e.out))
+        out: list[Any] = [None] * len(tape.full[e.out])
         for inside, outside in groups:
             of_group = [places[a] for a in inside]
             for q in outside if of_group.count(None) < len(of_group) else ():
@@ -92,7 +92,7 @@ def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Chan
       key: What tells such views of one source apart.
     """
     out: Changes = {}
-    shape = shifts.tape.full_shape(e.out)
+    shape = shifts.tape.full[e.out]
     for (source, places), c in shifts.of(e.ins[0]).items():
         new = places_of(places)
         if "anew" in new:
@@ -149,7 +149,7 @@ def put(shifts: Shifts, e: Equation) -> Changes | None:
     law = shifts.facts.law(e)
     if law is None:
         return losing(shifts, e)
-    rank = range(len(shifts.tape.full_shape(e.out)))
+    rank = range(len(shifts.tape.full[e.out]))
     out: Changes = {}
     for x, to in zip(e.ins, law.maps, strict=True):
         if changes := shifts.of(x):
@@ -168,7 +168,7 @@ def carry(shifts: Shifts, e: Equation) -> Changes | None:
     once more for as long as it then hands on more than that. Along the iterations, the hidden axis
     that comes last, it is not taken to be constant.
     """
-    deep, rank = (len(shifts.tape.full_shape(x)) for x in (e.ins[0], e.out))
+    deep, rank = (len(shifts.tape.full[x]) for x in (e.ins[0], e.out))
     start = moved(shifts.of(e.ins[0]), {a: a for a in range(deep)}, rank)
     if start:
         shifts.hand_on(e.out, start)
@@ -199,6 +199,6 @@ def _carried(shifts: Shifts, e: Equation, inside: int) -> Changes | None:
     sources = [source for source in known if source and not source.lost]
     if not sources:
         return None
-    deep = len(shifts.tape.full_shape(e.ins[0])) if e.op is CARRY else len(constant)
+    deep = len(shifts.tape.full[e.ins[0]]) if e.op is CARRY else len(constant)
     along = [c and a < deep for a, c in enumerate(constant)]
-    return shifts.fresh(e, sources, along[: len(shifts.tape.full_shape(e.out))])
+    return shifts.fresh(e, sources, along[: len(shifts.tape.full[e.out])])

@@ -28,7 +28,7 @@ def multiple(shifts: Shifts, e: Equation, x: int, number: Fraction | int) -> Cha
     if not number:
         shifts.cancels(e, [source for source, _ in changes])
         return None
-    if x in shifts.means and shifts.tape.full_shape(x) == shifts.tape.full_shape(e.out):
+    if x in shifts.means and shifts.tape.full[x] == shifts.tape.full[e.out]:
         shifts.means[e.out] = times(shifts.means[x], number)
     return changes if number == 1 else times(changes, number)
 
@@ -157,14 +157,14 @@ def square(shifts: Shifts, e: Equation) -> Changes | None:
     if x in shifts.means:
         (((mean, places), c),) = shifts.means[x].items()
         return {(mean, places): c * c}
-    places = tuple([a if n > 1 else None for a, n in enumerate(shifts.tape.full_shape(x))])
+    places = tuple([a if n > 1 else None for a, n in enumerate(shifts.tape.full[x])])
     return {(shifts.square(x, frozenset()), places): 1}
 
 
 @shifting(Kind.NONLINEAR)
 def entrywise(shifts: Shifts, e: Equation) -> Changes | None:
     """Of a nonlinearity the change is constant where its operands and their changes are."""
-    constant = [True] * len(shifts.tape.full_shape(e.out))
+    constant = [True] * len(shifts.tape.full[e.out])
     for x in e.ins:
         constant = both(constant, shifts.flat.along(x, e.out))
     sources = []

@@ -61,7 +61,7 @@ class Flatness:
         A number beside an array, and an axis of length 1 that grows, are flat.
         """
         shown, wide = len(self._tape.shapes[x]), len(self._tape.shapes[out])
-        flat, rank = self.of(x, deepest), len(self._tape.full_shape(out))
+        flat, rank = self.of(x, deepest), len(self._tape.full[out])
         if shown not in (0, wide):
             return (False,) * rank
         return aligned(flat[:shown], wide, same=True) + aligned(
@@ -71,7 +71,7 @@ class Flatness:
     def _found(self, x: int, deepest: int) -> tuple[bool, ...]:
         tape, e = self._tape, self._tape.writers.get(x)
         if self.number(x) is not None:
-            return (True,) * len(tape.full_shape(x))
+            return (True,) * len(tape.full[x])
         if e is not None and deepest:
             if e.op is MOVE:
                 return self._moved(e, deepest)
@@ -81,11 +81,11 @@ class Flatness:
 
     def _single(self, x: int) -> tuple[bool, ...]:
         """Axes of length 1."""
-        return tuple([n == 1 for n in self._tape.full_shape(x)])
+        return tuple([n == 1 for n in self._tape.full[x]])
 
     def _moved(self, e: Equation, deepest: int) -> tuple[bool, ...]:
         flat, to = self.of(e.ins[0], deepest - 1), e.params["to"]
-        out = [True] * len(self._tape.full_shape(e.out))
+        out = [True] * len(self._tape.full[e.out])
         for a, q in to.items():
             out[q] = flat[a]
         return tuple(out)

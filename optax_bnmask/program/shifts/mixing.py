@@ -22,7 +22,7 @@ _CHOICES: Final = ("pmax", "pmin", "all_gather", "all_gather_invariant", "shard_
 @shifting("reduce_sum_p")
 def total(shifts: Shifts, e: Equation) -> Changes | None:
     """``sum(x + d) - sum(x) = n*d`` over n entries that change alike."""
-    shape, gone = shifts.tape.full_shape(e.ins[0]), e.params["axes"]
+    shape, gone = shifts.tape.full[e.ins[0]], e.params["axes"]
     kept = {a: q for q, a in enumerate(a for a in range(len(shape)) if a not in gone)}
     return _summed(shifts, e, gone, kept)
 
@@ -33,8 +33,8 @@ def _summed(shifts: Shifts, e: Equation, gone: Sequence[int], kept: dict[int, in
     The change of a square is summed like ``mean(x**2)``: if the change of `x` is constant along
     these axes, it is that of ``mean(x)**2``, n times.
     """
-    x, rank = e.ins[0], len(shifts.tape.full_shape(e.out))
-    shape = shifts.tape.full_shape(x)
+    x, rank = e.ins[0], len(shifts.tape.full[e.out])
+    shape = shifts.tape.full[x]
     count, out, mixed = prod(shape[a] for a in gone), Changes(), Changes()
     for term, c in shifts.of(x).items():
         if (found := _mean_over(shifts, term, gone)) is not None:
@@ -153,14 +153,14 @@ def pool(shifts: Shifts, e: Equation) -> Changes | None:
 def collect(shifts: Shifts, e: Equation) -> Changes | None:
     """Sums and maxima over devices, or other devices' entries, which change alike or not."""
     x, kept = e.ins[0], e.params["to"]
-    gone = [a for a in range(len(shifts.tape.full_shape(x))) if a not in kept]
+    gone = [a for a in range(len(shifts.tape.full[x])) if a not in kept]
     if e.source.params.get("axis_index_groups") or e.params["clips"]:
         return losing(shifts, e)
     if e.name in _SUMS:
         return _summed(shifts, e, gone, kept)
     if e.name not in _CHOICES:
         return losing(shifts, e)
-    return _placed(_constant(shifts, x, gone), kept, len(shifts.tape.full_shape(e.out)))
+    return _placed(_constant(shifts, x, gone), kept, len(shifts.tape.full[e.out]))
 
 
 @shifting("dot_general_p", "conv_general_dilated_p", CONTRACT)
@@ -208,7 +208,7 @@ def _remaining(
     own, others = maps
     found = {q: constant[a] for q, a in own.items()}
     found |= {q: flat[a] and found.get(q, True) for q, a in others.items()}
-    return [found.get(q, False) for q in range(len(shifts.tape.full_shape(e.out)))]
+    return [found.get(q, False) for q in range(len(shifts.tape.full[e.out]))]
 
 
 def _with_hope(shifts: Shifts, e: Equation, k: int) -> Changes:
@@ -217,14 +217,14 @@ def _with_hope(shifts: Shifts, e: Equation, k: int) -> Changes:
     So it is with kernels, which is why it is asked before anything else is looked up.
     """
     x, y = e.ins[k], e.ins[1 - k]
-    changes, shape = shifts.of(x), shifts.tape.full_shape(x)
+    changes, shape = shifts.of(x), shifts.tape.full[x]
     if not changes or y in shifts.pure:
         return changes
     for _, places in changes:
         for a, place in enumerate(places):
             if place is None and shape[a] > 1:
                 return changes
-    for n, flat in zip(shifts.tape.full_shape(y), shifts.flat.of(y), strict=True):
+    for n, flat in zip(shifts.tape.full[y], shifts.flat.of(y), strict=True):
         if flat and n > 1:
             return changes
     shifts.lose(changes)
@@ -255,8 +255,8 @@ def gather(shifts: Shifts, e: Equation) -> Changes | None:
         return losing(shifts, e)
     to = operand_map(shifts.tape, e, 0, law)
     back = {q: a for a, q in to.items()}
-    rank, shown = len(shifts.tape.full_shape(e.out)), len(shifts.tape.shapes[e.out])
-    places = [a for a in range(len(shifts.tape.full_shape(x))) if a not in to]
+    rank, shown = len(shifts.tape.full[e.out]), len(shifts.tape.shapes[e.out])
+    places = [a for a in range(len(shifts.tape.full[x])) if a not in to]
 
     def constant(c: Sequence[bool]) -> list[bool]:
         anywhere = all(c[a] for a in places)  # places may differ from iteration to iteration

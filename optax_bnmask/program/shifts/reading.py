@@ -210,9 +210,7 @@ class Shifts:
 
     def hand_on(self, x: int, changes: Changes) -> bool:
         """Takes down that a carry changes by these, too; whether that is news."""
-        leaves, constant = self.carries.setdefault(
-            x, (set(), [True] * len(self.tape.full_shape(x)))
-        )
+        leaves, constant = self.carries.setdefault(x, (set(), [True] * len(self.tape.full[x])))
         new = leaves_of(source for source, _ in changes) - leaves - self._lost
         along = [all(places[a] is None for _, places in changes) for a in range(len(constant))]
         less = [a for a, c in enumerate(constant) if c and not along[a]]

@@ -85,7 +85,7 @@ def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
     features = record.views.get(e.ins[1 - k], DATA).features if matched else ()
     if not features or min(how.sizes) == 1:
         return
-    sizes = record.tape.full_shape(e.ins[1 - k])
+    sizes = record.tape.full[e.ins[1 - k]]
     for a in matched:
         for leaf, axis in features[a]:
             if record.shapes[leaf][axis] == sizes[a]:

@@ -55,7 +55,7 @@ def meeting(tape: Tape, e: Equation, k: int, places: Places, maps: tuple[Map, Ma
       maps: Which axis of that operand, and which of the other, is which of the result.
     """
     to, matched = maps[0], set(maps[1].values())
-    shown, sizes = len(tape.shapes[e.ins[k]]), tape.full_shape(e.ins[k])
+    shown, sizes = len(tape.shapes[e.ins[k]]), tape.full[e.ins[k]]
     apart = _groups(e) if k == 1 else ()
     found: dict[str, frozenset[int]] = dict.fromkeys(("reduction", "output", "batch"), _NOWHERE)
     entries, is_same = {"reduction": 1, "output": 1, "batch": 1}, False
@@ -89,7 +89,7 @@ def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
     shown, deep = len(tape.shapes[x]), len(tape.hidden[x])
     m = law.maps if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
     if m == SAME and shown == len(tape.shapes[e.out]):  # axes of length 1 may grow, or be joined
-        pairs = zip(tape.full_shape(x), tape.full_shape(e.out), strict=False)
+        pairs = zip(tape.full[x], tape.full[e.out], strict=False)
         joined = RULES[e.op].kind is Kind.JOIN
         return {a: a for a, (old, new) in enumerate(pairs) if old == new or joined}
     if m == SAME:  # a number beside an array

@@ -246,7 +246,7 @@ def _of_leaves(record: Record, e: Equation, x: View, y: View) -> View:
 
 def _biased(record: Record, e: Equation, leaf: View, other: View) -> View:
     """The view of a sum when one summand is a leaf and the other is data."""
-    met, long = dict(other.met), sum(n > 1 for n in record.tape.full_shape(e.out))
+    met, long = dict(other.met), sum(n > 1 for n in record.tape.full[e.out])
     for number, places in leaf.leaves.items():
         own = record.own(places, e.out)
         role = _role_of_summand(record, own, other)

@@ -136,7 +136,7 @@ class Record:
         """The view of an operand whose axes are others than those of the result."""
         if view.broad and not (view.leaves or view.met or view.factors or view.features):
             return view
-        to, new = self.to(k), self.tape.full_shape(self.e.out)
+        to, new = self.to(k), self.tape.full[self.e.out]
         return renamed(
             view, lambda p: moved(p, to, len(new)), broad=view.broad or len(to) < len(new)
         )
