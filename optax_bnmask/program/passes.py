@@ -15,6 +15,7 @@ from optax_bnmask.program.freedom import LeafExponents, Range, free_parts, leaf_
 from optax_bnmask.program.rules import load
 from optax_bnmask.program.running import running_statistics
 from optax_bnmask.program.shifts import Shifts
+from optax_bnmask.program.shifts.exposed import exposed
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
@@ -52,12 +53,12 @@ def _analysis_of(program: Program) -> Analysis:
             f"{len(program.paths)} leaves. Does `fn` use its first argument?"
         )
     everything = Facts(tape)
-    shifts = Shifts(everything)
+    flows = differentiable(tape)
+    uses = uses_of(everything, program.inputs, program.shapes, moved(tape, flows))
+    shifts = Shifts(everything, exposed(everything, uses))
     dead = cancellations(shifts)
     facts = Facts(tape, zeros=dead) if dead else everything
     axes = Axes(facts)
-    flows = differentiable(tape)
-    uses = uses_of(everything, program.inputs, program.shapes, moved(tape, flows))
     known = {i: x for x, i in zip(tape.ins, program.inputs, strict=True) if i is not None}
     alive = {i for i, x in known.items() if tape.live[x]}
     biases = [

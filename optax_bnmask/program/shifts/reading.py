@@ -7,7 +7,7 @@ that is known, and are added to no more. What is lost nowhere, and reaches no ou
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -67,11 +67,18 @@ class Shifts:
       unsettled: Whether a carry has changed by more than the loop was read with.
     """
 
-    def __init__(self, facts: Facts) -> None:
+    def __init__(self, facts: Facts, exposed: Collection[int] = ()) -> None:
+        """Reads the tape.
+
+        Args:
+          facts: What is known of its values.
+          exposed: Leaves that are known to matter, and are not followed.
+        """
         self.facts, self.tape = facts, facts.tape
         self.flat = Flatness(facts)
         self.carries: dict[int, tuple[set[int], list[bool]]] = {}
-        self._leaves, self._lost = facts.leaves, set[int]()
+        self._leaves = [x for x in facts.leaves if x not in exposed]
+        self._lost = set[int]()
         self._laws: dict[Any, Shifting] = {}
         self.unsettled = True
         while self.unsettled:
@@ -86,7 +93,7 @@ class Shifts:
         self.unsettled = False
         self.changes: dict[int, Changes] = {}
         self.means: dict[int, Changes] = {}
-        self.pure = set(self._leaves)
+        self.pure = set(self.facts.leaves)
         self.cancelled: list[tuple[Equation, list[Source]]] = []
         self.taken: list[Taken] = []
         self._squares: dict[tuple[int, frozenset[int]], Source] = {}
