@@ -79,4 +79,4 @@ def rows(*, quick):
     """Seconds for the analysis of networks in use."""
     networks = SMALL_NETWORKS if quick else NETWORKS
     for name, (module, x) in networks.items():
-        yield from rows_of(name, module, x, 2 if quick else 4)
+        yield from rows_of(name, module, x, 5 if quick else 4)

@@ -76,7 +76,7 @@ class Facts:
 
     def _read(self, e: Equation) -> None:
         numbers = self.numbers
-        known = all(numbers[x] is not None for x in e.ins)
+        known = None not in [numbers[x] for x in e.ins]
         if known and (number := folded(e, numbers)) is not None:
             numbers[e.out], self.flags[e.out] = number
             self.flags[e.out] |= NOW if any(self.flags[x] & NOW for x in e.ins) else 0

@@ -23,7 +23,8 @@ def contraction(record: Record, e: Equation) -> View:
     if record.law is None:
         record.gauges.start(e.out)
         return opaque(record, e)
-    if x.data and record.gauges.root(e.ins[0]) == record.gauges.root(e.ins[1]):  # a sum of squares
+    same = x.data and y.data and record.gauges.root(e.ins[0]) == record.gauges.root(e.ins[1])
+    if same:  # a sum of squares
         record.gauges.read(e, record.law)
         return View(gains=x.gains)
     hows = [{n: record.meeting(k, p) for n, p in v.leaves.items()} for k, v in enumerate((x, y))]

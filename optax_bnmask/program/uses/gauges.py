@@ -88,7 +88,7 @@ class Gauges:
         self.inputs: set[int] = set()
         self._of: dict[int, Gauge] = {}
         self._former: dict[int, set[int]] = {}
-        self._trails = Trails(facts, self._all_unknowns)
+        self._trails = Trails(facts)
         self._fresh = itertools.count()
 
     def start_input(self, x: int, leaf: int | None = None) -> None:
@@ -141,8 +141,8 @@ class Gauges:
     def _normalises(self, u: int, x: int, y: int, second: bool, only_leaves: bool) -> bool:  # noqa: FBT001 - which operand divides; what remains
         """Whether one of two factors is a size of the other, by the trail of an unknown."""
         divided, divisor = (x, y) if second else (y, x)
-        one = self._trails.mark(divided, u)
-        other = self._trails.mark(divisor, u)
+        one = self._trails.mark(divided, u, self._all_unknowns)
+        other = self._trails.mark(divisor, u, self._all_unknowns)
         more = other.reduced > one.reduced or (only_leaves and other.reduced == one.reduced > 0)
         return other.is_size and more
 
@@ -173,6 +173,9 @@ class Gauges:
 
     def _all_unknowns(self, x: int) -> Collection[int]:
         """The unknowns of the gauge of a value, and those that it had before it got another one."""
+        gauge = self._of.get(x)
+        if type(gauge) is dict and x not in self._former:  # as most values have it
+            return gauge
         unknowns = self._unknowns(x)
         return {*unknowns, *self._former[x]} if x in self._former else unknowns
 

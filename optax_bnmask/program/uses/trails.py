@@ -53,11 +53,10 @@ class Trails:
 
     Attributes:
       facts: What is known of the values.
-      unknowns: For a value, the unknowns that its gauge has, or had.
     """
 
-    def __init__(self, facts: Facts, unknowns: Callable[[int], Collection[int]]) -> None:
-        self.facts, self.unknowns = facts, unknowns
+    def __init__(self, facts: Facts) -> None:
+        self.facts = facts
         self._writers = facts.tape.writers
         self._marks: dict[tuple[int, int], Mark] = {}
         self._roots: dict[int, int] = {}
@@ -67,15 +66,21 @@ class Trails:
         """Says that an unknown starts in a value."""
         self._marks[x, unknown] = _START
 
-    def mark(self, x: int, unknown: int) -> Mark:
-        """What has become of an unknown in a value."""
+    def mark(self, x: int, unknown: int, unknowns: Callable[[int], Collection[int]]) -> Mark:
+        """What has become of an unknown in a value.
+
+        Args:
+          x: The value.
+          unknown: The unknown.
+          unknowns: For a value, the unknowns that its gauge has, or had.
+        """
         marks, waiting = self._marks, [x]
         found: dict[int, tuple[Equation, list[int]]] = {}
         while waiting:
             y = waiting.pop()
             if (y, unknown) not in marks and y not in found:
                 e = self._writers.get(y)
-                sources = [z for z in e.ins if unknown in self.unknowns(z)] if e else []
+                sources = [z for z in e.ins if unknown in unknowns(z)] if e else []
                 if e is None or not sources:
                     marks[y, unknown] = _START
                 else:
@@ -91,13 +96,15 @@ class Trails:
 
         Of joined statistics, one that is a size is enough.
         """
-        kind = RULES[e.op].kind
-        sizes = [mark.is_size for mark in marks]
-        is_size = any(sizes) if kind is Kind.JOIN else all(sizes)
+        kind, (reduced, is_size) = RULES[e.op].kind, marks[0]
+        for mark in marks[1:]:
+            reduced = min(reduced, mark.reduced)
+            is_size = is_size or mark.is_size if kind is Kind.JOIN else is_size and mark.is_size
         if kind in _PRODUCTS and len(e.ins) == 2:
-            is_size |= self.root(e.ins[0]) == self.root(e.ins[1])
-        is_size |= kind is Kind.POWER and self._is_even(e)
-        return Mark(min(mark.reduced for mark in marks) + (kind in _REDUCING), is_size)
+            is_size = is_size or self.root(e.ins[0]) == self.root(e.ins[1])
+        elif kind is Kind.POWER:
+            is_size = is_size or self._is_even(e)
+        return Mark(reduced + (kind in _REDUCING), is_size)
 
     def _is_even(self, e: Equation) -> bool:
         """Whether a power does not see the sign of what it is a power of."""
