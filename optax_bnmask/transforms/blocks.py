@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_bnmask.analysis import Analysis, Block
+from optax_bnmask.analysis import Analysis, Block, require_analysis
 from optax_bnmask.errors import PathError
 from optax_bnmask.mask import PART
 from optax_bnmask.paths import layout, nearest
@@ -47,6 +47,7 @@ def by_blocks(
       >>> jax.tree.map(jnp.shape, updates)
       {'down': (6, 3), 'fused': (4, 12)}
     """
+    require_analysis(analysis)
     known = {leaf.path: _parts(leaf.shape, leaf.blocks) for leaf in analysis.leaves}
     inner = optax.with_extra_args_support(inner)
 

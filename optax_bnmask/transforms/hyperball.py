@@ -10,7 +10,7 @@ import optax
 from optax_bnmask.mask import whole
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required, scheduled
-from optax_bnmask.transforms.slices import check_paths, paths_of, summed
+from optax_bnmask.transforms.slices import by_path, check_paths, paths_of, summed
 from optax_bnmask.transforms.sphere import (
     exponent,
     inner,
@@ -113,7 +113,7 @@ def hyperball(
       Optimization, 2026, arXiv:2606.16899; Kosson et al., Rotational Equilibrium, 2023,
       arXiv:2305.17212 (what decay settles at).
     """
-    axes = dict(axes or {})
+    axes = by_path(axes)
     given = dict(radius) if isinstance(radius, Mapping) else {}
     check_paths(axes, mask, "axes")
     check_paths(given, mask, "radius")

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.analysis import Analysis, Role, Scale
+from optax_bnmask.analysis import Analysis, Role, Scale, require_analysis
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
@@ -113,6 +113,7 @@ def monitor_scale(
     """
     if every < 1:
         raise ValueError(f"`every` must be a number of steps, at least 1. Found {every!r}.")
+    require_analysis(analysis)
     inner = optax.with_extra_args_support(inner)
     gains = frozenset(leaf.path for leaf in analysis.leaves if leaf.role is Role.NORM_SCALE)
     weights = frozenset(

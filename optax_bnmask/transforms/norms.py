@@ -9,7 +9,7 @@ import optax
 
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required
-from optax_bnmask.transforms.slices import check_paths, paths_of, summed
+from optax_bnmask.transforms.slices import by_path, check_paths, paths_of, summed
 from optax_bnmask.transforms.sphere import (
     exponent,
     largest,
@@ -92,7 +92,7 @@ def keep_norm(
       the weight); Kodryan et al., Training Scale-Invariant Neural Networks on the Sphere, 2022,
       arXiv:2209.03695 (the sphere, at a fixed radius).
     """
-    axes = dict(axes or {})
+    axes = by_path(axes)
     check_paths(axes, mask, "axes")
 
     def init_fn(params: optax.Params) -> KeepNormState:

@@ -27,6 +27,20 @@ def check_paths(paths: Iterable[str], mask: Any, argument: str) -> None:  # noqa
             )
 
 
+def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a user passed
+    """The argument `axes`, a mapping from paths to axes.
+
+    Raises:
+      TypeError: It is something else, such as the axes themselves.
+    """
+    if axes is not None and not isinstance(axes, Mapping):
+        raise TypeError(
+            f"`axes` must map paths of leaves to axes, as `analysis.invariant_axes` and "
+            f"`analysis.norm_axes()` do. Found {axes!r}."
+        )
+    return dict(axes or {})
+
+
 def paths_of(mask: Any, tree: Any, paths: Iterable[str]) -> list[str]:  # noqa: ANN401 - any pytrees
     """The paths, of all that the tree has, of the leaves that the mask chooses."""
     flags = jax.tree.leaves(chosen(mask, tree))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.analysis import Analysis, Scale, require_analysis
 from optax_bnmask.verify.verification import Verification
 
 
@@ -96,6 +96,7 @@ def verification_of(
     from optax_bnmask.verify.search import largest_error, placed, unseen  # noqa: PLC0415
     from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
 
+    require_analysis(analysis)
     rng = _generator(key)
     n_state = len(inputs_of(state, {}))
     trial = Trial(analysis, fn, params, args, kwargs, has_aux=has_aux, n_state=n_state, rng=rng)
@@ -135,6 +136,11 @@ def keywords(analysis: Analysis) -> frozenset[str]:
 
 
 def _generator(key: Any) -> np.random.Generator:  # noqa: ANN401 - a key of either kind
+    if not hasattr(key, "dtype"):
+        raise TypeError(
+            f"`key` must be a key of JAX's, such as `jax.random.key(0)`. Found {key!r}. If the "
+            f"function has a `key` of its own, analyse it with one: then it gets that of `verify`."
+        )
     typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
     data = jax.random.key_data(key) if typed else key
     # With the key's numbers alone it would draw, for `key(0)`, what `default_rng(0)` draws: the
