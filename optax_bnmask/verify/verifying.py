@@ -68,6 +68,7 @@ def verify(
       >>> found.ok, found.dead_biases
       (True, ('b',))
     """
+    require_analysis(analysis)
     own = keywords(analysis)  # a `key` of its own is given to it, too
     kwargs |= {"key": key} if "key" in own else {}
     if "factor" in own:
@@ -96,7 +97,6 @@ def verification_of(
     from optax_bnmask.verify.search import largest_error, placed, unseen  # noqa: PLC0415
     from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
 
-    require_analysis(analysis)
     rng = _generator(key)
     n_state = len(inputs_of(state, {}))
     trial = Trial(analysis, fn, params, args, kwargs, has_aux=has_aux, n_state=n_state, rng=rng)
