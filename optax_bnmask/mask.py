@@ -85,12 +85,16 @@ class Labels:
     and on trees with `optax.MaskedNode` holes. Equal by content, hashable, picklable.
     """
 
-    __slots__ = ("_by_path",)
+    __slots__ = ("_by_path", "_last")
     _by_path: dict[str, Any]
+    _last: tuple[Any, list[Any]] | None
+    """The structure that this was called with last, and the labels of its leaves: an optimizer
+    calls once to begin with and again wherever a step is traced, with trees of one structure, and
+    that tells the names of all leaves."""
 
     def __init__(self, by_path: Mapping[str, Any]) -> None:
-        own = {p: _Label(v) if isinstance(v, str) else v for p, v in by_path.items()}
-        object.__setattr__(self, "_by_path", own)
+        object.__setattr__(self, "_by_path", self._guarded(by_path))
+        object.__setattr__(self, "_last", None)
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"`{type(self).__name__}` is frozen; make a new one instead.")
@@ -113,13 +117,25 @@ class Labels:
         Raises:
           PathError: The tree has a leaf that this does not know.
         """
+        structure, last = jax.tree.structure(tree), self._last
+        if last is None or last[0] != structure:
+            last = structure, self._values(tree)
+            object.__setattr__(self, "_last", last)
+        return jax.tree.unflatten(structure, last[1])
+
+    @staticmethod
+    def _guarded(by_path: Mapping[str, Any]) -> dict[str, Any]:
+        """The labels, so that none is taken for a bool."""
+        return {p: _Label(v) if isinstance(v, str) else v for p, v in by_path.items()}
+
+    def _values(self, tree: Any) -> list[Any]:  # noqa: ANN401 - any pytree
+        """The labels of the leaves of a tree, in JAX's order."""
         paths = layout(tree, "tree").leaves
         known = self._by_path
         try:
-            values = [known[path] for path in paths]
+            return [known[path] for path in paths]
         except KeyError:
-            values = [self._of_part(path, tree) for path in paths]
-        return jax.tree.unflatten(jax.tree.structure(tree), values)
+            return [self._of_part(path, tree) for path in paths]
 
     def _of_part(self, path: str, tree: Any) -> Any:  # noqa: ANN401 - a label
         """The label of a leaf, or of the leaf that it is a part of; an error if there is none."""
@@ -239,6 +255,10 @@ class Mask(Labels):
     def exempted(self) -> tuple[str, ...]:
         """The paths of the leaves that do not decay."""
         return tuple(path for path, decays in self._by_path.items() if not decays)
+
+    @staticmethod
+    def _guarded(by_path: Mapping[str, Any]) -> dict[str, Any]:
+        return dict(by_path)
 
     @staticmethod
     def _name(label: Any) -> str:  # noqa: ANN401 - a bool

@@ -54,13 +54,15 @@ def statistics(kept: Layout) -> Statistics:
         owner, names = path, scope
         if path.endswith(_HAIKU):
             owner, names = _haiku_averages(path, kept)
-        pair = next((pair for pair in _NAMES if names.keys() >= set(pair)), None)
-        if pair is None:
+        for pair in _NAMES:
+            if pair[0] in names and pair[1] in names:
+                break
+        else:
             held = ", ".join(map(repr, names))
             found.refused[owner] = f"they are {held} and not both a 'mean' and a 'var'"
             continue
-        shape, other = (_shape(leaves[names[name]]) for name in pair)
-        if extent(shape) == extent(other):
+        shape, other = _shape(leaves[names[pair[0]]]), _shape(leaves[names[pair[1]]])
+        if shape == other or extent(shape) == extent(other):
             found.shapes[owner] = shape
         else:
             found.refused[owner] = (

@@ -13,6 +13,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.fixture
 def optax_promotion():
-    """Optax raises its moments to the power of an int32 count, which strict promotion forbids."""
-    with jax.numpy_dtype_promotion("standard"):
+    """What strict promotion of dtypes and of ranks forbids, and Optax does.
+
+    It raises its moments to the power of an int32 count, and multiplies by arrays of one entry.
+    """
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield

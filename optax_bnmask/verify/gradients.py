@@ -18,7 +18,8 @@ class Certificate(NamedTuple):
     Attributes:
       violation: The largest of `violations`; 0 where nothing is claimed.
       violations: By claim (``"conv/kernel"``, ``"conv/kernel[axis 3]"``, ``"group 0"``,
-        ``"symmetry 2"``): ``|sum_i s_i <p_i, g_i>|`` relative to ``sum_i |s_i| |p_i| |g_i|``.
+        ``"symmetry 2"``): ``|sum_i s_i <p_i, g_i>|`` relative to ``sum_i |s_i| |p_i| |g_i|``; of a
+        dead leaf (``"conv/bias[dead]"``) ``|g|`` relative to the largest there is.
     """
 
     violation: Array

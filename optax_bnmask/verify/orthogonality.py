@@ -6,8 +6,7 @@ If ``L(c**s * p) = L(p)`` for all ``c > 0``, then its derivative by `c` at 1 is 
 
 The gradient of a scale-invariant leaf is orthogonal to it, that of each index of an invariant axis
 to that index, that of a joint group to the group. Each kind of claim is a function below that
-yields names and violations; a symmetry of shifts, ``L(b + t) = L(b)``, would be another: the
-gradient of what may be shifted sums to 0 along the axes that it may be shifted along.
+yields names and violations. The gradient of a dead leaf is 0, and has no angle to it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,6 +34,7 @@ def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> di
             *_alone(analysis, proof, products),
             *_each_index(analysis, proof, products),
             *_together(analysis, proof, products),
+            *_dead(analysis, products),
         ]
     )
 
@@ -48,6 +48,8 @@ class _Products:
         self._squares = [(jnp.square(jnp.abs(x)), jnp.square(jnp.abs(y))) for x, y in pairs]
         eps = max((float(jnp.finfo(y.dtype).eps) for y in g if _is_inexact(y)), default=0.0)
         sizes = [self.size(i) for i in range(len(pairs))]
+        norms = [jnp.sqrt(jnp.sum(g)) for _, g in self._squares]
+        self.gradients = jnp.stack(norms) if norms else jnp.zeros(0)
         self.floor = _ROUNDING * eps * (jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(()))
 
     def inner(self, i: int) -> Array:
@@ -92,16 +94,30 @@ Violations = Iterator[tuple[str, Array]]
 
 def _alone(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
     """Of each invariant leaf, with the biases added to its own output."""
-    paths = [leaf.path for leaf in analysis.leaves if leaf.scale is Scale.INVARIANT]
-    for path, claim in zip(paths, claims.leaves_alone(analysis, proof), strict=True):
-        yield path, _violation(claim, products)
+    invariant = [leaf for leaf in analysis.leaves if leaf.scale is Scale.INVARIANT]
+    for leaf, claim in zip(invariant, claims.leaves_alone(analysis, proof), strict=True):
+        if not leaf.dead:
+            yield leaf.path, _violation(claim, products)
+
+
+def _dead(analysis: Analysis, products: _Products) -> Violations:
+    """Of each dead leaf: its gradient, relative to the largest of all leaves'."""
+    for i, leaf in enumerate(analysis.leaves):
+        if leaf.dead:
+            yield (
+                f"{leaf.path}[dead]",
+                _relative(products.gradients[i], jnp.max(products.gradients)),
+            )
 
 
 def _together(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
     """Of each joint group, and of every symmetry."""
     for n, claim in enumerate(claims.groups(analysis, proof)):
         yield f"group {n}", _violation(claim, products)
+    dead = {i for i, leaf in enumerate(analysis.leaves) if leaf.dead}
     for n, claim in enumerate(claims.symmetries(analysis)):
+        if claim.exponents.keys() <= dead:
+            continue
         yield f"symmetry {n}", _violation(claim, products)
 
 
@@ -119,6 +135,8 @@ def _relative(inner: Array, size: Array) -> Array:
 def _each_index(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
     """Of each index of each invariant axis: the largest of an axis."""
     for claim in claims.axes(analysis):
+        if analysis.leaves[claim.leaf].dead:
+            continue
         ways = claim.alternatives(claims.witness(proof, claim.leaf))
         # One of the ways in which its biases may go along is the right one.
         found = [_largest(way, products) for way in ways]

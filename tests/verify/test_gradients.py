@@ -41,7 +41,8 @@ def grads():
 
 def test_every_claim_is_looked_at_and_holds(analysis, grads):
     found = bnmask.gradient_certificate(analysis, PARAMS, grads)
-    assert {"w", "w[axis 1]", "group 0"} <= found.violations.keys()
+    assert {"w", "w[axis 1]", "group 0", "b[dead]"} <= found.violations.keys()
+    assert "b" not in found.violations
     groups = [n for n in found.violations if n.startswith("group")]
     assert len(groups) == len(analysis.groups)
     assert found.violation == max(found.violations.values()) < 1e-5
