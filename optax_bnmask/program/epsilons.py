@@ -93,7 +93,7 @@ class Epsilons:
             data = (x for x in self.tape.ins if not self.facts.depends[x])
             self._knows_data = dependents(self.tape, data)
             for e in self.tape.equations:
-                for x in set(e.ins):
+                for x in set(e.ins) if len(e.ins) > 1 else e.ins:
                     self._readers.setdefault(x, []).append(e)
 
     @staticmethod

@@ -236,8 +236,10 @@ class Degrees:
         def one(d: Components) -> Components:
             out = {}
             for c, form in d.items():
-                if all(p in to for p, _ in c):
-                    out[tuple((to[p], k) for p, k in c)] = form
+                if not c:
+                    out[c] = form
+                elif all(p in to for p, _ in c):
+                    out[tuple([(to[p], k) for p, k in c])] = form
                 else:
                     self.system.zero(form)
             return out or NOTHING

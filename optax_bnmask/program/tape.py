@@ -163,8 +163,10 @@ class Tape:
             env[v] = self.value(v.aval)
             self.captured[env[v]] = value
 
+        literal = compat.Literal
+
         def read(atom: Any) -> int:  # noqa: ANN401 - a variable or a literal
-            if not isinstance(atom, compat.Literal):
+            if type(atom) is not literal:
                 return env[atom]
             x = self.value(atom.aval)
             self.literals[x] = atom.val

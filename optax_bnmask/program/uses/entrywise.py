@@ -152,7 +152,7 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
 
 def _beside_constants(record: Record) -> list[View | None]:
     """The views of two operands; none for an array that belongs to the other, a leaf."""
-    x, y = (record.along(k) for k in (0, 1))
+    x, y = record.along(0), record.along(1)
     if x is not None and y is not None:
         if x.fixed and y.leaves and _size(record, y.leaves) >= x.fixed:
             return [None, y]
