@@ -4,12 +4,14 @@ JAX 0.10 to 0.12 differ in how closed jaxprs, scans and primitives look; the res
 sees one face. Everything is looked up strictly, so that a rename fails on import.
 """
 
+import contextlib
 import functools
+import gc
 import importlib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -247,3 +249,18 @@ def ragged_numbers(params: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:
     numbers = params["ragged_dot_dimension_numbers"]
     dot = numbers.dot_dimension_numbers
     return dot, tuple(numbers.rhs_group_dimensions)
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Keeps the garbage collector from walking all of JAX's objects in the midst of the work.
+
+    It makes many small objects and no cycles; one full collection costs as much as it does.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask.analysis import Analysis, Evidence, Leaf, Position, Role, Scale
+from optax_bnmask.compat import without_collection
 from optax_bnmask.errors import CategoryError, PathError
 from optax_bnmask.paths import layout, matches, nearest
 from optax_bnmask.structure import reading
@@ -121,7 +122,8 @@ class Labels:
         if last is None or last[0] != structure:
             last = structure, self._values(tree)
             object.__setattr__(self, "_last", last)
-        return jax.tree.unflatten(structure, last[1])
+        with without_collection():
+            return jax.tree.unflatten(structure, last[1])
 
     @staticmethod
     def _guarded(by_path: Mapping[str, Any]) -> dict[str, Any]:

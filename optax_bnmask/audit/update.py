@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_bnmask import compat
 from optax_bnmask.paths import layout
-from optax_bnmask.program.trace import without_collection
 
 _ASKED: Final = ("value", "grad", "value_fn", "obj_fn")
 """What optimizers ask for beside a gradient: the loss, as a number and as a function."""
@@ -59,7 +59,7 @@ def traced(tx: Any, params: Any) -> Update:  # noqa: ANN401 - an optimizer, any 
     for count in (4, 0, 3, 2, 1) if wants_more else (0,):
         for names in itertools.combinations(_ASKED, count):
             try:
-                with _lenient(), without_collection():
+                with _lenient(), compat.without_collection():
                     return _traced(tx, params, names)
             except TypeError as error:  # an argument that it does not take is one
                 first = first or error

@@ -19,7 +19,7 @@ from optax_bnmask.program.shifts.exposed import exposed
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
-from optax_bnmask.program.trace import Program, without_collection
+from optax_bnmask.program.trace import Program
 from optax_bnmask.program.uses.dimensions import blocks
 from optax_bnmask.program.uses.gradients import differentiable, moved, reached
 from optax_bnmask.program.uses.positions import positions
@@ -41,7 +41,7 @@ _USES = {
 def analysis_of(program: Program) -> Analysis:
     """What the passes over a traced program tell of its parameters."""
     load()
-    with without_collection():
+    with compat.without_collection():
         return _analysis_of(program)
 
 

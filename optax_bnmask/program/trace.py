@@ -1,9 +1,7 @@
 """From a function and its parameters to the program that computes its outputs."""
 
-import contextlib
 import dataclasses
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -126,21 +124,6 @@ def _pair(out: Any) -> tuple[Any, Any]:  # noqa: ANN401 - whatever `fn` returned
             f"Return the two as a tuple, or leave `has_aux` out."
         )
     return out
-
-
-@contextlib.contextmanager
-def without_collection() -> Iterator[None]:
-    """Keeps the garbage collector from walking all of JAX's objects in the midst of the work.
-
-    It makes many small objects and no cycles; one full collection costs as much as it does.
-    """
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 def _is_array(value: object) -> bool:
