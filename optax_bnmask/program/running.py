@@ -33,6 +33,7 @@ def running_statistics(program: Program, tape: Tape) -> list[str]:
     # An NNX Variable's array is its `value`, which is no part of its name.
     values = {path.removesuffix("/value"): x for x, path in live if tape.live[x]}
     scopes = {path.rpartition("/")[0] for path in program.paths}
+    depends = dependents(tape, tape.leaves) if values else bytearray()
     out = []
     for path, mean in values.items():
         scope, _, name = path.rpartition("/")
@@ -40,7 +41,7 @@ def running_statistics(program: Program, tape: Tape) -> list[str]:
         if name != "mean" or var is None:
             continue
         where = _within(scope, scopes)
-        if _corrects_the_batch(tape, [mean, var]):
+        if _corrects_the_batch(tape, [mean, var], depends):
             out.append(
                 f"the normaliser at {where!r} corrects the statistics of the batch by its running "
                 f"ones, as batch renormalisation does, so that the scale of the weights before it "
@@ -61,12 +62,17 @@ def _within(scope: str, scopes: Set[str]) -> str:
     return next((tail for tail in tails if tail in scopes), scope)
 
 
-def _corrects_the_batch(tape: Tape, running: Sequence[int]) -> bool:
+def _corrects_the_batch(tape: Tape, running: Sequence[int], depends: Sequence[int]) -> bool:
     """Whether running statistics meet none but statistics of the batch: sums over some of its axes.
 
     A normaliser that runs on them subtracts them from data, of which there are more entries.
+
+    Args:
+      tape: The program.
+      running: The running statistics.
+      depends: Whether each value depends on a leaf.
     """
-    depends, ours = dependents(tape, tape.leaves), dependents(tape, running)
+    ours = dependents(tape, running)
     size = max(prod(tape.shapes[x]) for x in running)
     met = [
         x

@@ -1,4 +1,4 @@
-"""The same optimizer, from the same state, to some leaves of which no decay ever came.
+"""An optimizer as it would be, from its present state, had some leaves never been decayed.
 
 An update depends on its leaf's values through decay alone, or nearly: so these leaves are shown as
 zeros, and what the state keeps for them (momentum, second moments) is kept a second time, apart.

@@ -78,7 +78,9 @@ def verify_linen(
       >>> bnmask.verify_linen(net, variables, x, key=jax.random.key(2)).dead_biases
       ('layers_0/bias',)
     """
-    analysis, (module, variables, *args) = _split(given, "verify_linen", "a module, its variables")
+    analysis, (module, variables, *args) = _split(
+        given, 2, "`verify_linen` must be given a module, its variables"
+    )
     called = method if callable(method) else getattr(module, method or "__call__", None)
     if _takes_key(analysis, called):
         kwargs["key"] = key
@@ -144,20 +146,20 @@ def verify_nnx(
       >>> bnmask.verify_nnx(analysis, net, x, key=jax.random.key(0)).dead_biases
       ('layers/0/bias',)
     """
-    analysis, (module, *args) = _split(given, "verify_nnx", "a module")
+    analysis, (module, *args) = _split(given, 1, "`verify_nnx` must be given a module")
     if _takes_key(analysis, getattr(module, "__call__", None)):  # noqa: B004 - its signature
         kwargs["key"] = key
     return _verified(analysis, nnx_call(module, args, kwargs), key=key, factor=factor)
 
 
-def _split(given: Sequence[Any], name: str, what: str) -> tuple[Analysis | None, Sequence[Any]]:
-    """The analysis, if there is one, and the rest."""
+def _split(given: Sequence[Any], least: int, must: str) -> tuple[Analysis | None, Sequence[Any]]:
+    """The analysis, if there is one, and the rest, of which there must be at least so many."""
     is_first = bool(given) and isinstance(given[0], Analysis)
     analysis, rest = (given[0], given[1:]) if is_first else (None, given)
-    if len(rest) < 1 + what.count(","):
+    if len(rest) < least:
         raise TypeError(
-            f"`{name}` must be given {what} and what the module takes, after the analysis if there "
-            f"is one. Found {len(given)} arguments by position."
+            f"{must} and what the module takes, after the analysis if there is one. Found "
+            f"{len(given)} arguments by position."
         )
     return analysis, rest
 

@@ -12,7 +12,7 @@ from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equa
 
 @shifting(MOVE)
 def move(shifts: Shifts, e: Equation) -> Changes | None:
-    """The same entries, again and again along new axes."""
+    """How a value changes whose axes are renamed, or new: along new ones by the same."""
     to, rank, x = e.params["to"], len(shifts.tape.full[e.out]), e.ins[0]
     if x in shifts.means and (mean := moved(shifts.means[x], to, rank)) is not None:
         shifts.means[e.out] = mean
@@ -107,7 +107,7 @@ def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Chan
 
 @shifting("rev_p")
 def reverse(shifts: Shifts, e: Equation) -> Changes | None:
-    """The same entries in another order."""
+    """How a value changes whose entries are reversed: as the operand, where that is constant."""
     turned = e.params["dimensions"]
     whole = [a not in turned for a in range(len(shifts.tape.shapes[e.out]))]
     return _with_part(shifts, e, whole, ("reversed", tuple(turned)))

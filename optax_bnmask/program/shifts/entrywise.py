@@ -47,7 +47,7 @@ def second(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(Kind.CAST)
 def cast(shifts: Shifts, e: Equation) -> Changes | None:
-    """The same number as long as it stays a float."""
+    """A float in another dtype changes by ``x + d - x = d``; integers are given up."""
     return same(shifts, e) if shifts.tape.floats[e.out] else losing(shifts, e)
 
 

@@ -56,7 +56,7 @@ class Flatness:
         return None if self._given[x] else self.facts.numbers[x]
 
     def along(self, x: int, out: int, deepest: int = _DEEPEST) -> tuple[bool, ...]:
-        """The same of an operand, along the axes of a result that it is entry by entry a part of.
+        """Along which axes of a result an operand is flat that goes into it entry by entry.
 
         A number beside an array, and an axis of length 1 that grows, are flat.
         """
