@@ -47,14 +47,24 @@ def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def exponent(size: jax.Array) -> jax.Array:
-    """The `e` with ``size / 2**e`` in [0.5, 1); 0 for 0. Both powers are normal float32s."""
-    return jnp.clip(jnp.frexp(size)[1], -125, 125)
+    """The `e` with ``size / 2**e`` in [0.5, 1), from -125 to 125; 0 for 0.
+
+    Read off the bits: since JAX 0.12 the output of `jnp.frexp` loses its sharding, and is gathered.
+    """
+    info = jnp.finfo(size.dtype)
+    bits = jax.lax.bitcast_convert_type(size, jnp.dtype(f"int{info.bits}"))
+    # Stored is b for 1.f * 2**(b + 1 - maxexp), and 1.f is twice a number in [0.5, 1).
+    power = jnp.clip((bits >> info.nmant) + (2 - info.maxexp), -125, 125)
+    return jnp.where(size > 0, power, 0).astype(jnp.int32)
 
 
 def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
-    """``x * 2**by``, exactly."""
+    """``x * 2**by``, exactly; of a power too small to be a normal number, 0."""
     x = wide(x)
-    return x * jnp.ldexp(jnp.ones((), jnp.real(x).dtype), by).astype(x.dtype)
+    dtype = jnp.real(x).dtype
+    info = jnp.finfo(dtype)
+    bits = jnp.clip(by.astype(jnp.dtype(f"int{info.bits}")) + (info.maxexp - 1), 0)
+    return x * jax.lax.bitcast_convert_type(bits << info.nmant, dtype).astype(x.dtype)
 
 
 def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
