@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from optax_bnmask.audit.machine import Machine
-from optax_bnmask.audit.readings import Behaviour, Reader, Reading, behaviour_of
+from optax_bnmask.audit.readings import Behaviour, Reader, Reading, alike, behaviour_of
 from optax_bnmask.audit.update import Update
 
 _LEAST: Final = 8
@@ -21,8 +21,10 @@ AT_MOST: Final = 512
 """Steps to wait while nothing moves at all, as before a long warm-up."""
 
 _FINE: Final = 2.0**-5
-"""Smaller params to ask again with: a pull that is clipped at 1 is in proportion here. One that is
-divided by its own size is not, here either."""
+"""Smaller params to ask again with: a pull that is clipped at 1 is in proportion here, and takes
+the same course over the steps. One that is divided by its own size is not in proportion here
+either; one divided by a constant and the sum of its squares, as by Adagrad, takes another course.
+"""
 
 _ROUNDING: Final = 2.0**-36
 """Beside the highest rate, less than this is what rounding leaves where a decay is taken back."""
@@ -52,7 +54,7 @@ def probe(update: Update, paths: tuple[str, ...]) -> Mapping[str, Behaviour]:
         if any(each.rate and not each.proportional for each in found):
             fine = _run(machine, _FINE)
             found = [
-                b if b.proportional and not a.proportional else a
+                b if b.proportional and not a.proportional and alike(a.course, b.course) else a
                 for a, b in zip(found, fine, strict=True)
             ]
     found = _signed(_rated(found))

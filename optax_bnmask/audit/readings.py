@@ -71,7 +71,8 @@ class Behaviour:
       rate: The share of itself that it loses in the first step in which it loses any, with no
         gradient; negative if it grows.
       pushed: The same under a gradient.
-      proportional: Whether what it loses is in proportion to its size.
+      proportional: Whether what it loses is in proportion to its size, in every step.
+      course: What of the rate is left in the last step, as a share of the first.
       steady: Whether the rate was seen in several steps and does not rise, as in a warm-up.
       centre: What it is pulled to: a number, or NaN for numbers that differ from entry to entry.
       recalled: The share of its way back to where it started that it goes in a step.
@@ -85,6 +86,7 @@ class Behaviour:
     rate: float
     pushed: float
     proportional: bool
+    course: float
     steady: bool
     centre: float
     recalled: float
@@ -177,7 +179,8 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
     return Behaviour(
         rate,
         pushed,
-        abs(first.uneven - first.rate) <= _ALIKE * max(abs(first.rate), abs(first.uneven)),
+        all(alike(reading.rate, reading.uneven) for reading in rates),
+        rates[-1].rate / first.rate if first.rate else 0.0,
         len(rates) > 1 and abs(rates[-1].rate) <= (1 + _STEADY) * abs(first.rate),
         _centre(first, rates[-1]) if rates else 0.0,
         recalled if 0 < recalled < _RECOMPUTED else 0.0,
@@ -187,6 +190,11 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
         _all_kept(readings),
         not (all(calm) or all(hard) or rate or pushed),
     )
+
+
+def alike(one: float, other: float) -> bool:
+    """Whether two rates are one."""
+    return abs(one - other) <= _ALIKE * max(abs(one), abs(other))
 
 
 def _first(readings: Sequence[Reading], of: Callable[[Reading], float]) -> float:

@@ -100,6 +100,10 @@ COUPLED = {
     "the sign": optax.sign_sgd(RATE),
     "Lion": optax.lion(RATE, weight_decay=0.0),
     "Adafactor": optax.adafactor(RATE),
+    "Adagrad, by what it has summed up since": optax.adagrad(RATE),
+    "RAdam, from its sixth step on": optax.radam(RATE),
+    "Yogi": optax.yogi(RATE),
+    "AdaDelta": optax.adadelta(RATE),
 }
 
 
