@@ -1,10 +1,12 @@
 """Who gets which wrong: rules by name or shape against the mask from structure.
 
-`python -m tests.comparison` prints the table that the README shows.
+`python -m tests.comparison` writes both into `docs/`: the table of `rules.md`, and `rules.svg`.
 """
 
+import html
 import re
 from collections import Counter
+from pathlib import Path
 
 import optax_bnmask as bnmask
 from optax_bnmask.paths import layout
@@ -102,5 +104,74 @@ def table():
     return "\n".join(lines)
 
 
+COLOURS = {"right": "#d8dee4", "decayed": "#d55e00", "spared": "#0072b2"}  # told apart by all eyes
+WIDTH, HEIGHT, GAP, PITCH = 7, 16, 5, 22
+LEFT, TOP = 292, 28
+
+
+def picture():
+    """The comparison as an SVG: a row for each rule, a column for each leaf, coloured if wrong."""
+    wrong, total = judged()
+    names, columns, x, drawn = [], {}, LEFT, []
+    for fixture in FIXTURES:
+        paths = [*bnmask.decay_mask(*fixture.build())]
+        names.append(fixture.name)
+        drawn.append(text(x + len(paths) * WIDTH / 2, TOP - 8, str(len(names)), anchor="middle"))
+        for path in paths:
+            columns[fixture.name, path] = x
+            x += WIDTH
+        x += GAP
+    right = x + 28
+    drawn.append(text(right, TOP - 8, f"of {total}", anchor="end"))
+    for row, (rule, leaves) in enumerate(wrong.items()):
+        y, style = TOP + row * PITCH, {"anchor": "end", "bold": rule is OURS}
+        drawn.append(text(LEFT - 10, y + 12, rule.partition(" (no")[0], **style))
+        drawn.append(text(right, y + 12, str(len(leaves)), **style))
+        errors = {(fixture.name, path): what for fixture, path, what in leaves}
+        for leaf, at in columns.items():
+            what = errors.get(leaf)
+            kind = "right" if what is None else "spared" if what == "weight" else "decayed"
+            drawn.append(box(at, y, WIDTH - 1, HEIGHT, kind))
+    y = TOP + len(wrong) * PITCH + 14
+    for at, kind, words in (
+        (0, "decayed", "decays, should not"),
+        (170, "spared", "does not decay, should"),
+        (366, "right", "right"),
+    ):
+        drawn += box(LEFT + at, y - 10, 12, 12, kind), text(LEFT + at + 18, y, words)
+    half = -(-len(names) // 2)
+    for number, name in enumerate(names):
+        column, row = divmod(number, half)
+        drawn.append(text(400 * column + 20, y + 30 + 17 * row, f"{number + 1}  {name}"))
+    width, height = right + 14, y + 30 + 17 * half
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+            f'width="{width}" height="{height}" font-family="sans-serif" font-size="12">',
+            f'<rect width="{width}" height="{height}" rx="6" fill="#ffffff"/>',
+            *drawn,
+            "</svg>\n",
+        ]
+    )
+
+
+def box(x, y, width, height, kind):
+    """A rectangle of an SVG."""
+    return f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="{COLOURS[kind]}"/>'
+
+
+def text(x, y, markdown, *, anchor="start", bold=False):
+    """A line of an SVG, without the marks of Markdown."""
+    words = html.escape(markdown.replace("`", "").replace("*", ""))
+    weight = ' font-weight="bold"' if bold else ""
+    return f'<text x="{x:g}" y="{y}" text-anchor="{anchor}" fill="#1f2328"{weight}>{words}</text>'
+
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE, PICTURE = DOCS / "rules.md", DOCS / "rules.svg"
+FRAME = re.compile(r"(?<=<!-- comparison -->\n).*?(?=\n\n)", re.S)
+
 if __name__ == "__main__":
-    print(table())  # noqa: T201 - what it is for
+    PICTURE.write_text(picture(), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(FRAME.sub(lambda _: table(), page), encoding="utf-8")

@@ -1,20 +1,16 @@
-"""The README's table of who gets which wrong is what the fixtures give."""
-
-from pathlib import Path
+"""The table and the picture of who gets which wrong are what the fixtures give."""
 
 import pytest
 
 import optax_bnmask as bnmask
-from tests.comparison import OURS, RULES, judged, table
+from tests.comparison import FRAME, OURS, PAGE, PICTURE, RULES, judged, picture, table
 from tests.fixtures import FIXTURES
 
-README = Path(__file__).parents[1] / "README.md"
 
-
-def test_readme_shows_the_table_that_the_fixtures_give():
-    text = README.read_text(encoding="utf-8")
-    shown = text.partition("<!-- comparison -->")[2].partition("<!-- /comparison -->")[0]
-    assert table() in shown, "run `python -m tests.comparison` and paste the table"
+def test_page_and_picture_show_what_the_fixtures_give():
+    again = "run `python -m tests.comparison`"
+    assert FRAME.findall(PAGE.read_text(encoding="utf-8")) == [table()], again
+    assert PICTURE.read_text(encoding="utf-8") == picture(), again
 
 
 def test_every_rule_gets_something_wrong_and_structure_gets_no_normaliser_wrong():

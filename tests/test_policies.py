@@ -1,4 +1,4 @@
-"""The comparison of policies: what the README shows is on record, and policies differ as named."""
+"""The comparison of policies: what the page shows is on record, and policies differ as named."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.policies.training import grid, scores, trainer
 from optax_bnmask.demo.model import ResNet
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
 RESULTS = load([ROOT / "benchmarks" / "policies" / "results.json"])
 
 
@@ -26,14 +26,14 @@ def flax_promotion():
         yield
 
 
-def test_readme_shows_the_table_on_record():
-    shown = README.partition("<!-- policies -->\n")[2].partition("\n<!-- /policies -->")[0]
+def test_page_shows_the_table_on_record():
+    shown = PAGE.partition("<!-- policies -->\n")[2].partition("\n<!-- /policies -->")[0]
     assert shown == markdown(RESULTS)
 
 
-def test_readme_counts_the_choices_at_an_edge():
+def test_page_counts_the_choices_at_an_edge():
     edges = sum(bool(result.at_edge) for result in RESULTS)
-    assert f"{len(RESULTS)}\nchoices, {edges} lie at an edge" in README
+    assert f"Of the {len(RESULTS)} choices, {edges} lie at an edge" in PAGE
 
 
 def test_record_holds_every_policy_on_forty_seeds_in_four_columns():
@@ -45,7 +45,7 @@ def test_record_holds_every_policy_on_forty_seeds_in_four_columns():
     assert {len(r.accuracies) for r in RESULTS} == {40}
 
 
-def test_sentences_of_the_readme_hold_on_record():
+def test_sentences_of_the_page_hold_on_record():
     found = {(r.result.task, r.result.optimizer, r.result.policy): r for r in rows(RESULTS)}
     of = {policy: [row for key, row in found.items() if key[2] == policy] for policy in POLICIES}
     assert all(row.p_value < 0.05 and row.difference < -0.25 for row in of["no decay"])

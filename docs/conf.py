@@ -1,0 +1,64 @@
+"""How this folder becomes the site: `sphinx-build -W --keep-going docs build/docs`.
+
+Nothing is fetched while it is built, and the pages load nothing from elsewhere. Notebooks are shown
+with the outputs that they are committed with, since the gate runs each of them once anyhow;
+`-D nb_execution_mode=force` runs them anew.
+"""
+
+import re
+import shutil
+from pathlib import Path
+
+import optax_bnmask
+
+HERE = Path(__file__).parent
+# Sphinx reads no sources outside of its folder. The copy is ignored by git.
+shutil.copytree(
+    HERE.parent / "notebooks",
+    HERE / "notebooks",
+    ignore=shutil.ignore_patterns(".*"),
+    dirs_exist_ok=True,
+)
+
+project = "optax_bnmask"
+release = version = optax_bnmask.__version__
+copyright = "the authors of optax_bnmask"
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+exclude_patterns = ["notebooks/.*"]
+myst_heading_anchors = 3  # so that pages can link to each other's sections
+nb_execution_mode = "off"
+nb_ipywidgets_js: dict[
+    str, dict[str, str]
+] = {}  # no page has a widget; by default a CDN serves them
+
+default_role = (
+    "py:obj"  # docstrings put names in single backticks: those that are ours become links
+)
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True  # `Attributes:` describes fields that autodoc lists already
+napoleon_use_rtype = False
+python_maximum_signature_line_length = 88
+
+html_theme = "furo"
+html_title = "optax_bnmask"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+pygments_style = "friendly"
+pygments_dark_style = "github-dark"
+copybutton_prompt_text = r">>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app):
+    """Lets docstrings write a plural, `Leaf`s, which reStructuredText wants a backslash in."""
+
+    def plurals(*args):
+        lines = args[-1]
+        lines[:] = [re.sub(r"(?<=\w)`(?=s\b)", r"`\\ ", line) for line in lines]
+
+    app.connect("autodoc-process-docstring", plurals)
