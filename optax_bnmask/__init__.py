@@ -39,6 +39,8 @@ from optax_bnmask.verify import (
     verify_nnx,
 )
 
+__version__ = "0.1.0"
+
 __all__ = [
     "STANDARD",
     "STRICT",

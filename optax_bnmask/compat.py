@@ -13,13 +13,12 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final
 
 import jax
-import jax.extend.core.primitives as extend_primitives
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
 from jax._src import source_info_util
 from jax.core import Tracer
 from jax.extend.core import Literal, Primitive, jaxpr_as_fun
@@ -55,39 +54,46 @@ _UNTIL: Final = {"call_p": (0, 11), "closed_call_p": (0, 11)}
 """Primitives that the newest supported JAX no longer has, and the first that lacks them."""
 
 _HOMES: Final = (
-    extend_primitives,
-    lax,
-    *map(
-        importlib.import_module,
-        (
-            "jax._src.ad_util",
-            "jax._src.lax.parallel",
-            "jax._src.lax.linalg",
-            "jax._src.lax.lax",
-            "jax._src.lax.control_flow",
-            "jax._src.lax.control_flow.loops",
-            "jax._src.shard_map",
-            "jax._src.core",
-            "jax._src.pjit",
-            "jax._src.debugging",
-            "jax._src.callback",
-            "jax._src.ffi",
-            "jax._src.custom_derivatives",
-            "jax._src.custom_batching",
-            "jax._src.custom_partitioning",
-            "jax._src.compute_on",
-            "jax._src.random",
-            "jax._src.random.prng",
-            "jax._src.random.philox2x32",
-            "jax._src.random.philox4x32",
-            "jax._src.random.threefry4x32",
-            "jax._src.export.shape_poly",
-            "jax._src.lax.scaled_dot",
-            "jax._src.xla_metadata",
-            "jax._src.ad_checkpoint",
-        ),
-    ),
+    "jax.extend.core.primitives",
+    "jax.lax",
+    "jax._src.ad_util",
+    "jax._src.lax.parallel",
+    "jax._src.lax.linalg",
+    "jax._src.lax.lax",
+    "jax._src.lax.control_flow",
+    "jax._src.lax.control_flow.loops",
+    "jax._src.shard_map",
+    "jax._src.core",
+    "jax._src.pjit",
+    "jax._src.debugging",
+    "jax._src.callback",
+    "jax._src.ffi",
+    "jax._src.custom_derivatives",
+    "jax._src.custom_batching",
+    "jax._src.custom_partitioning",
+    "jax._src.compute_on",
+    "jax._src.random",
+    "jax._src.random.prng",
+    "jax._src.random.philox2x32",
+    "jax._src.random.philox4x32",
+    "jax._src.random.threefry4x32",
+    "jax._src.export.shape_poly",
+    "jax._src.lax.scaled_dot",
+    "jax._src.xla_metadata",
+    "jax._src.ad_checkpoint",
 )
+"""Where primitives are looked for, in this order. If a later JAX moves one elsewhere, the first
+analysis says so in words, and `import optax_bnmask` still works."""
+
+
+@functools.cache
+def _homes() -> tuple[ModuleType, ...]:
+    """Those of the modules that this JAX has."""
+    found = []
+    for name in _HOMES:
+        with contextlib.suppress(ModuleNotFoundError):
+            found.append(importlib.import_module(name))
+    return tuple(found)
 
 
 def primitive(name: str) -> Primitive | None:
@@ -104,13 +110,14 @@ def primitive(name: str) -> Primitive | None:
     """
     if _SINCE.get(name, (0, 0)) > _VERSION or _UNTIL.get(name, (99, 0)) <= _VERSION:
         return None
-    for module in _HOMES:
+    for module in _homes():
         found = getattr(module, name, None)
         if isinstance(found, Primitive):
             return found
     raise ImportError(
-        f"Every rule must be of a primitive. JAX {jax.__version__} has none called `{name}`. "
-        f"Rename it in `optax_bnmask.program.rules`, or list it in `optax_bnmask.compat`."
+        f"Every rule must be of a primitive. JAX {jax.__version__} has none called `{name}`, "
+        f"which JAX 0.10 to 0.12 have. Install one of these, or a newer optax_bnmask; "
+        f"`decay_mask` and `analyze_structure` work without rules."
     )
 
 
