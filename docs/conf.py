@@ -9,6 +9,8 @@ import re
 import shutil
 from pathlib import Path
 
+from sphinx.pycode import ModuleAnalyzer
+
 import optax_bnmask
 
 HERE = Path(__file__).parent
@@ -55,10 +57,18 @@ copybutton_exclude = ".linenos, .gp, .go"
 
 
 def setup(app):
-    """Lets docstrings write a plural, `Leaf`s, which reStructuredText wants a backslash in."""
+    """Mends, before napoleon reads them, docstrings that Sphinx takes for something else."""
 
-    def plurals(*args):
-        lines = args[-1]
+    def mended(_app, what, name, _found, _options, lines):
+        if what == "data":  # re-exported: Sphinx looks for its docstring where it is imported
+            docs = ModuleAnalyzer.for_module("optax_bnmask.mask").find_attr_docs()
+            lines[:] = docs["", name.rpartition(".")[2]]
+        if what in {
+            "attribute",
+            "property",
+        }:  # napoleon takes "By path: ..." for a type and a text,
+            lines[:0] = ["..", ""]  # unless the first line is another: here an empty comment
+        # A plural, `Leaf`s, which reStructuredText wants a backslash in.
         lines[:] = [re.sub(r"(?<=\w)`(?=s\b)", r"`\\ ", line) for line in lines]
 
-    app.connect("autodoc-process-docstring", plurals)
+    app.connect("autodoc-process-docstring", mended, priority=400)
