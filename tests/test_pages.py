@@ -1,5 +1,6 @@
 """The README and the pages of the site: every example runs, in order, and prints what is said."""
 
+import json
 import re
 from pathlib import Path
 from typing import NamedTuple
@@ -70,3 +71,20 @@ def test_every_page_is_in_the_table_of_contents():
     }
     notebooks = {f"notebooks/{path.stem}" for path in (ROOT / "notebooks").glob("*.ipynb")}
     assert {page.stem for page in DOCS.glob("*.md")} - {"index"} | notebooks <= listed
+
+
+def test_figures_from_the_notebook_are_those_that_it_shows():
+    source = (ROOT / "notebooks" / "why_not_decay_batch_norm.ipynb").read_text(encoding="utf-8")
+    cells = json.loads(source)["cells"]
+    shown = "".join("".join(o.get("text", "")) for c in cells for o in c.get("outputs", ()))
+    readme, choose, verify = (
+        " ".join(path.read_text(encoding="utf-8").split())
+        for path in (ROOT / "README.md", DOCS / "choose.md", DOCS / "verify.md")
+    )
+    low, high = re.findall(r"to (\S+)-(\S+) of its size without", shown)[0]
+    (left,) = re.findall(r"0\.005: ([\d.]+)", shown)
+    (moved,) = re.findall(r", ([\d.]+) at 1e-4", shown)
+    assert f"shrinks it to {low} to {high} of its size" in readme
+    assert f"shrinks to between {low} and {high} of its size" in choose
+    assert f"{float(left):.2f} of what pulls at γ is the data's" in choose
+    assert f"a factor of 10,000 changed the output of a small network by {moved} of its" in verify

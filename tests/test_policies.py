@@ -54,6 +54,11 @@ def test_sentences_of_the_page_hold_on_record():
     assert {key[0] for key in gains if key[2] == "STRICT"} == {"MNIST-1D"}
     assert [key[1] for key in gains if key[2] == "STRICT + keep_norm"] == ["SGD"]
     assert len([key for key in gains if key[2] == "exempt norm, corrected"]) == 1
+    (cost,) = {
+        f"{row.difference:.2f} points" for key, row in gains.items() if key[2] == "everything"
+    }
+    for page in ("README.md", "docs/choose.md", "docs/accuracy.md"):
+        assert cost in " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def test_holm_multiplies_by_the_tests_that_are_left_and_never_falls():
