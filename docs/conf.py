@@ -30,13 +30,9 @@ extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_co
 exclude_patterns = ["notebooks/.*"]
 myst_heading_anchors = 3  # so that pages can link to each other's sections
 nb_execution_mode = "off"
-nb_ipywidgets_js: dict[
-    str, dict[str, str]
-] = {}  # no page has a widget; by default a CDN serves them
+nb_ipywidgets_js = {}  # no page has a widget; by default their script comes from a CDN
 
-default_role = (
-    "py:obj"  # docstrings put names in single backticks: those that are ours become links
-)
+default_role = "py:obj"  # names in single backticks, as docstrings have them, become links
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
