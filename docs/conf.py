@@ -59,11 +59,10 @@ def setup(app):
         if what == "data":  # re-exported: Sphinx looks for its docstring where it is imported
             docs = ModuleAnalyzer.for_module("optax_bnmask.mask").find_attr_docs()
             lines[:] = docs["", name.rpartition(".")[2]]
-        if what in {
-            "attribute",
-            "property",
-        }:  # napoleon takes "By path: ..." for a type and a text,
-            lines[:0] = ["..", ""]  # unless the first line is another: here an empty comment
+        if what in {"attribute", "property"}:
+            # Napoleon takes "By path: ..." for a type and a text, unless the first line is another,
+            # here an empty comment.
+            lines[:0] = ["..", ""]
         # A plural, `Leaf`s, which reStructuredText wants a backslash in.
         lines[:] = [re.sub(r"(?<=\w)`(?=s\b)", r"`\\ ", line) for line in lines]
 
