@@ -121,7 +121,6 @@ def primitive(name: str) -> Primitive | None:
     )
 
 
-@functools.lru_cache
 @functools.cache  # there are few dtypes, and one is asked for by each equation
 def is_inexact(dtype: Any) -> bool:  # noqa: ANN401 - a dtype, extended ones included
     """Whether arrays of that dtype hold real or complex numbers."""
