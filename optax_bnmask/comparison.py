@@ -1,14 +1,15 @@
 """What changed between two reports: for whoever keeps one of them in a repository."""
 
 import dataclasses
-import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.errors import StructureError
+from optax_bnmask.families import folded_lines
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import printable
+from optax_bnmask.wording import json_text
 
 Known = Analysis | Mask | tuple[Analysis, Mask]
 """What can be compared: what is known, what was decided, or both."""
@@ -58,13 +59,16 @@ class Difference:
         return not (self.added or self.removed or self.changed)
 
     def to_text(self) -> str:
-        """One line for each change; `+` and `-` before what was added and removed."""
+        """One line for each change; `+` and `-` before what was added and removed.
+
+        Changes that differ only in a number, as those of repeated blocks do, are one line.
+        """
         lines = [
             *(f"+ {printable(path)}" for path in self.added),
             *(f"- {printable(path)}" for path in self.removed),
             *(f"~ {printable(str(change))}" for change in self.changed),
         ]
-        return "\n".join(lines) or "No difference."
+        return "\n".join(folded_lines(lines)) or "No difference."
 
     def to_json(self) -> str:
         """The difference as JSON; its ``"schema"`` is ``"optax_bnmask/difference/1"``."""
@@ -75,7 +79,7 @@ class Difference:
             "removed": list(self.removed),
             "changed": [dataclasses.asdict(change) for change in self.changed],
         }
-        return json.dumps(record, indent=2, ensure_ascii=False)
+        return json_text(record)
 
     def __str__(self) -> str:
         """The lines of `to_text`."""

@@ -14,6 +14,7 @@ from optax_bnmask.compat import without_collection
 from optax_bnmask.errors import CategoryError, PathError
 from optax_bnmask.paths import layout, matches, nearest
 from optax_bnmask.structure import reading
+from optax_bnmask.wording import counted, percent
 
 STANDARD: Final = ("norm", "bias")
 """What most recipes mean by "no decay": the normalisers' gains and biases, and all other biases."""
@@ -182,10 +183,10 @@ class Labels:
             groups.setdefault(self[path], []).append(path)
         said = []
         for label, members in groups.items():
-            counted = f"{len(members):,} {'leaf' if len(members) == 1 else 'leaves'}"
+            size = counted(len(members), "leaf", "leaves")
             if params is not None:
-                counted += f", {sum(np.size(paths[path]) for path in members):,} parameters"
-            said.append(f"{self._name(label)}: {counted}")
+                size += f", {sum(np.size(paths[path]) for path in members):,} parameters"
+            said.append(f"{self._name(label)}: {size}")
         return "; ".join(said)
 
     @staticmethod
@@ -419,7 +420,7 @@ def _warn_of_strictness(analysis: Analysis, decays: Mapping[str, bool]) -> None:
     )
     if freed:
         warnings.warn(
-            f"`exempt` includes 'scale_invariant': {100 * freed / total:.1f} % of the parameters "
+            f"`exempt` includes 'scale_invariant': {percent(freed, total)} of the parameters "
             f"are left without decay because a normaliser hides their scale. Their norms will "
             f"grow and their effective learning rate, lr / norm**2, will fall, which is known to "
             f"hurt unless it is compensated (arXiv:1810.12281, arXiv:1910.07454).",

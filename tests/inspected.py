@@ -54,8 +54,31 @@ def lookup():
     return lambda params, tokens: params["table"][tokens], {"table": jnp.ones((10, 4))}
 
 
+class Blocks(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for i in range(5):
+            x = Block(name=f"a_block_with_a_long_name_{i}")(x)
+        return x
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(8, name="dense")(x)
+        return nn.relu(nn.BatchNorm(use_running_average=False, name="norm")(x))
+
+
+def blocks():
+    return Blocks()
+
+
 def nothing_known():
     return "a string"
+
+
+def raises():
+    raise KeyError("no weights")
 
 
 number = 3

@@ -4,9 +4,9 @@ import json
 
 import jax
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from optax_bnmask.cli.app import app
+from optax_bnmask_cli.app import app
 
 
 @pytest.fixture(autouse=True)
@@ -54,11 +54,11 @@ def test_formats():
     [
         ("optimizers", "given as 'package.module:factory'. Found 'optimizers'"),
         ("optimizers:absent", "has no attribute 'absent'"),
-        ("no_such_module:tx", "No module named 'no_such_module'"),
+        ("no_such_module:tx", "No module is called 'no_such_module'"),
         ("optimizers:optimizer_alone", "It returned (GradientTransformation"),
         ("optimizers:params_first", "It returned (dict, GradientTransformation"),
         ("optimizers:not_an_analysis", "It returned (GradientTransformation"),
-        ("optimizers:raises", "It raised RuntimeError: no disk"),
+        ("optimizers:raises", "and raised RuntimeError: no disk, at optimizers.py:"),
         ("optimizers:other_analysis", "must be those that `analysis` is of"),
     ],
 )

@@ -5,9 +5,9 @@ import json
 import flax.serialization
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from optax_bnmask.cli.app import app
+from optax_bnmask_cli.app import app
 
 VARIABLES = {
     "params": {

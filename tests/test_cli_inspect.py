@@ -4,9 +4,9 @@ import json
 
 import jax
 import pytest
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
-from optax_bnmask.cli.app import app
+from optax_bnmask_cli.app import app
 
 
 @pytest.fixture(autouse=True)
@@ -116,13 +116,17 @@ def test_inference_mode_is_a_warning_beside_the_report():
     ("factory", "arguments", "said"),
     [
         ("inspected", [], "Found 'inspected', which has no colon and does not exist"),
+        ("inspected.linen", [], "Write 'inspected:linen', if that is what you mean"),
+        ("tests/inspected.py:linen", [], "Write 'tests.inspected:linen', if that is what you mean"),
+        ("inspected:linenn", [], "no attribute 'linenn'; the nearest are 'linen'"),
         (":linen", [], "given as 'package.module:factory'. Found ':linen'"),
         ("inspected:", [], "given as 'package.module:factory'. Found 'inspected:'"),
-        ("inspected:absent", [], "module 'inspected' has no attribute 'absent'"),
-        ("no_such_module:model", [], "No module named 'no_such_module'"),
+        ("inspected:absent", [], "'inspected' has no attribute 'absent'"),
+        ("no_such_module:model", [], "No module is called 'no_such_module'"),
         ("inspected:number", [], "must be a function of no arguments"),
         ("inspected:nothing_known", [], "It made a str"),
         ("inspected:pair", [], "With no inputs at all it raised TypeError"),
+        ("inspected:raises", [], "raised KeyError: 'no weights', at inspected.py:"),
         ("inspected:pair", ["--input", "16,9"], "With 16,9 it raised TypeError"),
         ("inspected:pair", ["--input", "16,x"], "An input is given as its sizes"),
         ("inspected:pair", ["--input", "16,4:float33"], "Found '16,4:float33'"),

@@ -9,18 +9,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
-from typer.testing import CliRunner
 
 import optax_bnmask as bnmask
-from optax_bnmask.cli.app import app
-from optax_bnmask.demo import measure
-from optax_bnmask.demo.data import digits
-from optax_bnmask.demo.model import ResNet, _by_products
-from optax_bnmask.demo.outcome import Estimate, comparison, estimate
-from optax_bnmask.demo.train import Policy, Recipe, State, data_loss, optimizer
+from examples.digits import measure
+from examples.digits.data import digits
+from examples.digits.model import ResNet, _by_products
+from examples.digits.outcome import Estimate, comparison, estimate
+from examples.digits.train import Policy, Recipe, State, data_loss, optimizer
 from optax_bnmask.report.document import Cell, Column, Document, Table
-from optax_bnmask.report.terminal import renderables
+from optax_bnmask_cli.app import app
+from optax_bnmask_cli.terminal import renderables
 
 ALL = bnmask.Mask({"head/scale": True})
 

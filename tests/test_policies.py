@@ -13,7 +13,7 @@ from benchmarks.policies.comparing import adjusted, load, margin_of, markdown, r
 from benchmarks.policies.policies import OPTIMIZERS, POLICIES, REFERENCE
 from benchmarks.policies.tasks import Split, Task
 from benchmarks.policies.training import grid, scores, trainer
-from optax_bnmask.demo.model import ResNet
+from examples.digits.model import ResNet
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import numpy as np
 from mnist1d.data import get_dataset_args, make_dataset
 from sklearn.model_selection import train_test_split
 
-from optax_bnmask.demo.data import digits
-from optax_bnmask.demo.model import ResNet
+from examples.digits.data import digits
+from examples.digits.model import ResNet
 
 
 class Split(NamedTuple):

@@ -7,6 +7,8 @@ from typing import Final
 from optax_bnmask.analysis import Leaf, Role
 from optax_bnmask.audit.outcome import Finding
 from optax_bnmask.audit.readings import Behaviour
+from optax_bnmask.families import listed
+from optax_bnmask.wording import counted
 
 NORMS: Final = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
 
@@ -73,15 +75,13 @@ def finding(severity: str, kind: str, cases: Cases, message: str) -> Iterator[Fi
 
 
 def some(cases: Cases) -> str:
-    """The names of the first leaves, and how many more there are."""
-    more = len(cases) - _NAMED
-    named = ", ".join(repr(case.path) for case in cases[:_NAMED])
-    return f"{named} and {more} more" if more > 0 else named
+    """The names of the first leaves, those of repeated blocks once, and how many more there are."""
+    return listed([case.path for case in cases], _NAMED)
 
 
 def count(cases: Cases) -> str:
     """How many leaves there are, in words."""
-    return "1 leaf" if len(cases) == 1 else f"{len(cases)} leaves"
+    return counted(len(cases), "leaf", "leaves")
 
 
 def without(cases: Cases, *others: Cases) -> list[Case]:

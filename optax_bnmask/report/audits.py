@@ -1,16 +1,16 @@
 """An `Audit`, shown: what was found, and every leaf with its rate beside what is advised."""
 
-import json
 from collections.abc import Set
 from typing import Final
 
 from optax_bnmask.audit.auditing import wanted_mask
 from optax_bnmask.audit.outcome import Audit
+from optax_bnmask.families import families
 from optax_bnmask.report.content import decision_cell, role_cell
 from optax_bnmask.report.document import Cell, Column, Document, Items, Table, Tone
-from optax_bnmask.report.families import families
 from optax_bnmask.report.html import html_of
 from optax_bnmask.report.text import text_of
+from optax_bnmask.wording import json_text
 
 AUDIT_SCHEMA: Final = "optax_bnmask/audit/1"
 """Goes up when a field changes its meaning or goes away, not when one is added."""
@@ -52,7 +52,7 @@ def audit_to_json(audit: Audit) -> str:
         "frozen": sorted(audit.frozen),
         "exempt": list(audit.exempt),
     }
-    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    return json_text(record)
 
 
 def audit_document(audit: Audit) -> Document:

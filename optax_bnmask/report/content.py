@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from typing import Final
 
 from optax_bnmask.analysis import Analysis, Leaf, Role, Scale
+from optax_bnmask.families import Family, folded_lines
 from optax_bnmask.mask import Mask
-from optax_bnmask.report.document import Cell, Column, Document, Items, Table, Tone
-from optax_bnmask.report.families import Family, folded_lines
+from optax_bnmask.report.document import Cell, Column, Document, Items, Leaves, Table, Tone
 from optax_bnmask.report.repetition import (
     assumption_lines,
     group_lines,
@@ -14,6 +14,7 @@ from optax_bnmask.report.repetition import (
     scale_words,
     single_families,
 )
+from optax_bnmask.wording import counted, percent
 
 TITLE: Final = "Parameters and weight decay"
 
@@ -41,7 +42,7 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
     return Document(
         TITLE,
         tuple(summary(analysis, mask)),
-        (leaf_table(analysis, mask, collapse=collapse), *lists(analysis, collapse=collapse)),
+        (Leaves(analysis, mask, collapse), *lists(analysis, collapse=collapse)),
     )
 
 
@@ -58,9 +59,10 @@ def lists(analysis: Analysis, *, collapse: bool = True) -> list[Items]:
     return [block for block in blocks if block.items]
 
 
-def leaf_table(analysis: Analysis, mask: Mask | None = None, *, collapse: bool = False) -> Table:
+def leaf_table(block: Leaves) -> Table:
     """One row for each leaf, or each family; what the evidence says nothing of has no column."""
-    rows = leaf_families(analysis, mask) if collapse else single_families(analysis)
+    analysis, mask = block.analysis, block.mask
+    rows = leaf_families(analysis, mask) if block.collapse else single_families(analysis)
     scales = any(leaf.scale is not Scale.UNKNOWN for leaf in analysis.leaves)
     axes = any(leaf.invariant_axes for leaf in analysis.leaves)
     counts = any(len(row.members) > 1 for row in rows)
@@ -112,7 +114,7 @@ def summary(analysis: Analysis, mask: Mask | None) -> Iterable[str]:
     """A few sentences with the totals."""
     leaves, total = analysis.leaves, sum(leaf.size for leaf in analysis.leaves)
     evidence = " and ".join(sorted(analysis.evidence))
-    yield f"{_count(len(leaves), 'leaf', 'leaves')}, {total:,} parameters, by {evidence}."
+    yield f"{counted(len(leaves), 'leaf', 'leaves')}, {total:,} parameters, by {evidence}."
     norms = [leaf for leaf in leaves if leaf.role in _NORMS]
     if norms:
         yield f"A normaliser's: {_share(norms, total)}."
@@ -140,14 +142,9 @@ def _dead_line(leaf: Leaf) -> str:
 
 def _share(leaves: list[Leaf], total: int) -> str:
     size = sum(leaf.size for leaf in leaves)
-    percent = 100 * size / total if total else 0.0
-    return f"{_count(len(leaves), 'leaf', 'leaves')}, {percent:.1f} % of the parameters"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number:,} {one if number == 1 else many}"
+    return f"{counted(len(leaves), 'leaf', 'leaves')}, {percent(size, total)} of the parameters"
 
 
 def _unhandled(analysis: Analysis) -> Iterable[str]:
     for name, count in sorted(analysis.unhandled.items()):
-        yield f"`{name}`, {_count(count, 'time', 'times')}: its inputs were taken as sensitive"
+        yield f"`{name}`, {counted(count, 'time', 'times')}: its inputs were taken as sensitive"

@@ -3,6 +3,9 @@
 import dataclasses
 import enum
 
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.mask import Mask
+
 
 class Tone(enum.StrEnum):
     """What a cell means beyond its words; a renderer may colour it, the words must do alone."""
@@ -40,6 +43,21 @@ class Table:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Leaves:
+    """The leaves of an analysis: a table, or a tree to open and close where there can be one.
+
+    Attributes:
+      analysis: What is known of each leaf.
+      mask: What was decided, if anything was.
+      collapse: Whether blocks that repeat but for a number are shown once.
+    """
+
+    analysis: Analysis
+    mask: Mask | None = None
+    collapse: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Items:
     """A titled list of sentences."""
 
@@ -56,10 +74,13 @@ class Figure:
     alt: str
 
 
+Block = Leaves | Table | Items | Figure
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Document:
     """A report: the intermediate form from which text, HTML and the terminal's view are made."""
 
     title: str
     summary: tuple[str, ...]
-    blocks: tuple[Table | Items | Figure, ...]
+    blocks: tuple[Block, ...]

@@ -1,12 +1,22 @@
 """A report as one HTML page that needs nothing else: no font, no request, and no script to read."""
 
 import base64
-from collections.abc import Iterable
+import dataclasses
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
-from optax_bnmask.report.content import TITLE, lists, summary
-from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Table, Tone
+from optax_bnmask.report.content import document_of
+from optax_bnmask.report.document import (
+    Block,
+    Cell,
+    Column,
+    Document,
+    Figure,
+    Items,
+    Leaves,
+    Table,
+    Tone,
+)
 from optax_bnmask.report.repetition import symmetry_lines
 from optax_bnmask.report.style import STYLE
 from optax_bnmask.report.tree import escaped, leaf_section
@@ -38,20 +48,18 @@ def to_html(analysis: Analysis, *, mask: Mask | None = None) -> str:
       >>> "&lt;b&gt;/kernel" in page
       True
     """
-    blocks = [Items("Scale symmetries", tuple(symmetry_lines(analysis))), *lists(analysis)]
-    sections = [leaf_section(analysis, mask), *(_block(block) for block in blocks if block.items)]
-    return _page(TITLE, summary(analysis, mask), sections)
+    found = document_of(analysis, mask)
+    leaves, *others = found.blocks
+    symmetries = Items("Scale symmetries", tuple(symmetry_lines(analysis)))
+    blocks = (leaves, *([symmetries] if symmetries.items else []), *others)
+    return html_of(dataclasses.replace(found, blocks=blocks))
 
 
 def html_of(document: Document) -> str:
-    """A document as an HTML page."""
-    return _page(document.title, document.summary, map(_block, document.blocks))
-
-
-def _page(title: str, lines: Iterable[str], sections: Iterable[str]) -> str:
-    """A whole page, whose outer tags a notebook drops."""
-    title = escaped(title)
-    told = "".join(f"<p>{escaped(line)}</p>\n" for line in lines)
+    """A document as an HTML page, whose outer tags a notebook drops."""
+    title = escaped(document.title)
+    told = "".join(f"<p>{escaped(line)}</p>\n" for line in document.summary)
+    sections = map(_block, document.blocks)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -61,9 +69,11 @@ def _page(title: str, lines: Iterable[str], sections: Iterable[str]) -> str:
     )
 
 
-def _block(block: Table | Items | Figure) -> str:
+def _block(block: Block) -> str:
     """One section of the page."""
     match block:
+        case Leaves():
+            return leaf_section(block.analysis, block.mask)
         case Table():
             inner = _table(block)
         case Items():

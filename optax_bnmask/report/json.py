@@ -27,6 +27,7 @@ from optax_bnmask.analysis import (
 )
 from optax_bnmask.errors import StructureError
 from optax_bnmask.report.fields import Fields
+from optax_bnmask.wording import json_text
 
 SCHEMA: Final = "optax_bnmask/analysis/1"
 """Goes up when a field changes its meaning or goes away, not when one is added."""
@@ -58,7 +59,7 @@ def to_json(analysis: Analysis) -> str:
       >>> json.loads(to_json(analysis))["leaves"][0]["role"]
       'weight'
     """
-    return json.dumps(record(analysis), indent=2, ensure_ascii=False, allow_nan=False)
+    return json_text(record(analysis))
 
 
 def record(analysis: Analysis) -> dict[str, Any]:

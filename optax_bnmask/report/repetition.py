@@ -6,8 +6,8 @@ from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 
 from optax_bnmask.analysis import Analysis, Leaf
+from optax_bnmask.families import Family, families, folded_lines, ranges
 from optax_bnmask.mask import Mask
-from optax_bnmask.report.families import Family, families, folded_lines, ranges
 
 
 def leaf_families(analysis: Analysis, mask: Mask | None = None) -> list[Family]:

@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from optax_bnmask.analysis import Analysis, Leaf
+from optax_bnmask.families import Family
 from optax_bnmask.mask import Mask
-from optax_bnmask.report.families import Family
 from optax_bnmask.report.repetition import leaf_families
 
 _CHAINS = 100_000

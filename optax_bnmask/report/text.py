@@ -3,8 +3,8 @@
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import printable
-from optax_bnmask.report.content import document_of
-from optax_bnmask.report.document import Document, Figure, Items, Table
+from optax_bnmask.report.content import document_of, leaf_table
+from optax_bnmask.report.document import Document, Figure, Items, Leaves, Table
 
 
 def to_text(analysis: Analysis, *, mask: Mask | None = None, collapse: bool = True) -> str:
@@ -44,9 +44,10 @@ def text_of(document: Document) -> str:
     parts = ["\n".join(map(printable, document.summary))]
     for index, block in enumerate(document.blocks):
         match block:
-            case Table():
-                table = _table(block)
-                parts.append(table if index == 0 else f"{block.title}\n{table}")
+            case Leaves() | Table():
+                table = leaf_table(block) if isinstance(block, Leaves) else block
+                shown = _table(table)
+                parts.append(shown if index == 0 else f"{table.title}\n{shown}")
             case Items():
                 parts.append(
                     "\n".join([block.title, *(f"- {printable(item)}" for item in block.items)])

@@ -13,6 +13,7 @@ from optax_bnmask.report.document import Tone
 from optax_bnmask.report.repetition import scale_words
 from optax_bnmask.report.scopes import Row, Scope, scope_tree
 from optax_bnmask.report.script import SCRIPT
+from optax_bnmask.wording import counted, percent
 
 _AT_ONCE = 40
 """Scopes are open from the root down as long as no more lines than this are seen at once."""
@@ -87,7 +88,8 @@ def _legend(analysis: Analysis, total: int) -> str:
         counts[leaf.role] += 1
         sizes[leaf.role] += leaf.size
     items = "".join(
-        f"<li>{_role(role)} {_leaves(counts[role])}, {_percent(sizes[role], total)}</li>\n"
+        f"<li>{_role(role)} {counted(counts[role], 'leaf', 'leaves')}, "
+        f"{percent(sizes[role], total)}</li>\n"
         for role in Role
         if counts[role]
     )
@@ -130,10 +132,10 @@ def _one(each: Row | Scope, total: int, depth: int) -> str:
 def _scope(scope: Scope, total: int, depth: int) -> str:
     rows = scope.rows()
     leaves, size = sum(len(row.leaves) for row in rows), sum(row.size for row in rows)
-    told = [_leaves(leaves), f"{size:,} parameters", _percent(size, total)]
+    told = [counted(leaves, "leaf", "leaves"), f"{size:,} parameters", percent(size, total)]
     if rows[0].decays is not None:
         decayed = sum(row.size for row in rows if row.decays)
-        told.append(f"{_percent(decayed, size)} of it decays")
+        told.append(f"{percent(decayed, size)} of it decays")
     times = f' <span class="times">\u00d7 {scope.times:,}</span>' if scope.times > 1 else ""
     inside = "".join(_one(inner, total, depth - 1) for inner in scope.inside)
     return (
@@ -188,11 +190,3 @@ def escaped(text: str) -> str:
 def _role(role: Role) -> str:
     mark = f'<i aria-hidden="true">{MARKS[role]}</i>'
     return f'<span class="role {role.value}">{mark} {role.value}</span>'
-
-
-def _leaves(number: int) -> str:
-    return f"{number:,} {'leaf' if number == 1 else 'leaves'}"
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole if whole else 0:.1f} %"

@@ -10,32 +10,32 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from examples.digits.data import Digits, digits
+from examples.digits.measure import final, mean_gains
+from examples.digits.outcome import Outcome
+from examples.digits.plot import png_of
+from examples.digits.show import document_of
+from examples.digits.train import MODEL, Policy, Recipe, trainer
 from optax_bnmask.analysis import Analysis, Role
-from optax_bnmask.demo.data import Digits, digits
-from optax_bnmask.demo.measure import final, mean_gains
-from optax_bnmask.demo.outcome import Outcome
-from optax_bnmask.demo.plot import png_of
-from optax_bnmask.demo.show import document_of
-from optax_bnmask.demo.train import MODEL, Policy, Recipe, trainer
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.html import html_of
-from optax_bnmask.report.terminal import renderables
 from optax_bnmask.structure import analyze_structure
+from optax_bnmask_cli.terminal import renderables
 
 
-def run(*, seeds: int, epochs: int, out: Path, console: Console) -> tuple[Outcome, ...]:
+def run(*, seeds: int, epochs: int, out: Path) -> tuple[Outcome, ...]:
     """Trains, measures and shows both policies.
 
     Args:
       seeds: Runs for each policy; two at least.
       epochs: Passes over the training images.
       out: The directory for ``report.html`` and ``policies.png``; made if it is not there.
-      console: Where the progress and the tables go.
 
     Returns:
       The outcomes: decay on everything, then decay with the mask.
     """
     out.mkdir(parents=True, exist_ok=True)
+    console = Console()
     data, recipe, analysis = digits(), Recipe(epochs), _analysis()
     mask = analysis.decay_mask()
     norm_scale = Mask({leaf.path: leaf.role is Role.NORM_SCALE for leaf in analysis.leaves})

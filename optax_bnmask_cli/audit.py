@@ -4,9 +4,9 @@ from typing import Any
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit import Audit, audit
-from optax_bnmask.cli.factories import found
-from optax_bnmask.errors import CategoryError, PathError, StructureError, first_line
+from optax_bnmask.errors import CategoryError, PathError, StructureError
 from optax_bnmask.structure import analyze_structure
+from optax_bnmask_cli.factories import found, raised
 
 
 def audited(factory: str) -> Audit:
@@ -28,10 +28,9 @@ def audited(factory: str) -> Audit:
     except (StructureError, PathError, CategoryError):
         raise
     except Exception as error:  # anything may come out of a user's factory
-        said = first_line(error)
         raise StructureError(
-            f"{factory!r} must return (tx, params) or (tx, params, analysis). It raised "
-            f"{type(error).__name__}: {said} It is called without arguments."
+            f"{factory!r} must return (tx, params) or (tx, params, analysis). It is called without "
+            f"arguments, and {raised(error)}. --debug shows the whole traceback."
         ) from error
     tx, params, analysis = _parts(factory, made)
     return audit(tx, params, analyze_structure(params) if analysis is None else analysis)

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.demo.data import Digits
-from optax_bnmask.demo.model import ResNet
+from examples.digits.data import Digits
+from examples.digits.model import ResNet
 from optax_bnmask.mask import Mask
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Hashable, Iterable, Sequence
 
+_NUMBER = re.compile(r"([0-9]+)")
 _DIGITS = 9
 """Longer runs of digits are no index: a hash, a date."""
 
@@ -57,10 +58,47 @@ def families(paths: Sequence[str], kinds: Sequence[Hashable] | None = None) -> l
 
 
 def folded_lines(lines: Sequence[str]) -> list[str]:
-    """Lines of which each stands for all those that differ from it in one number."""
-    entries = [_Entry(line, ((line if set("{}") & set(line) else "",),), []) for line in lines]
-    merged = _merged(list({entry.name: entry for entry in entries}.values()))
-    return [entry.name for entry in merged]
+    """Lines of which each stands for all those that differ from it in a number.
+
+    A number that a line names several times, such as that of a block in a path and in a place,
+    counts once: equal ranges in what stands for many lines are one number.
+
+    Example:
+      >>> folded_lines(["b0/w is read at net.py:3 (b0)", "b1/w is read at net.py:3 (b1)"])
+      ['b{0,1}/w is read at net.py:3 (b{0,1})']
+    """
+    alike: dict[Hashable, list[list[str]]] = {}
+    for line in dict.fromkeys(lines):
+        parts = _NUMBER.split(line)
+        alike.setdefault(line if set("{}") & set(line) else tuple(parts[::2]), []).append(parts)
+    return [line for group in alike.values() for line in _folded_alike(group)]
+
+
+def _folded_alike(lines: Sequence[list[str]]) -> list[str]:
+    """Lines that differ in nothing but numbers, given as words and numbers by turns."""
+    first: dict[tuple[str, ...], int] = {}
+    places = [first.setdefault(column, k) for k, column in enumerate(zip(*lines, strict=True))]
+    own = [k for k in range(1, len(places), 2) if places[k] == k]
+    entries = _merged([_Entry(" ".join(parts[k] for k in own), (), []) for parts in lines])
+    shown = [dict(zip(own, entry.name.split(" "), strict=False)) for entry in entries]
+    ranges_of = [[text for text in numbers.values() if "{" in text] for numbers in shown]
+    if any(len(set(found)) < len(found) for found in ranges_of):  # they would be taken for one
+        by_first: dict[str, list[list[str]]] = {}
+        for parts in lines:
+            by_first.setdefault(parts[own[0]], []).append(parts)
+        return [line for group in by_first.values() for line in _folded_alike(group)]
+    return [
+        "".join(numbers[places[k]] if k % 2 else part for k, part in enumerate(lines[0]))
+        for numbers in shown
+    ]
+
+
+def listed(paths: Sequence[str], most: int) -> str:
+    """Paths in a sentence: the first few, those of repeated blocks once, and how many are left."""
+    found = families(paths)
+    shown = ", ".join(repr(family.pattern) for family in found[:most])
+    left = sum(len(family.members) for family in found[most:])
+    return f"{shown} and {left:,} more" if left else shown
 
 
 def ranges(numbers: Iterable[int]) -> str:
@@ -109,7 +147,7 @@ def _folded(scope: _Scope, kind_of: Sequence[Hashable]) -> list[_Row]:
 
 def _merged(entries: list[_Entry]) -> list[_Entry]:
     """The entries, those of one form put together number by number, the last number first."""
-    split = [(re.split(r"([0-9]+)", entry.name), entry) for entry in entries]
+    split = [(_NUMBER.split(entry.name), entry) for entry in entries]
     for place in range(max((len(parts) for parts, _ in split), default=0) - 2, 0, -2):
         alike: dict[Hashable, list[tuple[list[str], _Entry]]] = {}
         for parts, entry in split:

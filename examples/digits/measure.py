@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optax_bnmask.demo.data import Digits
-from optax_bnmask.demo.train import MODEL, State, data_loss
+from examples.digits.data import Digits
+from examples.digits.train import MODEL, State, data_loss
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import layout
 

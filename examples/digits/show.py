@@ -4,12 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from examples.digits.outcome import Outcome, comparison, estimate
+from examples.digits.train import Recipe
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.demo.outcome import Outcome, comparison, estimate
-from optax_bnmask.demo.train import Recipe
 from optax_bnmask.mask import Mask
-from optax_bnmask.report.content import leaf_table
-from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Table
+from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Leaves, Table
 
 
 def document_of(
@@ -36,7 +35,7 @@ def document_of(
             f"{recipe.learning_rate:g}, weight decay λ = {recipe.weight_decay:g}.",
         ),
         (
-            leaf_table(analysis, mask),
+            Leaves(analysis, mask),
             policy_table(outcomes),
             Items("What the seeds say", tuple(sentences(outcomes))),
             Figure("Plot", png, _words(outcomes)),

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optax_bnmask.demo.outcome import Outcome
+from examples.digits.outcome import Outcome
 
 _LOOKS: Final = (("#d55e00", "o", "--"), ("#0072b2", "s", "-"))
 """Colours that stay apart without colour vision, each with a mark and a line of its own."""

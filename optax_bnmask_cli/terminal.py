@@ -5,10 +5,13 @@ from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from optax_bnmask.report.document import Cell, Document, Figure, Items, Table, Tone
+from optax_bnmask.paths import printable
+from optax_bnmask.report.content import leaf_table
+from optax_bnmask.report.document import Cell, Document, Figure, Items, Leaves, Table, Tone
 
 _STYLES: Final = {Tone.PLAIN: "", Tone.YES: "blue", Tone.NO: "yellow", Tone.OPEN: "italic"}
 _PROSE: Final = 40
@@ -27,17 +30,29 @@ def renderables(document: Document, console: Console) -> Iterator[RenderableType
     """
     yield Text(document.title, style="bold")
     for line in document.summary:
-        yield Text(line)
+        yield Text(printable(line))
     for block in document.blocks:
         match block:
-            case Table():
-                yield Text(f"\n{block.title}", style="bold")
-                yield _table(block) if _fits(block, console.width) else _lines(block)
+            case Leaves() | Table():
+                table = leaf_table(block) if isinstance(block, Leaves) else block
+                yield Text(f"\n{table.title}", style="bold")
+                if _fits(table, console.width):
+                    yield _table(table)
+                else:
+                    yield from _narrow(table)
             case Items():
                 yield Text(f"\n{block.title}", style="bold")
-                yield from (Text(f"- {item}") for item in block.items)
+                yield _list(block.items)
             case Figure():
                 continue
+
+
+def _list(items: Sequence[str]) -> RichTable:
+    """Sentences with a mark before each, under which nothing else of theirs stands."""
+    shown = RichTable.grid(padding=(0, 1))
+    for item in items:
+        shown.add_row("-", Text(printable(item)))
+    return shown
 
 
 def _fits(table: Table, width: int) -> bool:
@@ -64,25 +79,25 @@ def _table(table: Table) -> RichTable:
             no_wrap=not column.prose,
         )
     for row in table.rows:
-        shown.add_row(*(Text(cell.text, style=_STYLES[cell.tone]) for cell in row))
+        shown.add_row(*map(_styled, row))
     return shown
 
 
-def _lines(table: Table) -> Text:
-    """For a narrow terminal: one line for each row, its prose on a line of its own."""
-    heads = tuple(Cell("" if column.prose else column.name) for column in table.columns)
-    widths = _widths(table)
-    return Text("\n").join(_line(row, table, widths) for row in (heads, *table.rows))
+def _narrow(table: Table) -> Iterator[RenderableType]:
+    """For a narrow terminal: the first cell of a row, below it the others, below them its prose."""
+    for row in table.rows:
+        name, *others = zip(row, table.columns, strict=True)
+        yield _styled(name[0])
+        facts = [
+            _styled(Cell(f"{column.name} {cell.text}", cell.tone))
+            for cell, column in others
+            if cell.text and not column.prose
+        ]
+        yield Padding(Text(", ").join(facts), (0, 0, 0, 4))
+        for cell, column in others:
+            if cell.text and column.prose:
+                yield Padding(Text(printable(cell.text), style="dim"), (0, 0, 0, 4))
 
 
-def _line(row: Sequence[Cell], table: Table, widths: Sequence[int]) -> Text:
-    """One row, aligned; the prose below it, indented."""
-    line, below = Text(), Text()
-    for cell, column, width in zip(row, table.columns, widths, strict=True):
-        if column.prose:
-            below.append(f"\n    {cell.text}" if cell.text else "", style="dim")
-        else:
-            text = cell.text.rjust(width) if column.number else cell.text.ljust(width)
-            line.append(f"{text}  ", style=_STYLES[cell.tone])
-    line.rstrip()
-    return line + below
+def _styled(cell: Cell) -> Text:
+    return Text(printable(cell.text), style=_STYLES[cell.tone])

@@ -1,41 +1,84 @@
-"""`optax-bnmask inspect`: trace what a factory makes, from shapes alone, and show the findings."""
+"""`optax-bnmask inspect`: what is known of a model, traced from shapes alone, or a checkpoint."""
 
 import ast
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.cli.factories import found, is_of
-from optax_bnmask.errors import StructureError, first_line
+from optax_bnmask.checkpoints import analyze_checkpoint
+from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.program import analyze
+from optax_bnmask_cli.factories import advice, found, is_of, raised
 
 
-def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> Analysis:
-    """The analysis of what ``package.module:factory`` makes.
+def inspected(
+    subject: str,
+    inputs: Sequence[str],
+    arguments: Sequence[str],
+    *,
+    params: str | None,
+    stats: str | None,
+) -> Analysis:
+    """The analysis of the checkpoint of that path, or of what ``package.module:factory`` makes.
 
     Nothing is allocated: the factory runs under `jax.eval_shape`.
 
     Args:
-      factory: Where to find a function of no arguments that returns a Linen module, an NNX module,
-        or a pair ``(fn, params)`` of a function ``fn(params, *inputs)`` and its parameters. A Linen
-        module itself will do.
+      subject: Where a checkpoint is; or where to find a function of no arguments that returns a
+        Linen module, an NNX module, or a pair ``(fn, params)`` of a function
+        ``fn(params, *inputs)`` and its parameters. A Linen module itself will do.
       inputs: The shapes of the inputs, ``"8,224,224,3"``, float32 unless ``"8,128:int32"`` says
         otherwise.
       arguments: What else the model is called with, ``"train=True"``, Python literals.
+      params: Where in a checkpoint the params are.
+      stats: Where in a checkpoint the running statistics are.
 
     Returns:
       The `Analysis`.
 
     Raises:
-      StructureError: There is no such factory, it returns something else, or an input or argument
-        cannot be read.
+      StructureError: There is no such thing, the factory returns something else, an input or
+        argument cannot be read, or an option means nothing here.
     """
+    exists = Path(subject).exists()
+    _refuse_stray(exists or ":" not in subject, [*inputs, *arguments], [params, stats])
+    if exists:
+        return analyze_checkpoint(subject, params=params, stats=stats)
+    if ":" not in subject:
+        raise StructureError(
+            f"What to look at is given as 'package.module:factory' or as the path of a checkpoint. "
+            f"Found {subject!r}, which has no colon and does not exist. {advice(subject)}"
+        )
+    return _traced(subject, inputs, arguments)
+
+
+def _refuse_stray(
+    is_checkpoint: bool,  # noqa: FBT001 - what the rest is judged by
+    of_models: Sequence[str],
+    of_checkpoints: Sequence[str | None],
+) -> None:
+    """Fails on options that mean nothing here."""
+    if is_checkpoint and of_models:
+        raise StructureError(
+            "--input and --arg are for a model. A checkpoint has no program to be given them. "
+            "Leave them out, or name MODULE:FACTORY."
+        )
+    if not is_checkpoint and any(place is not None for place in of_checkpoints):
+        raise StructureError(
+            "--params and --stats are for a checkpoint. A model brings its own. Leave them out, or "
+            "name the path of a checkpoint."
+        )
+
+
+def _traced(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> Analysis:
+    """The analysis of what a factory makes."""
     make = found(factory)
     arrays = [_shape(text) for text in inputs]
     named = dict(_argument(text) for text in arguments)
@@ -45,11 +88,10 @@ def inspected(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> 
         raise
     except Exception as error:
         given = ", ".join([*inputs, *arguments]) or "no inputs at all"
-        said = first_line(error)
         raise StructureError(
             f"{factory!r} must make a model that runs on what the command gives it. With {given} "
-            f"it raised {type(error).__name__}: {said} Give an --input for each of its arguments, "
-            f"and an --arg for what else it needs."
+            f"it {raised(error)}. Give an --input for each of its arguments, and an --arg for what "
+            f"else it needs; --debug shows the whole traceback."
         ) from error
 
 

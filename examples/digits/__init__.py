@@ -1,5 +1,5 @@
 """The demo: a small ResNet on real digits, with decay on everything and with the mask."""
 
-from optax_bnmask.demo.run import run
+from examples.digits.run import run
 
 __all__ = ["run"]

@@ -1,0 +1,1 @@
+"""What the library is for, at work; run from a clone, not part of what is installed."""

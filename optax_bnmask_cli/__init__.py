@@ -1,0 +1,41 @@
+"""The command line, `optax-bnmask`.
+
+A package beside `optax_bnmask`, not inside it: to import anything of that package is to import JAX,
+which takes seconds, and help and completion need none of it. Only what a command calls imports it.
+"""
+
+import sys
+import traceback
+from typing import Final
+
+_EXTRAS: Final = {
+    "click": "click",
+    "rich": "rich",
+    "matplotlib": "matplotlib",
+    "sklearn": "scikit-learn",
+}
+"""The modules that only the extras install, with the packages they come in."""
+
+_NOT_ASKED: Final = 2
+_OWN_FAULT: Final = 3
+"""Exit codes; `voice` has the others, and cannot be imported without the extra."""
+
+
+def main() -> None:
+    """Runs the command line; an extra that is not installed is a sentence, not a traceback."""
+    try:
+        from optax_bnmask_cli.app import app  # noqa: PLC0415 - it needs the extra
+
+        app(prog_name="optax-bnmask")
+    except Exception as error:  # Python's own code, 1, says that something was found
+        name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
+        package = _EXTRAS.get(name.partition(".")[0])
+        if package is None:
+            traceback.print_exception(error)
+            sys.exit(_OWN_FAULT)
+        print(  # noqa: T201 - nothing better is installed
+            f"This command needs {package}, which is not installed. Install it: "
+            f"{sys.executable} -m pip install {package}",
+            file=sys.stderr,
+        )
+        sys.exit(_NOT_ASKED)

@@ -1,0 +1,100 @@
+"""The functions that a command is told to call: found from the working directory on."""
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from optax_bnmask.errors import StructureError, first_line
+from optax_bnmask.paths import nearest
+
+
+def found(factory: str) -> Callable[[], Any]:
+    """The function that ``package.module:factory`` names, looked for from the working directory on.
+
+    Args:
+      factory: The name.
+
+    Returns:
+      The function; one that returns the module where a Linen module itself is named.
+
+    Raises:
+      StructureError: There is none of that name, or its module cannot be imported.
+    """
+    module_name, colon, name = factory.partition(":")
+    if not colon or not all(part.isidentifier() for part in f"{module_name}.{name}".split(".")):
+        raise StructureError(
+            f"What to look at is given as 'package.module:factory'. Found {factory!r}. "
+            f"{advice(factory)}"
+        )
+    made: Any = _imported(module_name)
+    for part in name.split("."):
+        if not hasattr(made, part):
+            raise StructureError(
+                f"There must be something called {factory!r}. {module_name!r} has no attribute "
+                f"{part!r}{_nearest(part, made)}."
+            )
+        made = getattr(made, part)
+    if is_of(made, "flax.linen", "Module"):
+        return lambda: made
+    if not callable(made):
+        raise StructureError(
+            f"{factory!r} must be a function of no arguments that makes the model, or a Linen "
+            f"module. It is a {type(made).__name__}. Wrap it in a function."
+        )
+    return made
+
+
+def advice(subject: str) -> str:
+    """How to spell what was meant by something that names no factory."""
+    module, colon, name = subject.partition(":")
+    if not colon:
+        module, _, name = subject.rpartition(".")
+    spelt = f"{module.removesuffix('.py').replace('/', '.').strip('.')}:{name}"
+    if spelt != subject and all(part.isidentifier() for part in spelt.replace(":", ".").split(".")):
+        return f"Write {spelt!r}, if that is what you mean."
+    return "Put a colon between the module and the function in it."
+
+
+def raised(error: Exception) -> str:
+    """What a user's code raised, and at which of its lines."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if not frame.filename.startswith(sys.prefix)]
+    last = (own or frames)[-1]
+    at = f", at {Path(last.filename).name}:{last.lineno} ({last.name})"
+    return f"raised {type(error).__name__}: {first_line(error).rstrip('.')}{at}"
+
+
+def is_of(value: object, module: str, name: str) -> bool:
+    """Whether a value is of a framework's class, without importing the framework."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)
+
+
+def _imported(name: str) -> ModuleType:
+    """The module of that name."""
+    sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except Exception as error:  # anything may come out of a user's module
+        if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
+            raise StructureError(
+                f"There must be a module {name!r}. No module is called {error.name!r}. Is the "
+                f"package installed, or the command run where it lies?"
+            ) from error
+        raise StructureError(
+            f"{name!r} must be a module that can be imported. It {raised(error)}. --debug shows "
+            f"the whole traceback."
+        ) from error
+    finally:
+        sys.path.pop(0)
+
+
+def _nearest(name: str, holder: object) -> str:
+    """The functions of a module that are most like a name, if any are."""
+    names = [n for n, value in vars(holder).items() if callable(value) and not n.startswith("_")]
+    return nearest(name, difflib.get_close_matches(name, names))

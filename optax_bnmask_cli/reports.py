@@ -1,0 +1,85 @@
+"""What a command found, put on the standard output in the format that was asked for."""
+
+import dataclasses
+import textwrap
+from collections.abc import Callable, Collection
+
+from rich.console import Console
+
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.audit import Audit
+from optax_bnmask.mask import Mask
+from optax_bnmask.paths import matches
+from optax_bnmask.report import to_html
+from optax_bnmask.report.audits import audit_document
+from optax_bnmask.report.content import document_of
+from optax_bnmask.report.document import Document
+from optax_bnmask.report.json import record
+from optax_bnmask.report.repetition import leaf_families
+from optax_bnmask.report.text import text_of
+from optax_bnmask.wording import json_text
+from optax_bnmask_cli.terminal import renderables
+
+
+def show_analysis(analysis: Analysis, form: str, mask: Mask | None) -> None:
+    """Shows an analysis, and what was decided from it.
+
+    In JSON the decision is a further field of `to_json`'s object, ``"decays"``, by path; those who
+    read the object without it pass it over.
+    """
+
+    def to_json() -> str:
+        decays = None if mask is None else {path: mask[path] for path in mask}
+        return json_text(record(analysis) | ({} if decays is None else {"decays": decays}))
+
+    _show(form, document_of(analysis, mask), to_json, lambda: to_html(analysis, mask=mask))
+
+
+def show_audit(audit: Audit, form: str) -> None:
+    """Shows an audit."""
+    _show(form, audit_document(audit), audit.to_json, audit.to_html)
+
+
+def _show(
+    form: str, document: Document, to_json: Callable[[], str], to_html: Callable[[], str]
+) -> None:
+    """Prints one of three: text is fitted to a terminal, and has one line a leaf elsewhere."""
+    console = Console()
+    if form != "text":
+        print((to_json if form == "json" else to_html)())  # noqa: T201 - rich may fold it
+    elif console.is_terminal:
+        for renderable in renderables(document, console):
+            console.print(renderable)
+    else:
+        print(text_of(document))  # noqa: T201 - as above
+
+
+def show_explanations(analysis: Analysis, globs: Collection[str]) -> None:
+    """Shows why each leaf that the globs match is what it is; blocks that repeat, once."""
+    chosen = matches(globs, [leaf.path for leaf in analysis.leaves], "--explain")
+    leaves = tuple(leaf for leaf in analysis.leaves if leaf.path in chosen)
+    found = leaf_families(dataclasses.replace(analysis, leaves=leaves))
+    for place, family in enumerate(found):
+        if place:
+            print()  # noqa: T201 - as above
+        others = len(family.members) - 1
+        if others:
+            _say_folded(f"{family.pattern}: {others + 1:,} leaves, of which the first:")
+        for line in analysis.explain(leaves[family.members[0]].path).splitlines():
+            _say_folded(line)
+
+
+def _say_folded(line: str) -> None:
+    """A line, on a terminal folded between words, what is folded further in than its start."""
+    console = Console()
+    start = line[: len(line) - len(line.lstrip())]
+    width = console.width if console.is_terminal else max(1, len(line))
+    for folded in textwrap.wrap(line, width, subsequent_indent=f"{start}    "):
+        print(folded)  # noqa: T201 - as above
+
+
+def decided(analysis: Analysis, exempt: str | None) -> Mask | None:
+    """The mask for categories that are listed with commas; none where nothing was asked."""
+    if exempt is None:
+        return None
+    return analysis.decay_mask(exempt=[name.strip() for name in exempt.split(",") if name.strip()])
