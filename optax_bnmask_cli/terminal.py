@@ -29,8 +29,7 @@ def renderables(document: Document, console: Console) -> Iterator[RenderableType
       Objects for the console's `print`.
     """
     yield Text(document.title, style="bold")
-    for line in document.summary:
-        yield Text(printable(line))
+    yield from map(_prose, document.summary)
     for block in document.blocks:
         match block:
             case Leaves() | Table():
@@ -51,7 +50,7 @@ def _list(items: Sequence[str]) -> RichTable:
     """Sentences with a mark before each, under which nothing else of theirs stands."""
     shown = RichTable.grid(padding=(0, 1))
     for item in items:
-        shown.add_row("-", Text(printable(item)))
+        shown.add_row("-", _prose(item))
     return shown
 
 
@@ -96,7 +95,16 @@ def _narrow(table: Table) -> Iterator[RenderableType]:
         yield Padding(Text(", ").join(facts), (0, 0, 0, 4))
         for cell, column in others:
             if cell.text and column.prose:
-                yield Padding(Text(printable(cell.text), style="dim"), (0, 0, 0, 4))
+                yield Padding(_prose(cell.text, "dim"), (0, 0, 0, 4))
+
+
+def _prose(text: str, style: str = "") -> Text:
+    """A sentence; what stands between backticks is in italics instead."""
+    words = printable(text).split("`")
+    if len(words) % 2 == 0:  # one of them has no other
+        return Text("`".join(words), style=style)
+    pieces = ((word, "italic") if place % 2 else word for place, word in enumerate(words))
+    return Text.assemble(*pieces, style=style)
 
 
 def _styled(cell: Cell) -> Text:

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from matplotlib.figure import Figure
 from rich.console import Console
 
 import optax_bnmask as bnmask
-from examples.digits import measure
+from examples.digits import measure, plot
 from examples.digits.data import digits
 from examples.digits.model import ResNet, _by_products
-from examples.digits.outcome import Estimate, comparison, estimate
+from examples.digits.outcome import Estimate, Outcome, comparison, estimate
 from examples.digits.train import Policy, Recipe, State, data_loss, optimizer
 from optax_bnmask.report.document import Cell, Column, Document, Table
 from optax_bnmask_cli.app import app
@@ -157,6 +158,29 @@ def test_comparison_claims_no_more_than_the_seeds_do(mean, said):
     assert sentence.endswith(said)
 
 
+def _outcome(name, accuracy):
+    ones = np.ones((3, 4))
+    return Outcome(name, np.asarray(accuracy), ones.T, ones.T, ones, ones)
+
+
+def test_equal_seeds_do_not_hide_each_other():
+    panel = Figure().subplots()
+    plot._accuracy(panel, [_outcome("a", [0.5, 0.5, 0.7]), _outcome("b", [0.6, 0.6, 0.6])])
+    for dots in panel.collections[::2]:
+        assert len(np.unique(np.asarray(dots.get_offsets())[:, 0])) == 3
+
+
+def test_the_plot_takes_the_colours_of_the_page():
+    outcomes = [_outcome("a", [0.5, 0.5, 0.7]), _outcome("b", [0.6, 0.6, 0.6])]
+    panels = plot.svgs_of(outcomes)
+    assert panels == plot.svgs_of(outcomes)
+    for panel in panels:
+        assert set(re.findall(r"(?:fill|stroke): (#\w+|var\S+?|currentColor)[;\"]", panel)) <= {
+            "currentColor", "var(--orange)", "var(--blue)", "var(--faint)",
+        }  # fmt: skip
+        assert "var(--blue)" in panel
+
+
 @pytest.mark.parametrize("width", [30, 60, 80, 200])
 def test_terminal_cuts_nothing_off(width):
     words = "a reason of several words, long enough that it must wrap somewhere"
@@ -179,13 +203,17 @@ def test_demo_writes_a_report_and_a_plot_and_prints_what_it_measured(tmp_path):
         app, ["demo", "--seeds", "2", "--epochs", "1", "--out", str(out)], env={"COLUMNS": "80"}
     )
     assert result.exit_code == 0, result.output
-    assert re.search(r"block2/post/scale +\(32,\) +32 +norm_scale +no", result.output)
+    shown = result.output
+    assert shown.index("What the seeds say") < shown.index("Policies") < shown.index("proved")
+    assert re.search(r"whose scale changes nothing +not told +12", shown)
     assert re.search(r"test accuracy, % +\d+\.\d\d ± \d+\.\d\d", result.output)
     assert re.search(r"mean η_eff/η +0\.\d{3} ± \d\.\d{3} +1\.000 ± 0\.000", result.output)
     assert "over 2 pairs of runs" in " ".join(result.output.split())
     assert max(map(len, result.output.replace(str(out), "").splitlines())) <= 80
     assert (out / "policies.png").read_bytes().startswith(b"\x89PNG")
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png;base64,") == 1
+    assert page.count("<svg") == 3
+    assert page.index("<svg") < page.index('<section class="leaves">')
     assert "block2/post/scale" in page
+    assert "`" not in re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r'(src|href)="http', page)

@@ -1,5 +1,6 @@
 """The demo from end to end: analyse, train each policy, measure, show."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,9 @@ from examples.digits.plot import png_of
 from examples.digits.show import document_of
 from examples.digits.train import MODEL, Policy, Recipe, trainer
 from optax_bnmask.analysis import Analysis, Role
+from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.mask import Mask
+from optax_bnmask.report.document import Leaves
 from optax_bnmask.report.html import html_of
 from optax_bnmask.structure import analyze_structure
 from optax_bnmask_cli.terminal import renderables
@@ -36,7 +39,8 @@ def run(*, seeds: int, epochs: int, out: Path) -> tuple[Outcome, ...]:
     """
     out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    data, recipe, analysis = digits(), Recipe(epochs), _analysis()
+    data, recipe = digits(), Recipe(epochs)
+    structure, analysis = _analyses()
     mask = analysis.decay_mask()
     norm_scale = Mask({leaf.path: leaf.role is Role.NORM_SCALE for leaf in analysis.leaves})
     policies = (Policy("decay everything", None), Policy("decay by mask", mask))
@@ -52,11 +56,13 @@ def run(*, seeds: int, epochs: int, out: Path) -> tuple[Outcome, ...]:
             )
             for policy in policies
         )
-    png = png_of(outcomes)
-    document = document_of(analysis, mask, recipe, outcomes, png)
-    for renderable in renderables(document, console):
+    document = document_of(structure, analysis, mask, recipe, outcomes)
+    results = [block for block in document.blocks if not isinstance(block, Leaves)]
+    for renderable in renderables(dataclasses.replace(document, blocks=tuple(results)), console):
         console.print(renderable)
-    for name, content in (("report.html", html_of(document).encode()), ("policies.png", png)):
+    console.print("\nWhich leaves decay, and why, is in the report.")
+    files = {"report.html": html_of(document).encode(), "policies.png": png_of(outcomes)}
+    for name, content in files.items():
         (out / name).write_bytes(content)
         console.print(f"Wrote {out / name}", markup=False, highlight=False, soft_wrap=True)
     return outcomes
@@ -98,12 +104,13 @@ def outcome_of(
     )
 
 
-def _analysis() -> Analysis:
-    """What the structure of the network tells, from shapes alone."""
-    images = jax.ShapeDtypeStruct((1, 8, 8, 1), jnp.float32)
+def _analyses() -> tuple[Analysis, Analysis]:
+    """What the structure of the network tells, and what its program does, from shapes alone."""
+    images = jax.ShapeDtypeStruct((32, 8, 8, 1), jnp.float32)
     init = partial(MODEL.init, train=True)
     variables = jax.eval_shape(init, jax.random.key(0), images)
-    return analyze_structure(variables["params"], variables["batch_stats"])
+    structure = analyze_structure(variables["params"], variables["batch_stats"])
+    return structure, analyze_linen(MODEL, variables, images, train=True)
 
 
 def _progress(console: Console) -> Progress:

@@ -1,30 +1,31 @@
 """The demo's report, as a `Document` for every renderer."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from examples.digits.outcome import Outcome, comparison, estimate
+from examples.digits.plot import svgs_of
 from examples.digits.train import Recipe
-from optax_bnmask.analysis import Analysis
+from optax_bnmask.analysis import Analysis, Evidence, Role, Scale
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Leaves, Table
 
 
 def document_of(
-    analysis: Analysis, mask: Mask, recipe: Recipe, outcomes: Sequence[Outcome], png: bytes
+    structure: Analysis, program: Analysis, mask: Mask, recipe: Recipe, outcomes: Sequence[Outcome]
 ) -> Document:
-    """Everything the demo has to tell.
+    """Everything the demo has to tell: the result, the picture, then what the mask rests on.
 
     Args:
-      analysis: What is known of the network's leaves.
+      structure: What the trees of params and statistics tell of the network's leaves.
+      program: What the traced program tells of them.
       mask: The mask of the second policy.
       recipe: How both were trained.
       outcomes: The two policies, the masked one last.
-      png: The plot.
 
     Returns:
-      A `Document` with the leaves, the policies, what the seeds say of their difference, the plot.
+      A `Document`.
     """
     seeds = len(outcomes[0].accuracy)
     return Document(
@@ -35,12 +36,42 @@ def document_of(
             f"{recipe.learning_rate:g}, weight decay λ = {recipe.weight_decay:g}.",
         ),
         (
-            Leaves(analysis, mask),
-            policy_table(outcomes),
             Items("What the seeds say", tuple(sentences(outcomes))),
-            Figure("Plot", png, _words(outcomes)),
+            Figure("Accuracy, γ, and its learning rate", svgs_of(outcomes), _words(outcomes)),
+            policy_table(outcomes),
+            evidence_table(structure, program),
+            Leaves(program, mask),
         ),
     )
+
+
+def evidence_table(structure: Analysis, program: Analysis) -> Table:
+    """What the trees alone tell of the leaves, beside what the program proves of them."""
+
+    def told(name: str, count: Callable[[Analysis], int | None]) -> tuple[Cell, ...]:
+        counts = (count(analysis) for analysis in (structure, program))
+        return (Cell(name), *(Cell("not told" if n is None else f"{n:,}") for n in counts))
+
+    def with_role(*roles: Role) -> Callable[[Analysis], int]:
+        return lambda analysis: sum(leaf.role in roles for leaf in analysis.leaves)
+
+    def with_scale(scale: Scale) -> Callable[[Analysis], int | None]:
+        return lambda analysis: (
+            sum(leaf.scale is scale for leaf in analysis.leaves)
+            if Evidence.PROGRAM in analysis.evidence
+            else None
+        )
+
+    rows = (
+        told("γ and β of normalisers", with_role(Role.NORM_SCALE, Role.NORM_BIAS)),
+        told("weights", with_role(Role.WEIGHT)),
+        told("of unknown role", with_role(Role.UNKNOWN)),
+        told("whose scale changes nothing", with_scale(Scale.INVARIANT)),
+        told("whose scale changes nothing, with others'", with_scale(Scale.JOINT)),
+        told("whose scale matters", with_scale(Scale.SENSITIVE)),
+    )
+    columns = (Column("leaves"), Column("by structure", number=True), Column("proved", number=True))
+    return Table("What is known of the leaves", columns, rows)
 
 
 def policy_table(outcomes: Sequence[Outcome]) -> Table:

@@ -67,10 +67,16 @@ class Items:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Figure:
-    """A picture, with the words for those who cannot see it."""
+    """A picture of one or more panels, with the words for those who cannot see it.
+
+    Attributes:
+      title: Its heading.
+      panels: Each an `<svg>`, which may use the colours of the page, as ``var(--blue)``.
+      alt: The words.
+    """
 
     title: str
-    png: bytes
+    panels: tuple[str, ...]
     alt: str
 
 

@@ -1,6 +1,5 @@
 """A report as one HTML page that needs nothing else: no font, no request, and no script to read."""
 
-import base64
 import dataclasses
 
 from optax_bnmask.analysis import Analysis
@@ -19,7 +18,7 @@ from optax_bnmask.report.document import (
 )
 from optax_bnmask.report.repetition import symmetry_lines
 from optax_bnmask.report.style import STYLE
-from optax_bnmask.report.tree import escaped, leaf_section
+from optax_bnmask.report.tree import escaped, leaf_section, prose
 
 _AT_ONCE = 12
 """A longer list is folded at first."""
@@ -58,7 +57,7 @@ def to_html(analysis: Analysis, *, mask: Mask | None = None) -> str:
 def html_of(document: Document) -> str:
     """A document as an HTML page, whose outer tags a notebook drops."""
     title = escaped(document.title)
-    told = "".join(f"<p>{escaped(line)}</p>\n" for line in document.summary)
+    told = "".join(f"<p>{prose(line)}</p>\n" for line in document.summary)
     sections = map(_block, document.blocks)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -77,16 +76,16 @@ def _block(block: Block) -> str:
         case Table():
             inner = _table(block)
         case Items():
-            inner = "".join(f"<li>{escaped(item)}</li>\n" for item in block.items)
+            inner = "".join(f"<li>{prose(item)}</li>\n" for item in block.items)
             inner = f"<ul>\n{inner}</ul>\n"
             if len(block.items) > _AT_ONCE:
                 head = f"<summary>{len(block.items):,} lines</summary>"
                 inner = f'<details class="long">{head}\n{inner}</details>\n'
         case Figure():
-            data = base64.b64encode(block.png).decode("ascii")
-            alt = escaped(block.alt)
+            panels = "\n".join(block.panels)
             inner = (
-                f'<div class="figure"><img src="data:image/png;base64,{data}" alt="{alt}"></div>\n'
+                f'<div class="panels" role="img" aria-label="{escaped(block.alt)}">\n{panels}\n'
+                f"</div>\n"
             )
     return f"<section>\n<h2>{escaped(block.title)}</h2>\n{inner}</section>\n"
 
@@ -99,7 +98,7 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell, column: Column) -> str:
     """A cell; it carries its heading, which a narrow screen shows beside it."""
-    text = escaped(cell.text)
+    text = prose(cell.text) if column.prose else escaped(cell.text)
     if cell.tone is not Tone.PLAIN:
         text = f'<span class="{cell.tone}">{text}</span>'
     return f'<td data-head="{escaped(column.name)}"{_class(column)}>{text}</td>'

@@ -58,8 +58,9 @@ body:has(> .bnmask) { margin: 0; }
 .bnmask ul { margin: 0; padding-left: 1.2rem; }
 .bnmask li { margin: .2rem 0; overflow-wrap: anywhere; }
 .bnmask summary { cursor: pointer; }
-.bnmask .figure { overflow-x: auto; }
-.bnmask img { display: block; width: 100%; min-width: 760px; background: #ffffff; }
+.bnmask .panels { display: flex; flex-wrap: wrap; gap: 1rem; }
+.bnmask .panels svg { flex: 1 1 18rem; min-width: 0; max-width: 30rem; height: auto; }
+.bnmask .panels text { font-family: system-ui, -apple-system, sans-serif !important; }
 @media (max-width: 700px) {
   .bnmask { padding: 1rem; }
 }

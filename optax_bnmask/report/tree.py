@@ -1,6 +1,7 @@
 """The leaves by scope as HTML: what can be folded is a `<details>`, which needs no script."""
 
 import html
+import re
 from collections import Counter
 from collections.abc import Sequence
 from typing import Final
@@ -172,7 +173,7 @@ def _more(row: Row) -> str:
     leaf, count = row.leaves[0], len(row.leaves)
     axes = f"; invariant along axes {leaf.invariant_axes}" if leaf.invariant_axes else ""
     reason = f"{leaf.reason[:1].upper()}{leaf.reason[1:]}. " if leaf.reason else ""
-    parts = [f"<p>{escaped(f'{reason}{leaf.dtype}{axes}.')}</p>\n"]
+    parts = [f"<p>{prose(f'{reason}{leaf.dtype}{axes}.')}</p>\n"]
     if row.explanation:
         lines = "\n".join(map(escaped, row.explanation.splitlines()))
         parts.append(f"<pre>{lines}</pre>\n")
@@ -185,6 +186,11 @@ def _more(row: Row) -> str:
 def escaped(text: str) -> str:
     """Text as HTML that shows it: no markup, and nothing that a page cannot be encoded with."""
     return html.escape(printable(text))
+
+
+def prose(text: str) -> str:
+    """A sentence as HTML: what stands between backticks, as code."""
+    return re.sub("`([^`]+)`", r"<code>\1</code>", escaped(text))
 
 
 def _role(role: Role) -> str:
