@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
-from optax_bnmask.errors import PathError
+from optax_bnmask.arguments import wrong_kind
+from optax_bnmask.errors import CategoryError, PathError
 from optax_bnmask.paths import nearest
 
 if TYPE_CHECKING:
@@ -543,6 +544,19 @@ def _unpickled(
     return Analysis(leaves, frozenset(evidence), symmetries, tuple(map(frozenset, groups)), *rest)
 
 
+def require_program(analysis: Analysis, what: str) -> None:
+    """Fails unless an analysis was read off a program.
+
+    Raises:
+      CategoryError: It rests on structure alone, which does not tell `what`.
+    """
+    if Evidence.PROGRAM not in analysis.evidence:
+        raise CategoryError(
+            f"{what} cannot be told from structure alone: they are a property of the program. Use "
+            f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or `analyze_nnx`."
+        )
+
+
 def require_analysis(value: object) -> None:
     """Fails unless the argument `analysis` is one.
 
@@ -550,7 +564,9 @@ def require_analysis(value: object) -> None:
       TypeError: It is something else, such as a mask.
     """
     if not isinstance(value, Analysis):
-        raise TypeError(
-            f"`analysis` must be an `Analysis`, as `bnmask.analyze` and its kin return it. Found a "
-            f"{type(value).__name__}. Masks and labels are made from one, and tell less."
+        raise wrong_kind(
+            "analysis",
+            "an `Analysis`, as `bnmask.analyze` and its kin return it",
+            value,
+            "Masks and labels are made from one, and tell less.",
         )

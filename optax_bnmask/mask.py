@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_bnmask import arguments
 from optax_bnmask.analysis import Analysis, Evidence, Leaf, Position, Role, Scale
+from optax_bnmask.arguments import strings, wrong_kind
 from optax_bnmask.compat import without_collection
 from optax_bnmask.errors import CategoryError, PathError
 from optax_bnmask.paths import layout, matches, nearest
@@ -95,7 +97,7 @@ class Labels:
     that tells the names of all leaves."""
 
     def __init__(self, by_path: Mapping[str, Any]) -> None:
-        object.__setattr__(self, "_by_path", self._guarded(by_path))
+        object.__setattr__(self, "_by_path", self._guarded(arguments.by_path(by_path, "by_path")))
         object.__setattr__(self, "_last", None)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -261,7 +263,15 @@ class Mask(Labels):
 
     @staticmethod
     def _guarded(by_path: Mapping[str, Any]) -> dict[str, Any]:
-        return dict(by_path)
+        for kind in set(map(type, by_path.values())) - {bool, np.bool_}:
+            path = next(path for path, value in by_path.items() if type(value) is kind)
+            raise wrong_kind(
+                f"by_path[{path!r}]",
+                "a bool",
+                by_path[path],
+                "A `Mask` holds True for each leaf that decays, by its path.",
+            )
+        return {path: bool(decays) for path, decays in by_path.items()}
 
     @staticmethod
     def _name(label: Any) -> str:  # noqa: ANN401 - a bool
@@ -352,7 +362,12 @@ def decay_mask_of(
 
 def selection(analysis: Analysis, categories: Collection[str]) -> Mask:
     """`Analysis.select`."""
-    names = _checked(categories, analysis.evidence)
+    names = _checked(categories, analysis.evidence, "categories")
+    if not names:
+        raise CategoryError(
+            f"`select` must be given at least one category. Found none. Name some of "
+            f"{', '.join(map(repr, CATEGORIES))}."
+        )
     return Mask({leaf.path: any(is_in(leaf, name) for name in names) for leaf in analysis.leaves})
 
 
@@ -360,7 +375,7 @@ def labels_of(
     analysis: Analysis, *, categories: Collection[str] | Mapping[str, str], default: str
 ) -> Labels:
     """`Analysis.labels`."""
-    names = _checked(categories, analysis.evidence)
+    names = _checked(categories, analysis.evidence, "categories")
     label = categories if isinstance(categories, Mapping) else {name: name for name in names}
     return Labels(
         {
@@ -370,9 +385,11 @@ def labels_of(
     )
 
 
-def _checked(categories: Collection[str], evidence: frozenset[Evidence]) -> tuple[str, ...]:
+def _checked(
+    categories: Collection[str], evidence: frozenset[Evidence], argument: str = "exempt"
+) -> tuple[str, ...]:
     """The categories, once it is known that the evidence can show them."""
-    names = (categories,) if isinstance(categories, str) else tuple(categories)
+    names = strings(categories, argument)
     shown = CATEGORIES if Evidence.PROGRAM in evidence else _STRUCTURE_SHOWS
     for name in names:
         if name not in CATEGORIES:

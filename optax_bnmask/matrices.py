@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 from optax.contrib import MuonDimensionNumbers
 
-from optax_bnmask.analysis import Analysis, Evidence, Leaf, Position, Role
+from optax_bnmask.analysis import Analysis, Leaf, Position, Role, require_program
 from optax_bnmask.errors import CategoryError
 from optax_bnmask.mask import Labels
 
@@ -26,12 +26,7 @@ class MatrixSpecs(Labels):
 
 def matrix_specs(analysis: Analysis, positions: Collection[str]) -> MatrixSpecs:
     """`Analysis.muon_dimension_numbers`."""
-    if Evidence.PROGRAM not in analysis.evidence:
-        raise CategoryError(
-            "Matrices cannot be told from structure alone: which axes are summed over is a "
-            "property of the program. Use `bnmask.analyze(fn, params, ...)`, `analyze_linen` or "
-            "`analyze_nnx`, and then `.muon_dimension_numbers()`."
-        )
+    require_program(analysis, "Matrices, and which of their axes are summed over,")
     names = [str(position) for position in Position]
     if isinstance(positions, str) or not set(positions) <= set(names):
         raise CategoryError(

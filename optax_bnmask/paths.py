@@ -10,13 +10,13 @@ import collections
 import difflib
 import fnmatch
 import re
-import sys
 from collections.abc import Collection, Iterable
 from typing import Any, Final, Literal, NamedTuple
 
 import jax
 import optax
 
+from optax_bnmask.arguments import is_of, strings
 from optax_bnmask.errors import PathError, StructureError
 
 _CONTENTS: Final = frozenset({"array", "data", "data_array", "raw_value", "value"})
@@ -227,10 +227,7 @@ def is_box(node: object) -> bool:
     """Whether `node` is a box of Flax's: it adds no key, even around a container."""
     # Only what the user has imported can be in the tree: Flax takes 0.2 s to import, and is of no
     # use to a tree of Haiku's or Equinox's.
-    meta, nnx = sys.modules.get("flax.core.meta"), sys.modules.get("flax.nnx")
-    if meta is not None and isinstance(node, meta.AxisMetadata):
-        return True
-    return nnx is not None and isinstance(node, nnx.Variable)
+    return is_of(node, "flax.core.meta", "AxisMetadata") or is_of(node, "flax.nnx", "Variable")
 
 
 def matches(globs: Iterable[str], paths: Collection[str], argument: str) -> frozenset[str]:
@@ -247,11 +244,10 @@ def matches(globs: Iterable[str], paths: Collection[str], argument: str) -> froz
 
     Raises:
       PathError: A glob matches nothing.
+      TypeError: They are no strings.
     """
-    if isinstance(globs, str):
-        globs = (globs,)
     found: set[str] = set()
-    for glob in globs:
+    for glob in strings(globs, argument):
         pattern = re.compile(fnmatch.translate(glob))
         hits = [path for path in paths if pattern.match(path)]
         if not hits:
@@ -266,7 +262,7 @@ def matches(globs: Iterable[str], paths: Collection[str], argument: str) -> froz
 
 def nearest(path: str, paths: Collection[str]) -> str:
     """The part of an error that names the paths most like `path`, or a few if none is."""
-    close = difflib.get_close_matches(path, paths, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(str(path), paths, n=3, cutoff=0.5)
     if close:
         return "; the nearest are " + ", ".join(repr(p) for p in close)
     some = ", ".join(repr(p) for p in list(paths)[:3])

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role
+from optax_bnmask.arguments import described
 from optax_bnmask.conventions import GAINS, OFFSETS, Shape, Verdict, by_convention
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import Layout, layout
@@ -106,6 +107,11 @@ def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - 
         raise StructureError(
             f"`params` must hold an array. Found a {type(params).__name__} without any. Pass the "
             f"tree that the optimizer updates."
+        )
+    if "" in kept.leaves:
+        raise StructureError(
+            f"`batch_stats` must be the tree of statistics beside `params`. Found "
+            f"{described(kept.leaves[''])}. Pass `variables['batch_stats']`, or leave it out."
         )
     found = statistics(kept)
     _refuse_swapped(tree, kept, found)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from optax_bnmask.arguments import is_of
 from optax_bnmask.errors import StructureError, first_line
 from optax_bnmask.paths import nearest
 
@@ -67,12 +68,6 @@ def raised(error: Exception) -> str:
     last = (own or frames)[-1]
     at = f", at {Path(last.filename).name}:{last.lineno} ({last.name})"
     return f"raised {type(error).__name__}: {first_line(error).rstrip('.')}{at}"
-
-
-def is_of(value: object, module: str, name: str) -> bool:
-    """Whether a value is of a framework's class, without importing the framework."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(value, kind)
 
 
 def _imported(name: str) -> ModuleType:

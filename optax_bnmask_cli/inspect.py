@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.arguments import is_of
 from optax_bnmask.checkpoints import analyze_checkpoint
 from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.program import analyze
-from optax_bnmask_cli.factories import advice, found, is_of, raised
+from optax_bnmask_cli.factories import advice, found, raised
 
 
 def inspected(

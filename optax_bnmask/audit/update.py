@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_bnmask import compat
+from optax_bnmask.arguments import is_of, require_optimizer
 from optax_bnmask.paths import layout
 
 _ASKED: Final = ("value", "grad", "value_fn", "obj_fn")
@@ -151,12 +151,7 @@ def optimizer_of(tx: Any) -> Any:  # noqa: ANN401 - an optimizer, or one of NNX
     Raises:
       TypeError: It is no optimizer.
     """
-    nnx = sys.modules.get("flax.nnx")  # not imported by `import flax`, nor by us
-    if nnx is not None and isinstance(tx, nnx.Optimizer):
+    if is_of(tx, "flax.nnx", "Optimizer"):
         return tx.tx
-    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
-        raise TypeError(
-            f"`tx` must be an `optax.GradientTransformation`. Found a {type(tx).__name__}. The "
-            f"order is `tx, params, analysis`."
-        )
+    require_optimizer(tx, "tx", "tx, params, analysis")
     return tx

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO, Final, NoReturn
 
+from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.checkpoints.locating import located
 from optax_bnmask.checkpoints.msgpack import msgpack_tree
 from optax_bnmask.checkpoints.npz import npz_tree
@@ -52,6 +53,13 @@ def read(
       >>> stored.kind.value, stored.params["dense"]["kernel"].shape
       ('Flax msgpack', (2, 3))
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise wrong_kind(
+            "path",
+            "where a checkpoint is",
+            path,
+            "Of params in memory, `bnmask.analyze_structure` tells as much.",
+        )
     kind, tree, notes = _tree(Path(path))
     return located(tree, kind, notes, params=params, stats=stats)
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.arguments import is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.call import Call
 from optax_bnmask.frameworks.confirm import confirmed
@@ -40,6 +41,7 @@ def analyze_linen(
 
     Raises:
       StructureError: `variables` has no ``"params"``, or what `analyze` raises.
+      TypeError: `module` is no Linen module.
 
     Example:
       >>> import flax.linen as nn, jax
@@ -64,6 +66,14 @@ def linen_call(
     method: str | Callable[..., Any] | None,
 ) -> Call:
     """A Linen module as a function of its parameters, all its other collections being a state."""
+    if not is_of(module, "flax.linen", "Module"):
+        raise wrong_kind(
+            "module",
+            "a Linen module, made and not only its class",
+            module,
+            "The order is `module, variables, *args`. For NNX there is `bnmask.analyze_nnx`, for a "
+            "function `bnmask.analyze`.",
+        )
     if not isinstance(variables, Mapping) or "params" not in variables:
         found = ", ".join(map(repr, variables)) if isinstance(variables, Mapping) else "no mapping"
         raise StructureError(

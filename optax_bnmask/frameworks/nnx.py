@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.frameworks.call import Call
 from optax_bnmask.frameworks.confirm import confirmed
 
@@ -24,6 +25,7 @@ def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: AN
 
     Raises:
       StructureError: As `analyze`.
+      TypeError: `module` is no NNX module.
 
     Example:
       >>> from flax import nnx
@@ -43,6 +45,14 @@ def nnx_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cal
     """An NNX module as a function of its `nnx.Param`s, all its other variables being a state."""
     from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
 
+    if not isinstance(module, nnx.Module):
+        raise wrong_kind(
+            "module",
+            "an `nnx.Module`, made and not only its class",
+            module,
+            "The order is `module, *args`. For Linen there is `bnmask.analyze_linen`, for a "
+            "function `bnmask.analyze`.",
+        )
     graph, params, others = nnx.split(module, nnx.Param, ...)
     stats = nnx.filter_state(others, nnx.BatchStat)
 

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
+from optax_bnmask.arguments import described, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import layout
+from optax_bnmask.wording import counted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ def traced(
 
     Raises:
       StructureError: No output is of floating dtype, or none depends on `params`.
+      TypeError: `fn` is no function.
     """
+    _require_function(fn)
     leaves = layout(params, "params").leaves
     flat_params, params_def = jax.tree.flatten(params)
     _require_arrays(leaves)
@@ -89,9 +93,15 @@ def traced(
         return [x for _, x in found]
 
     names: list[str] = []
-    closed = jax.make_jaxpr(flat)(
-        [_abstract(x) for x in flat_params], [_abstract(x) for _, x in dynamic]
-    )
+    try:
+        closed = jax.make_jaxpr(flat)(
+            [_abstract(x) for x in flat_params], [_abstract(x) for _, x in dynamic]
+        )
+    except StructureError:
+        raise
+    except Exception as error:  # of the user's own code, and best read as it is
+        error.add_note(_call_in_words(leaves, args, kwargs))
+        raise
     if not any(compat.is_inexact(v.aval.dtype) for v in compat.open_jaxpr(closed).outvars):
         raise StructureError(
             "`fn` must return at least one array of floating dtype. It returned none. Return the "
@@ -108,6 +118,38 @@ def traced(
         tuple(names),
         frozenset(kwargs),
         has_aux,
+    )
+
+
+def _require_function(fn: object) -> None:
+    """Fails on what is no function of parameters."""
+    for module, name in (("flax.linen", "analyze_linen"), ("flax.nnx", "analyze_nnx")):
+        if is_of(fn, module, "Module"):
+            raise wrong_kind(
+                "fn", "a function `fn(params, *args)`", fn, f"For a module use `bnmask.{name}`."
+            )
+    if not callable(fn):
+        raise wrong_kind(
+            "fn", "a function `fn(params, *args)`", fn, "The order is `fn, params, *args`."
+        )
+
+
+def _call_in_words(
+    leaves: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
+    """What a function that fails was called with."""
+
+    def shown(value: Any) -> str:  # noqa: ANN401 - any argument
+        if _is_array(value):
+            return f"{value.dtype}{list(value.shape)}"
+        return described(value)
+
+    given = [*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())]
+    return (
+        f"This was raised when the function was traced: called with the parameters, "
+        f"{counted(len(leaves), 'leaf', 'leaves')}, and then ({', '.join(given)}). Arrays are "
+        f"given as arrays or as `jax.ShapeDtypeStruct(shape, dtype)`; all else is passed on as it "
+        f"is."
     )
 
 
@@ -157,6 +199,10 @@ def _is_number(value: Any) -> bool:  # noqa: ANN401 - any output
 
 
 def _require_arrays(leaves: Mapping[str, Any]) -> None:
+    if not leaves:
+        raise StructureError(
+            "`params` must hold an array. Found none. Pass the tree that the optimizer updates."
+        )
     for path, leaf in leaves.items():
         if not _is_array(leaf) and not isinstance(leaf, (int, float, complex)):
             raise StructureError(

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from optax_bnmask.analysis import Analysis, Leaf, Role, Scale
+from optax_bnmask.analysis import Analysis, Leaf, Role, Scale, require_analysis
 from optax_bnmask.families import Family, folded_lines
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.document import Cell, Column, Document, Items, Leaves, Table, Tone
@@ -39,6 +39,7 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
       A `Document`: the table of leaves, then whichever of dead parameters, groups, assumptions,
       primitives without a rule and notes there are.
     """
+    require_analysis(analysis)
     return Document(
         TITLE,
         tuple(summary(analysis, mask)),

@@ -24,6 +24,7 @@ from optax_bnmask.analysis import (
     Position,
     Role,
     Scale,
+    require_analysis,
 )
 from optax_bnmask.errors import StructureError
 from optax_bnmask.report.fields import Fields
@@ -64,6 +65,7 @@ def to_json(analysis: Analysis) -> str:
 
 def record(analysis: Analysis) -> dict[str, Any]:
     """The object that `to_json` writes."""
+    require_analysis(analysis)
     return {
         "schema": SCHEMA,
         "evidence": sorted(evidence.value for evidence in analysis.evidence),

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import optax
 
-from optax_bnmask.analysis import Analysis, Block, require_analysis
+from optax_bnmask.analysis import Analysis, Block, require_analysis, require_program
+from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.errors import PathError
 from optax_bnmask.mask import PART
 from optax_bnmask.paths import layout, nearest
@@ -48,6 +49,8 @@ def by_blocks(
       {'down': (6, 3), 'fused': (4, 12)}
     """
     require_analysis(analysis)
+    require_program(analysis, "Blocks")
+    require_optimizer(inner, "inner", "inner, analysis")
     known = {leaf.path: _parts(leaf.shape, leaf.blocks) for leaf in analysis.leaves}
     inner = optax.with_extra_args_support(inner)
 

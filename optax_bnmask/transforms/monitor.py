@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_bnmask.analysis import Analysis, Role, Scale, require_analysis
+from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
@@ -111,9 +112,10 @@ def monitor_scale(
       van Laarhoven, L2 Regularization versus Batch and Weight Normalization, 2017, arXiv:1706.05350
       (``eta / |w|**2``); Wan et al., Spherical Motion Dynamics, 2021, arXiv:2006.08419 (the angle).
     """
-    if every < 1:
+    if not isinstance(every, int) or every < 1:
         raise ValueError(f"`every` must be a number of steps, at least 1. Found {every!r}.")
     require_analysis(analysis)
+    require_optimizer(inner, "inner", "inner, analysis")
     inner = optax.with_extra_args_support(inner)
     gains = frozenset(leaf.path for leaf in analysis.leaves if leaf.role is Role.NORM_SCALE)
     weights = frozenset(

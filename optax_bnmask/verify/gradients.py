@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
-from optax_bnmask.analysis import Analysis
+from optax_bnmask.analysis import Analysis, require_analysis
+from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import layout
 
@@ -75,6 +77,7 @@ def gradient_certificate(
         violations,
     )
 
+    require_analysis(analysis)
     found = violations(
         analysis, *(_leaves(analysis, t, n) for t, n in ((params, "params"), (grads, "grads")))
     )
@@ -92,4 +95,7 @@ def _leaves(analysis: Analysis, tree: Any, name: str) -> list[Array]:  # noqa: A
             f"{f' and {len(missing) - 1} more' if len(missing) > 1 else ''}. Pass the gradient by "
             f"all parameters, before leaves are masked or set apart."
         )
-    return [leaves[leaf.path] for leaf in analysis.leaves]
+    found = [leaves[leaf.path] for leaf in analysis.leaves]
+    if shapes := [x for x in found if isinstance(x, jax.ShapeDtypeStruct)]:
+        raise wrong_kind(name, "a tree of arrays", shapes[0], "A gradient is judged by its values.")
+    return found

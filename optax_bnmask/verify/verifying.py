@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from optax_bnmask.analysis import Analysis, Scale, require_analysis
+from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.verify.verification import Verification
 
 
@@ -136,12 +137,15 @@ def keywords(analysis: Analysis) -> frozenset[str]:
 
 
 def _generator(key: Any) -> np.random.Generator:  # noqa: ANN401 - a key of either kind
-    if not hasattr(key, "dtype"):
-        raise TypeError(
-            f"`key` must be a key of JAX's, such as `jax.random.key(0)`. Found {key!r}. If the "
-            f"function has a `key` of its own, analyse it with one: then it gets that of `verify`."
+    typed = hasattr(key, "dtype") and jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+    if not hasattr(key, "dtype") or key.ndim != (0 if typed else 1):
+        raise wrong_kind(
+            "key",
+            "a key of JAX's, such as `jax.random.key(0)`",
+            key,
+            "Pass one key. If the function has a `key` of its own, analyse it with one: then it "
+            "gets that of `verify`.",
         )
-    typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
     data = jax.random.key_data(key) if typed else key
     # With the key's numbers alone it would draw, for `key(0)`, what `default_rng(0)` draws: the
     # parameters themselves, if these were made so.

@@ -1,0 +1,90 @@
+"""What users pass by mistake, answered by a sentence: one way for each kind of argument."""
+
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def wrong_kind(argument: str, must: str, found: object, way_out: str) -> TypeError:
+    """The error for an argument of another kind.
+
+    Args:
+      argument: What the caller calls it.
+      must: What it must be, after "must be".
+      found: What was passed.
+      way_out: A sentence on what to pass instead.
+
+    Returns:
+      The error, for the caller to raise.
+    """
+    return TypeError(f"`{argument}` must be {must}. Found {described(found)}. {way_out}")
+
+
+def described(value: object) -> str:
+    """What a value is, in a few words: ``the class Net``, ``a dict``, ``3``."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if value is None or isinstance(value, bool | int | float | str):
+        return repr(value)
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def strings(value: Any, argument: str) -> tuple[str, ...]:  # noqa: ANN401 - what a user passed
+    """A collection of strings, or one string, as a tuple.
+
+    Raises:
+      TypeError: It is something else.
+    """
+    if isinstance(value, str):
+        return (value,)
+    items = tuple(value) if isinstance(value, Iterable) else (value,)
+    if not isinstance(value, Iterable) or not all(isinstance(item, str) for item in items):
+        wrong = next(item for item in items if not isinstance(item, str))
+        raise wrong_kind(
+            argument,
+            "a string or a collection of strings",
+            wrong,
+            f"Pass `{argument}=(...)` with names in quotes.",
+        )
+    return items
+
+
+def by_path(value: Any, argument: str) -> Mapping[str, Any]:  # noqa: ANN401 - as above
+    """A mapping from canonical paths.
+
+    Raises:
+      TypeError: It is something else.
+    """
+    strange = [value]
+    if isinstance(value, Mapping):
+        strange = [path for path in value if not isinstance(path, str)]
+    if strange:
+        raise wrong_kind(
+            argument,
+            "a mapping from the paths of leaves",
+            strange[0],
+            "A path is the keys of a leaf joined by '/', such as 'block1/conv/kernel'.",
+        )
+    return value
+
+
+def require_optimizer(tx: Any, argument: str, order: str) -> None:  # noqa: ANN401 - as above
+    """Fails unless the argument is an Optax optimizer.
+
+    Raises:
+      TypeError: It is something else, such as what makes one.
+    """
+    if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
+        raise wrong_kind(
+            argument,
+            "an `optax.GradientTransformation`",
+            tx,
+            f"Call what makes one, as in `optax.sgd(0.1)`. The order is `{order}`.",
+        )
+
+
+def is_of(value: object, module: str, name: str) -> bool:
+    """Whether a value is of a framework's class, without importing the framework."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)

@@ -1,0 +1,378 @@
+"""Mistakes of a new user: each is answered by a sentence that names the argument and a way out.
+
+The wrong order, object, stage, mode or name, over all public functions. Those of the treatments
+are in `transforms/test_arguments.py`, those of the command line in `test_cli_*.py`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+from flax import nnx
+
+import optax_bnmask as bnmask
+from optax_bnmask import CategoryError, PathError, StructureError, VerificationError
+from optax_bnmask.checkpoints import analyze_checkpoint
+from optax_bnmask.report import from_json, to_html, to_json, to_text
+
+KEY = jax.random.key(0)
+X = jax.random.normal(KEY, (3, 5))
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.Dense(4, use_bias=False, name="dense")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="bn")(x)
+        return nn.Dense(2, name="head")(nn.Dropout(0.1, deterministic=not train)(x))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(5, 4, rngs=rngs)
+        self.bn = nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return self.bn(self.dense(x))
+
+
+def fn(params, x):
+    return jax.nn.standardize(x @ params["w"], 0) * params["g"][None]
+
+
+@pytest.fixture(autouse=True)
+def _promotion_as_frameworks_need_it():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+    NET, NNX = Net(), NnxNet(nnx.Rngs(0))
+    VARIABLES = NET.init({"params": KEY, "dropout": KEY}, X)
+    OF_LINEN = bnmask.analyze_linen(NET, VARIABLES, X)
+    OF_NNX = bnmask.analyze_nnx(NNX, X)
+FLAX, STATS = VARIABLES["params"], VARIABLES["batch_stats"]
+PARAMS = {"w": jnp.ones((5, 4)), "g": jnp.ones(4)}
+ANALYSIS = bnmask.analyze(fn, PARAMS, X)
+STRUCTURE = bnmask.analyze_structure(FLAX, STATS)
+MASK = ANALYSIS.decay_mask()
+TX = optax.adamw(1e-3, mask=MASK)
+GRADS = jax.tree.map(jnp.ones_like, PARAMS)
+
+
+def stepped(tx, params=PARAMS):
+    return tx.update(params, tx.init(params), params)
+
+
+MISTAKES = {
+    # decay_mask, analyze_structure
+    "params and statistics swapped": (
+        lambda: bnmask.decay_mask(STATS, FLAX), StructureError,
+        "`params` must come first and `batch_stats` second.* Swap the two"),
+    "all variables for params": (
+        lambda: bnmask.decay_mask(VARIABLES), StructureError,
+        r"`params` must be the tree that the optimizer updates.* Pass `variables\['params'\]`"),
+    "all variables beside statistics": (
+        lambda: bnmask.analyze_structure(VARIABLES, STATS), StructureError,
+        r"Found the collections 'batch_stats', 'params' at its top"),
+    "statistics one level too high": (
+        lambda: bnmask.decay_mask(FLAX, {"batch_stats": STATS}), StructureError,
+        r"`batch_stats` must be the tree.* Pass `variables\['batch_stats'\]`"),
+    "statistics of another model": (
+        lambda: bnmask.decay_mask(FLAX, {"other": STATS["bn"]}), StructureError,
+        "must be of one model.* Take both from the same"),
+    "statistics of another width": (
+        lambda: bnmask.decay_mask(FLAX, {"bn": {"mean": jnp.ones(7), "var": jnp.ones(7)}}),
+        StructureError, r"'bn/bias' has shape \(4,\).* Were both taken from the same"),
+    "an array for statistics": (
+        lambda: bnmask.decay_mask(FLAX, jnp.ones(4)), StructureError,
+        "`batch_stats` must be the tree of statistics.* Found an ArrayImpl.* leave it out"),
+    "the name of the statistics": (
+        lambda: bnmask.decay_mask(FLAX, "batch_stats"), StructureError,
+        "`batch_stats` must be the tree of statistics.* Found 'batch_stats'"),
+    "a mask for statistics": (
+        lambda: bnmask.decay_mask(FLAX, MASK), StructureError,
+        "`batch_stats` must be the tree of statistics.* Found a Mask"),
+    "a module for params": (
+        lambda: bnmask.decay_mask(NET, STATS), StructureError,
+        "Every leaf of `params` must be an array.* is a Net"),
+    "None for params": (
+        lambda: bnmask.decay_mask(None), StructureError,
+        "`params` must hold an array. Found a NoneType without any. Pass the tree"),
+    "empty params": (
+        lambda: bnmask.analyze_structure({}), StructureError, "`params` must hold an array"),
+    "an optimizer for params": (
+        lambda: bnmask.decay_mask(TX), StructureError, "'init' is a function. Leave it out"),
+    "names for arrays": (
+        lambda: bnmask.decay_mask({"a": "kernel"}), StructureError, "'a' is a str. Leave it out"),
+    "an analysis for params": (
+        lambda: bnmask.decay_mask(ANALYSIS), StructureError, "is a Analysis"),
+    "a category misspelt": (
+        lambda: bnmask.decay_mask(FLAX, STATS, exempt=("norms",)), CategoryError,
+        "A category must be one of 'norm', .* Found 'norms'"),
+    "a path for a category": (
+        lambda: bnmask.decay_mask(FLAX, STATS, exempt=("head/bias",)), CategoryError,
+        "To name leaves, use `always` and `never`"),
+    "no collection of categories": (
+        lambda: bnmask.decay_mask(FLAX, STATS, exempt=None), TypeError,
+        "`exempt` must be a string or a collection of strings. Found None. Pass `exempt="),
+    "a number for categories": (
+        lambda: ANALYSIS.decay_mask(exempt=3), TypeError, "`exempt` must be .* Found 3"),
+    "a category that structure does not show": (
+        lambda: bnmask.decay_mask(FLAX, STATS, exempt=("scale_invariant",)), CategoryError,
+        "cannot be told from structure alone.* use `bnmask.analyze"),
+    "a glob that matches nothing": (
+        lambda: bnmask.decay_mask(FLAX, STATS, always=["heads/*"]), PathError,
+        "Every glob in `always` must match a leaf.* the nearest are 'head/"),
+    "a function for globs": (
+        lambda: bnmask.decay_mask(FLAX, STATS, never=lambda path: True), TypeError,
+        "`never` must be a string or a collection of strings. Found a function"),
+    "numbers for globs": (
+        lambda: bnmask.decay_mask(FLAX, STATS, always=[3]), TypeError, "`always` must .* Found 3"),
+    "a leaf in always and in never": (
+        lambda: bnmask.decay_mask(FLAX, STATS, always=["head/*"], never=["head/bias"]), PathError,
+        "A leaf can be in `always` or in `never`. 'head/bias'.* Narrow one glob"),
+    # masks and labels
+    "an analysis for a mask": (
+        lambda: stepped(optax.adamw(1e-3, mask=ANALYSIS)), TypeError,
+        r"An `Analysis` cannot stand for a bool.* Pass `analysis.decay_mask\(\)`"),
+    "labels for a mask": (
+        lambda: stepped(optax.adamw(1e-3, mask=ANALYSIS.labels())), TypeError,
+        r"`mask` must hold a bool.* pass `analysis.decay_mask\(\)`"),
+    "a mask where one bool is wanted": (
+        lambda: bool(MASK), TypeError, r"is not one yes or no.* call it: `mask\(params\)`"),
+    "a mask of another model": (
+        lambda: MASK(FLAX), PathError, "can only be applied to leaves that it was made for"),
+    "a mask of params on variables": (
+        lambda: STRUCTURE.decay_mask()(VARIABLES), PathError, "It met 'batch_stats/bn/mean'"),
+    "a path misspelt in a mask": (
+        lambda: MASK["gg"], PathError, "no leaf 'gg'; the nearest are 'g'"),
+    "a number for a path": (lambda: MASK[0], PathError, "`path` must name a leaf.* no leaf 0"),
+    "a summary of another model": (
+        lambda: MASK.summary(FLAX), PathError, "`path` must name a leaf"),
+    "a mask from names": (
+        lambda: bnmask.Mask(["w"]), TypeError,
+        "`by_path` must be a mapping from the paths of leaves. Found a list"),
+    "a mask from words": (
+        lambda: bnmask.Mask({"w": "yes"}), TypeError,
+        r"`by_path\['w'\]` must be a bool. Found 'yes'.* True for each leaf that decays"),
+    "a mask from a tree": (
+        lambda: bnmask.Mask({"head": {"kernel": True}}), TypeError,
+        r"`by_path\['head'\]` must be a bool. Found a dict"),
+    "a mask from arrays": (
+        lambda: bnmask.Mask({"w": jnp.array(True)}), TypeError, "must be a bool. Found an Array"),
+    "a mask by number": (
+        lambda: bnmask.Mask({0: True}), TypeError, "from the paths of leaves. Found 0"),
+    "labels from a list": (
+        lambda: bnmask.Labels(["w"]), TypeError, "`by_path` must be a mapping"),
+    # what an analysis can be asked
+    "a path misspelt": (
+        lambda: ANALYSIS["ww"], PathError, "`path` must name a leaf.* the nearest are 'w'"),
+    "a number for the path of a leaf": (lambda: ANALYSIS[0], PathError, "no leaf 0"),
+    "a glob to explain": (lambda: ANALYSIS.explain("*"), PathError, r"no leaf '\*'"),
+    "nothing to explain": (lambda: ANALYSIS.explain(None), PathError, "no leaf None"),
+    "a category to select misspelt": (
+        lambda: ANALYSIS.select("norms"), CategoryError, "Found 'norms'"),
+    "a list to select": (
+        lambda: ANALYSIS.select(["norm"]), TypeError, "`categories` must be .* Found a list"),
+    "nothing to select": (
+        ANALYSIS.select, CategoryError, "`select` must be given at least one category"),
+    "a label misspelt": (
+        lambda: ANALYSIS.labels(categories=["x"]), CategoryError, "Found 'x'"),
+    "matrices from structure": (
+        STRUCTURE.muon_dimension_numbers, CategoryError,
+        "Matrices.* cannot be told from structure alone.* Use `bnmask.analyze"),
+    "a position misspelt": (
+        lambda: ANALYSIS.muon_dimension_numbers(positions=("middle",)), CategoryError,
+        "`positions` must be a collection of 'input', 'hidden'"),
+    "matrices of another model": (
+        lambda: ANALYSIS.muon_dimension_numbers()(FLAX), PathError, "It met 'bn/bias'"),
+    "the name of a report for its text": (
+        lambda: from_json("report.json"), StructureError, "`text` must be JSON"),
+    "an object for its text": (
+        lambda: bnmask.Analysis.from_json({"schema": 1}), StructureError, "must be str"),
+    # analyze
+    "a function and its params swapped": (
+        lambda: bnmask.analyze(PARAMS, fn, X), TypeError,
+        r"`fn` must be a function `fn\(params, \*args\)`. Found a dict. The order is `fn, params"),
+    "a Linen module for a function": (
+        lambda: bnmask.analyze(NET, VARIABLES, X), TypeError,
+        "`fn` must be a function.* Found a Net. For a module use `bnmask.analyze_linen`"),
+    "an NNX module for a function": (
+        lambda: bnmask.analyze(NNX, X), TypeError, "For a module use `bnmask.analyze_nnx`"),
+    "a result for a function": (
+        lambda: bnmask.analyze(fn(PARAMS, X), PARAMS, X), TypeError, "Found an ArrayImpl"),
+    "no params": (
+        lambda: bnmask.analyze(fn, None, X), StructureError, "`params` must hold an array"),
+    "auxiliary output that is none": (
+        lambda: bnmask.analyze(fn, PARAMS, X, has_aux=True), StructureError,
+        "With `has_aux=True`, `fn` must return a pair.* or leave `has_aux` out"),
+    "a function that returns nothing": (
+        lambda: bnmask.analyze(lambda p, x: None, PARAMS, X), StructureError,
+        "`fn` must return at least one array of floating dtype.* Return the logits or the loss"),
+    "a function that returns a class": (
+        lambda: bnmask.analyze(lambda p, x: jnp.argmax(fn(p, x)), PARAMS, X), StructureError,
+        "`fn` must return at least one array of floating dtype"),
+    "a function that uses no params": (
+        lambda: bnmask.analyze(lambda p, x: x, PARAMS, X), StructureError,
+        "The outputs of `fn` must depend on `params`.* Does `fn` use its first argument"),
+    # analyze_linen, analyze_nnx
+    "params for variables": (
+        lambda: bnmask.analyze_linen(NET, FLAX, X), StructureError,
+        "`variables` must hold the collection 'params'.* Pass the whole of what `module.init`"),
+    "nothing for variables": (
+        lambda: bnmask.analyze_linen(NET, None, X), StructureError, "Found no mapping"),
+    "a module and its variables swapped": (
+        lambda: bnmask.analyze_linen(VARIABLES, NET, X), TypeError,
+        "`module` must be a Linen module.* Found a dict. The order is `module, variables"),
+    "the class of a Linen module": (
+        lambda: bnmask.analyze_linen(Net, VARIABLES, X), TypeError,
+        "must be a Linen module, made and not only its class. Found the class Net"),
+    "an NNX module for Linen": (
+        lambda: bnmask.analyze_linen(NNX, VARIABLES, X), TypeError,
+        "there is `bnmask.analyze_nnx`"),
+    "a function for a Linen module": (
+        lambda: bnmask.analyze_linen(fn, VARIABLES, X), TypeError, "Found a function"),
+    "a Linen model in inference": (
+        lambda: bnmask.analyze_linen(NET, VARIABLES, X, train=False), UserWarning,
+        "'bn' runs on its running statistics here: trace the function as it is trained"),
+    "the class of an NNX module": (
+        lambda: bnmask.analyze_nnx(NnxNet, X), TypeError, "Found the class NnxNet"),
+    "a Linen module for NNX": (
+        lambda: bnmask.analyze_nnx(NET, X), TypeError, "there is `bnmask.analyze_linen`"),
+    "the state of an NNX module": (
+        lambda: bnmask.analyze_nnx(nnx.state(NNX), X), TypeError, "Found a State"),
+    "an NNX module and its input swapped": (
+        lambda: bnmask.analyze_nnx(X, NNX), TypeError, "The order is `module, "),
+    # verify, gradient_certificate
+    "an analysis and its function swapped": (
+        lambda: bnmask.verify(fn, ANALYSIS, PARAMS, X, key=KEY), TypeError,
+        "`analysis` must be an `Analysis`.* Found a function"),
+    "to verify a structure": (
+        lambda: bnmask.verify(STRUCTURE, fn, PARAMS, X, key=KEY), StructureError,
+        "must have been proved from a program.* Use `optax_bnmask.analyze`"),
+    "to verify at other params": (
+        lambda: bnmask.verify(ANALYSIS, fn, FLAX, X, key=KEY), StructureError,
+        "`params` must be those of `analysis`"),
+    "to verify another function": (
+        lambda: bnmask.verify(ANALYSIS, lambda p, x: x @ p["w"] * p["g"][None], PARAMS, X, key=KEY),
+        VerificationError, "What `analysis` calls a symmetry must leave the outputs"),
+    "params for the function to verify": (
+        lambda: bnmask.verify(ANALYSIS, PARAMS, PARAMS, X, key=KEY), TypeError,
+        "`fn` must be a function.* Found a dict"),
+    "several keys": (
+        lambda: bnmask.verify(ANALYSIS, fn, PARAMS, X, key=jax.random.split(KEY)), TypeError,
+        "`key` must be a key of JAX's.* Pass one key"),
+    "variables before the module": (
+        lambda: bnmask.verify_linen(OF_LINEN, VARIABLES, NET, X, key=KEY), TypeError,
+        "`module` must be a Linen module"),
+    "params to verify a Linen module": (
+        lambda: bnmask.verify_linen(OF_LINEN, NET, FLAX, X, key=KEY), StructureError,
+        "`variables` must hold the collection 'params'"),
+    "the class of the module to verify": (
+        lambda: bnmask.verify_nnx(OF_NNX, NnxNet, X, key=KEY), TypeError, "the class NnxNet"),
+    "params before the analysis": (
+        lambda: bnmask.gradient_certificate(PARAMS, ANALYSIS, GRADS), TypeError,
+        "`analysis` must be an `Analysis`.* Found a dict"),
+    "no gradient": (
+        lambda: bnmask.gradient_certificate(ANALYSIS, PARAMS, None), StructureError,
+        "`grads` must have every leaf of `analysis`.* Pass the gradient"),
+    "the loss for its gradient": (
+        lambda: bnmask.gradient_certificate(ANALYSIS, PARAMS, fn), StructureError, "`grads` must"),
+    "the shapes of a gradient": (
+        lambda: bnmask.gradient_certificate(ANALYSIS, PARAMS, jax.eval_shape(lambda: GRADS)),
+        TypeError, "`grads` must be a tree of arrays. Found a ShapeDtypeStruct"),
+    # audit, assert_decays, compare
+    "an optimizer and its params swapped": (
+        lambda: bnmask.audit(PARAMS, TX, ANALYSIS), TypeError,
+        "`tx` must be an `optax.GradientTransformation`. Found a dict.* `tx, params, analysis`"),
+    "a mask for the analysis": (
+        lambda: bnmask.audit(TX, PARAMS, MASK), TypeError, "`analysis` must .* Found a Mask"),
+    "None for the analysis": (
+        lambda: bnmask.audit(TX, PARAMS, None), TypeError, "`analysis` must .* Found None"),
+    "the state for the optimizer": (
+        lambda: bnmask.audit(TX.init(PARAMS), PARAMS, ANALYSIS), TypeError, "Found a tuple"),
+    "what makes an optimizer": (
+        lambda: bnmask.audit(optax.adamw, PARAMS, ANALYSIS), TypeError,
+        "Found a function. Call what makes one"),
+    "params of another model": (
+        lambda: bnmask.audit(TX, FLAX, ANALYSIS), PathError, "must be those that `analysis` is of"),
+    "a category to audit misspelt": (
+        lambda: bnmask.audit(TX, PARAMS, ANALYSIS, exempt=("norms",)), CategoryError, "'norms'"),
+    "to assert what a mask says": (
+        lambda: bnmask.assert_decays(TX, PARAMS, MASK), TypeError, "`analysis` must"),
+    "to assert what a dict says": (
+        lambda: bnmask.assert_decays(TX, PARAMS, {"w": True}), TypeError, "`analysis` must"),
+    "files to compare": (
+        lambda: bnmask.compare("a.json", "b.json"), StructureError,
+        "`old` and `new` must each be an `Analysis`.* Read reports with"),
+    "an analysis and a mask to compare": (
+        lambda: bnmask.compare(ANALYSIS, MASK), StructureError,
+        "must say the same things.* Make both in the same way"),
+    "labels to compare": (
+        lambda: bnmask.compare(ANALYSIS.labels(), ANALYSIS.labels()), StructureError, "a Labels"),
+    # what takes an optimizer and an analysis
+    "a factory to watch": (
+        lambda: bnmask.monitor_scale(optax.sgd, ANALYSIS), TypeError,
+        "`inner` must be an `optax.GradientTransformation`.* Call what makes one"),
+    "an analysis before the optimizer": (
+        lambda: bnmask.by_blocks(ANALYSIS, TX), TypeError, "`analysis` must be an `Analysis`"),
+    "blocks from structure": (
+        lambda: bnmask.by_blocks(TX, STRUCTURE), CategoryError, "Blocks cannot be told from"),
+    "half a step": (
+        lambda: bnmask.monitor_scale(TX, ANALYSIS, every=1.5), ValueError, "`every` must .* 1.5"),
+    "to watch another model": (
+        lambda: stepped(bnmask.monitor_scale(optax.sgd(0.1), ANALYSIS), FLAX), PathError,
+        "must name a leaf"),
+    # reports, checkpoints
+    "a report on a mask": (
+        lambda: to_text(MASK), TypeError, "`analysis` must be an `Analysis`.* Found a Mask"),
+    "a page on nothing": (lambda: to_html(None), TypeError, "`analysis` must .* Found None"),
+    "a mask as JSON": (lambda: to_json(MASK), TypeError, "`analysis` must .* Found a Mask"),
+    "a report with another model's mask": (
+        lambda: to_text(ANALYSIS, mask=STRUCTURE.decay_mask()), PathError, "must name a leaf"),
+    "params for a checkpoint": (
+        lambda: analyze_checkpoint(FLAX), TypeError,
+        "`path` must be where a checkpoint is. Found a dict. Of params in memory"),
+    "a checkpoint that is not there": (
+        lambda: analyze_checkpoint("/no/such"), StructureError, "'/no/such': No such file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "error", "said"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_answered_by_a_sentence(call, error, said):
+    with pytest.raises(error, match=said):
+        call()
+
+
+UNTRACED = {
+    "no input": lambda: bnmask.analyze(fn, PARAMS),
+    "params left out": lambda: bnmask.analyze(fn, X),
+    "a tuple for a shape": lambda: bnmask.analyze(fn, PARAMS, (3, 5)),
+    "an input of another shape": lambda: bnmask.analyze(fn, PARAMS, X.T),
+    "a word for an input": lambda: bnmask.analyze(fn, PARAMS, "x"),
+    "an argument that it does not take": lambda: bnmask.analyze(fn, PARAMS, X, train=True),
+    "a choice by a value": lambda: bnmask.analyze(lambda p, x: x if x[0, 0] else p, PARAMS, X),
+    "no input for Linen": lambda: bnmask.analyze_linen(NET, VARIABLES),
+    "no statistics for Linen": lambda: bnmask.analyze_linen(NET, {"params": FLAX}, X),
+    "a method that is none": lambda: bnmask.analyze_linen(NET, VARIABLES, X, method="encode"),
+    "a key of another name": lambda: bnmask.analyze_linen(NET, VARIABLES, X, rngs={"noise": KEY}),
+    "no input for NNX": lambda: bnmask.analyze_nnx(NNX),
+    "a shape for NNX": lambda: bnmask.analyze_nnx(NNX, (3, 5)),
+    "no input to verify": lambda: bnmask.verify(ANALYSIS, fn, PARAMS, key=KEY),
+}
+
+
+@pytest.mark.parametrize("call", UNTRACED.values(), ids=UNTRACED)
+def test_what_the_users_own_code_raises_says_what_it_was_called_with(call):
+    """Its type and its lines are the user's; what it was given, and how to give it, is ours."""
+    with pytest.raises(Exception, match=r".") as caught:
+        call()
+    said = " ".join(caught.value.__notes__)
+    assert "raised when the function was traced: called with the parameters, " in said
+    assert "given as arrays or as `jax.ShapeDtypeStruct(shape, dtype)`" in said
+
+
+def test_the_mistakes_are_many():
+    assert len(MISTAKES) + len(UNTRACED) >= 73
