@@ -38,6 +38,14 @@ class Role(enum.StrEnum):
     """The evidence does not tell."""
 
 
+NORMS: Final = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
+"""What a normaliser owns."""
+GAINS: Final = frozenset({Role.GAIN, Role.NORM_SCALE})
+"""What is multiplied elementwise."""
+BIASES: Final = frozenset({Role.BIAS, Role.NORM_BIAS})
+"""What is added."""
+
+
 class Scale(enum.StrEnum):
     """What scaling a leaf by a positive factor does to the outputs."""
 
@@ -217,13 +225,18 @@ class Assumption:
 
     def __str__(self) -> str:
         """One line for a person."""
+        return f"{self.in_words}, at {self.where}"
+
+    @property
+    def in_words(self) -> str:
+        """What is taken for what, wherever that is."""
         taken = {
             "epsilon": "taken as 0",
             "infinity": "taken as infinite",
             "guard": "chosen only where the guarded value is 0",
             "zeros": "in all of an array that the function closes over, taken to stay so",
         }[self.kind]
-        return f"{self.value:g} in `{self.primitive}` {taken}, at {self.where}"
+        return f"{self.value:g} in `{self.primitive}` {taken}"
 
 
 class Proof(Protocol):

@@ -88,3 +88,8 @@ def is_of(value: object, module: str, name: str) -> bool:
     """Whether a value is of a framework's class, without importing the framework."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(value, kind)
+
+
+def is_array(value: object) -> bool:
+    """Whether a value is an array, or stands for one by its shape and dtype."""
+    return hasattr(value, "shape") and hasattr(value, "dtype")

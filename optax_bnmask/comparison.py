@@ -115,13 +115,18 @@ def compare(old: Known, new: Known) -> Difference:
       >>> print(compare(old.decay_mask(), old.decay_mask(never=["head/*"])))
       ~ head/kernel: decays yes -> no
     """
+    return compared(old, new, ("old", "new"))
+
+
+def compared(old: Known, new: Known, names: tuple[str, str]) -> Difference:
+    """What `compare` gives, for two that an error calls by names of their own."""
     before, after = _facts(old), _facts(new)
     told = [{name for facts in side.values() for name in facts} for side in (before, after)]
     if before and after and told[0] != told[1]:
         only = ", ".join(sorted(told[0] ^ told[1]))
         raise StructureError(
-            f"`old` and `new` must say the same things of each leaf. Only one of them says: "
-            f"{only}. Make both in the same way, with the same options."
+            f"`{names[0]}` and `{names[1]}` must say the same things of each leaf. Only one of "
+            f"them says: {only}. Make both in the same way, with the same options."
         )
     return Difference(
         tuple(path for path in after if path not in before),

@@ -22,12 +22,14 @@ class Verdict(NamedTuple):
       reason: What it rests on, in a few words without the leaf's path.
       refused: Why the leaf is not what its name suggests, or nothing.
       trainable: Whether an optimizer can move the leaf at all.
+      confirmed: Whether statistics of its own show it to be a BatchNorm's.
     """
 
     role: Role
     reason: str
     refused: str = ""
     trainable: bool = True
+    confirmed: bool = False
 
     def refusing(self, why: str) -> "Verdict":
         """This verdict, with what it was nearly taken for in its reason."""

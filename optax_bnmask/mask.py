@@ -6,11 +6,10 @@ from itertools import compress, islice
 from typing import Any, Final
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from optax_bnmask import arguments
-from optax_bnmask.analysis import Analysis, Evidence, Leaf, Position, Role, Scale
+from optax_bnmask import arguments, compat
+from optax_bnmask.analysis import NORMS, Analysis, Evidence, Leaf, Position, Role, Scale
 from optax_bnmask.arguments import strings, wrong_kind
 from optax_bnmask.compat import without_collection
 from optax_bnmask.errors import CategoryError, PathError
@@ -30,7 +29,7 @@ numbers, and learned tokens, queries and tables of positions. Kernels all decay,
 convolutions too, and so do tables that data are looked up in."""
 
 _BY_ROLE: Final = {
-    "norm": frozenset({Role.NORM_SCALE, Role.NORM_BIAS}),
+    "norm": NORMS,
     "bias": frozenset({Role.BIAS}),
     "gain": frozenset({Role.GAIN}),
     "embedding": frozenset({Role.EMBEDDING}),
@@ -424,7 +423,7 @@ def _overridden(
 
 def _is_trainable(leaf: Leaf) -> bool:
     """Whether an optimizer moves the leaf otherwise than by decay."""
-    return leaf.reached and bool(jnp.issubdtype(leaf.dtype, np.inexact))
+    return leaf.reached and compat.is_inexact(leaf.dtype)
 
 
 def _warn_of_strictness(analysis: Analysis, decays: Mapping[str, bool]) -> None:

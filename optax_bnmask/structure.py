@@ -10,8 +10,9 @@ from typing import Any, Final, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role
-from optax_bnmask.arguments import described
+from optax_bnmask.arguments import described, is_array
 from optax_bnmask.conventions import GAINS, OFFSETS, Shape, Verdict, by_convention
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import Layout, layout
@@ -49,6 +50,13 @@ class Reading(NamedTuple):
     rulings: list[tuple[Verdict, ...]]
     oddities: list[str]
 
+    def verdicts(self) -> dict[str, Verdict]:
+        """The verdict on each leaf, by path."""
+        found = dict.fromkeys(self.params.leaves, _UNTRAINABLE)
+        for scope, row in zip(self.params.scopes.values(), self.rulings, strict=True):
+            found.update(zip(scope.values(), row, strict=True))
+        return found
+
 
 def analyze_structure(params: Any, batch_stats: Any = None) -> Analysis:  # noqa: ANN401 - any pytree
     """What the params tree and the tree of statistics tell of each leaf's role.
@@ -79,10 +87,12 @@ def analyze_structure(params: Any, batch_stats: Any = None) -> Analysis:  # noqa
       >>> print(bnmask.analyze_structure(params, stats).explain("odd_name/bias"))
       odd_name/bias: norm_bias. a running mean and var of its shape are kept in its scope
     """
-    read = reading(params, batch_stats)
-    verdicts = dict.fromkeys(read.params.leaves, _UNTRAINABLE)
-    for scope, row in zip(read.params.scopes.values(), read.rulings, strict=True):
-        verdicts.update(zip(scope.values(), row, strict=True))
+    return structure_of(reading(params, batch_stats))
+
+
+def structure_of(read: Reading) -> Analysis:
+    """What `analyze_structure` makes of the two trees once they are read."""
+    verdicts = read.verdicts()
     refusals = [f"{path!r}: {v.refused}" for path, v in verdicts.items() if v.refused]
     leaves = tuple(
         Leaf(
@@ -140,9 +150,7 @@ def _arrays(scope: dict[str, str], leaves: dict[str, Any]) -> Arrays:
 
 def _described(path: str, leaf: Any) -> tuple[Shape, Any]:  # noqa: ANN401 - any leaf at all
     """The shape and the dtype of an array or a number."""
-    if not isinstance(leaf, int | float | complex) and not (
-        hasattr(leaf, "shape") and hasattr(leaf, "dtype")
-    ):
+    if not isinstance(leaf, int | float | complex) and not is_array(leaf):
         raise StructureError(
             f"Every leaf of `params` must be an array or have a shape and a dtype. {path!r} is a "
             f"{type(leaf).__name__}. Leave it out of the tree first; for Equinox, "
@@ -173,7 +181,7 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
             verdicts[name] = verdicts[name].refusing(why)
         elif extent(shapes[name]) == extent(shape):
             role = Role.NORM_SCALE if name in GAINS else Role.NORM_BIAS
-            verdicts[name] = Verdict(role, CONFIRMED)
+            verdicts[name] = Verdict(role, CONFIRMED, confirmed=True)
         else:
             _refuse_misfit(path, name, shapes, shape)
             why = (
@@ -181,7 +189,7 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
                 f"kept in its scope is {shape}"
             )
             verdicts[name] = verdicts[name].refusing(why)
-    moved = {dtype: bool(jnp.issubdtype(dtype, np.inexact)) for _, _, dtype in arrays}
+    moved = {dtype: compat.is_inexact(dtype) for _, _, dtype in arrays}
     return tuple(verdicts[name] if moved[dtype] else _UNTRAINABLE for name, _, dtype in arrays)
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from optax_bnmask.comparison import Difference, Known, compare
+from optax_bnmask.comparison import Difference, Known, compared
 from optax_bnmask.errors import StructureError
 from optax_bnmask.mask import Mask
 from optax_bnmask.report import from_json
@@ -24,12 +24,7 @@ def difference(old: Path, new: Path) -> Difference:
     Raises:
       StructureError: A file cannot be read, or they do not say the same things.
     """
-    before, after = _read(old), _read(new)
-    try:
-        return compare(before, after)
-    except StructureError as error:
-        said = str(error).replace("`old`", f"`{old}`").replace("`new`", f"`{new}`")
-        raise StructureError(said) from error
+    return compared(_read(old), _read(new), (str(old), str(new)))
 
 
 def _read(path: Path) -> Known:

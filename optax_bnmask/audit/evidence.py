@@ -10,8 +10,6 @@ from optax_bnmask.audit.readings import Behaviour
 from optax_bnmask.families import listed
 from optax_bnmask.wording import counted
 
-NORMS: Final = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
-
 _NAMED: Final = 5
 """So many leaves are named in a message."""
 

@@ -8,9 +8,9 @@ too, and that is said once.
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from optax_bnmask.analysis import Analysis, Role, Scale
+from optax_bnmask.analysis import NORMS, Analysis, Role, Scale
 from optax_bnmask.audit.balance import hardly_any, splits, unknown
-from optax_bnmask.audit.evidence import NORMS, Case, Cases, count, finding, some, without
+from optax_bnmask.audit.evidence import Case, Cases, count, finding, some, without
 from optax_bnmask.audit.outcome import Finding
 
 _MAY_BE_EXEMPT: Final = NORMS | {Role.BIAS, Role.GAIN}

@@ -3,11 +3,9 @@
 import dataclasses
 from typing import Any
 
-from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role
+from optax_bnmask.analysis import NORMS, Analysis, Evidence, Leaf
 from optax_bnmask.frameworks.call import Call
-from optax_bnmask.structure import CONFIRMED, analyze_structure
-
-_NORM = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
+from optax_bnmask.structure import reading, structure_of
 
 
 def confirmed(call: Call) -> Analysis:
@@ -34,13 +32,13 @@ def confirmed(call: Call) -> Analysis:
 
 def _compared(analysis: Analysis, params: Any, batch_stats: Any) -> Analysis:  # noqa: ANN401
     """An analysis by program, completed by what the structure tells."""
-    structure = analyze_structure(params, batch_stats)
-    by_statistics = {leaf.path: leaf for leaf in structure.leaves if leaf.reason == CONFIRMED}
+    read = reading(params, batch_stats)
+    by_statistics = {path: known for path, known in read.verdicts().items() if known.confirmed}
     leaves: list[Leaf] = []
     notes: list[str] = []
     for leaf in analysis.leaves:
         known = by_statistics.get(leaf.path)
-        if known is not None and leaf.role not in _NORM:
+        if known is not None and leaf.role not in NORMS:
             notes.append(
                 f"{leaf.path!r} is a BatchNorm's by its statistics, which the trace does not "
                 f"confirm: there it is {leaf.role} ({leaf.reason})"
@@ -53,5 +51,5 @@ def _compared(analysis: Analysis, params: Any, batch_stats: Any) -> Analysis:  #
         analysis,
         leaves=tuple(leaves),
         evidence=frozenset({*analysis.evidence, Evidence.STRUCTURE}),
-        notes=(*analysis.notes, *structure.notes, *notes),
+        notes=(*analysis.notes, *structure_of(read).notes, *notes),
     )

@@ -15,6 +15,7 @@ from optax_bnmask.program.equations import Form, System
 from optax_bnmask.program.exponents import Degree
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import AGREE, RULES, Kind
+from optax_bnmask.program.running import Running
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries
 from optax_bnmask.program.tape import Equation, Tape
@@ -39,6 +40,7 @@ class Explainer:
       biases: For each leaf, the biases added to its own output.
       dead: For each leaf whose value does not matter, why.
       zero_centred: The leaves to which the program adds a constant before it uses them, ``1 + p``.
+      running: The normalisers whose running statistics it reads.
     """
 
     program: Program
@@ -46,6 +48,7 @@ class Explainer:
     biases: Sequence[Sequence[int]]
     dead: Mapping[int, Cancellation]
     zero_centred: frozenset[int]
+    running: tuple[Running, ...]
 
     @functools.cached_property
     def axes(self) -> Axes:

@@ -99,6 +99,7 @@ def _analysis_of(program: Program) -> Analysis:
             "dead": dead.get(x),
         }
 
+    running = running_statistics(program, tape)
     return Analysis(
         tuple(
             _leaf(program, i, found, uses, parts.get(i, {}), is_live=i in alive, **of_axes(i))
@@ -113,7 +114,7 @@ def _analysis_of(program: Program) -> Analysis:
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
             *_narrowing_outputs(program, axes, found, found_by),
-            *running_statistics(program, tape),
+            *map(str, running),
         ),
         proof=Explainer(
             program,
@@ -121,6 +122,7 @@ def _analysis_of(program: Program) -> Analysis:
             biases,
             {tape.leaves[x]: why for x, why in dead.items()},
             _zero_centred(uses, len(names)),
+            tuple(running),
         ),
     )
 

@@ -4,9 +4,11 @@ import copy
 import warnings
 from collections.abc import Sequence, Set
 from math import prod
+from typing import NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.families import listed
 from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.facts import Facts, dependents
 from optax_bnmask.program.freedom import leaf_exponents
@@ -17,12 +19,47 @@ from optax_bnmask.program.symmetries import symmetries
 from optax_bnmask.program.tape import Tape
 from optax_bnmask.program.trace import Program
 
-_RUNNING = "runs on its running statistics"
 _STOP = compat.primitive("stop_gradient_p")
 
 
-def running_statistics(program: Program, tape: Tape) -> list[str]:
-    """A sentence for each module whose running mean and var the outputs read.
+class Running(NamedTuple):
+    """A normaliser whose running mean and var the outputs read.
+
+    Attributes:
+      scope: Where it is.
+      corrects: Whether it corrects statistics of the batch by its running ones, as batch
+        renormalisation does; else it runs on them alone, as in inference.
+      orthogonal: The leaves whose gradient is orthogonal to them though their scale matters, as no
+        gradient flows through the correction.
+    """
+
+    scope: str
+    corrects: bool
+    orthogonal: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """In words."""
+        if not self.corrects:
+            return (
+                f"the normaliser at {self.scope!r} runs on its running statistics here: trace the "
+                f"function as it is trained, or its parameters and the weights before it look "
+                f"sensitive"
+            )
+        said = (
+            f"the normaliser at {self.scope!r} corrects the statistics of the batch by its running "
+            f"ones, as batch renormalisation does, so that the scale of the weights before it "
+            f"reaches the outputs"
+        )
+        if not self.orthogonal:
+            return said
+        return (
+            f"{said}; no gradient flows through the correction, so that the gradient of "
+            f"{listed(self.orthogonal, 1)} is orthogonal to it all the same"
+        )
+
+
+def running_statistics(program: Program, tape: Tape) -> list[Running]:
+    """Each module whose running mean and var the outputs read.
 
     Args:
       program: The function.
@@ -41,17 +78,8 @@ def running_statistics(program: Program, tape: Tape) -> list[str]:
         if name != "mean" or var is None:
             continue
         where = _within(scope, scopes)
-        if _corrects_the_batch(tape, [mean, var], depends):
-            out.append(
-                f"the normaliser at {where!r} corrects the statistics of the batch by its running "
-                f"ones, as batch renormalisation does, so that the scale of the weights before it "
-                f"reaches the outputs{_orthogonal(program, tape)}"
-            )
-        else:
-            out.append(
-                f"the normaliser at {where!r} {_RUNNING} here: trace the function as it is "
-                f"trained, or its parameters and the weights before it look sensitive"
-            )
+        corrects = _corrects_the_batch(tape, [mean, var], depends)
+        out.append(Running(where, corrects, _orthogonal(program, tape) if corrects else ()))
     return out
 
 
@@ -93,8 +121,8 @@ def _corrects_the_batch(tape: Tape, running: Sequence[int], depends: Sequence[in
     return bool(met) and all(map(is_sum, met))
 
 
-def _orthogonal(program: Program, tape: Tape) -> str:
-    """What is to be said of gradients: with all that none flows through as constants.
+def _orthogonal(program: Program, tape: Tape) -> tuple[str, ...]:
+    """The leaves that may be scaled once all that no gradient flows through is a constant.
 
     A leaf whose scale does not matter to *that* function has a gradient orthogonal to it, and it is
     the gradient that training sees.
@@ -105,14 +133,7 @@ def _orthogonal(program: Program, tape: Tape) -> str:
     needed = cut.needed(cut.outs)
     cut.equations = [e for e in cut.equations if needed[e.out]]
     here, there = (_invariant(program, t) for t in (tape, cut))
-    paths = [path for path in there if path not in here]
-    if not paths:
-        return ""
-    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-    return (
-        f"; no gradient flows through the correction, so that the gradient of {paths[0]!r}{more} "
-        f"is orthogonal to it all the same"
-    )
+    return tuple(path for path in there if path not in here)
 
 
 def _invariant(program: Program, tape: Tape) -> list[str]:
@@ -135,7 +156,8 @@ def _invariant(program: Program, tape: Tape) -> list[str]:
 
 def warn_of_running_statistics(analysis: Analysis) -> None:
     """Warns of every normaliser that was traced in inference mode."""
-    said = [note for note in analysis.notes if _RUNNING in note]
-    if said:
-        more = f" (and {len(said) - 1} more, see `Analysis.notes`)" if len(said) > 1 else ""
-        warnings.warn(f"{said[0]}{more}", UserWarning, stacklevel=3)
+    running: Sequence[Running] = getattr(analysis.proof, "running", ())
+    alone = [each for each in running if not each.corrects]
+    if alone:
+        more = f" (and {len(alone) - 1} more, see `Analysis.notes`)" if len(alone) > 1 else ""
+        warnings.warn(f"{alone[0]}{more}", UserWarning, stacklevel=3)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.arguments import described, is_of, wrong_kind
+from optax_bnmask.arguments import described, is_array, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import layout
 from optax_bnmask.wording import counted
@@ -73,13 +73,13 @@ def traced(
     flat_params, params_def = jax.tree.flatten(params)
     _require_arrays(leaves)
     keyed, rest_def = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
-    dynamic = [(keys, value) for keys, value in keyed if _is_array(value)]
-    static = [None if _is_array(value) else value for _, value in keyed]
+    dynamic = [(keys, value) for keys, value in keyed if is_array(value)]
+    static = [None if is_array(value) else value for _, value in keyed]
 
     def flat(param_leaves: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
         given = iter(arrays)
         filled = [
-            next(given) if _is_array(value) else fixed
+            next(given) if is_array(value) else fixed
             for (_, value), fixed in zip(keyed, static, strict=True)
         ]
         in_args, in_kwargs = jax.tree.unflatten(rest_def, filled)
@@ -140,7 +140,7 @@ def _call_in_words(
     """What a function that fails was called with."""
 
     def shown(value: Any) -> str:  # noqa: ANN401 - any argument
-        if _is_array(value):
+        if is_array(value):
             return f"{value.dtype}{list(value.shape)}"
         return described(value)
 
@@ -166,10 +166,6 @@ def _pair(out: Any) -> tuple[Any, Any]:  # noqa: ANN401 - whatever `fn` returned
             f"Return the two as a tuple, or leave `has_aux` out."
         )
     return out
-
-
-def _is_array(value: object) -> bool:
-    return hasattr(value, "shape") and hasattr(value, "dtype")
 
 
 def _abstract(value: Any) -> Any:  # noqa: ANN401 - any array
@@ -204,7 +200,7 @@ def _require_arrays(leaves: Mapping[str, Any]) -> None:
             "`params` must hold an array. Found none. Pass the tree that the optimizer updates."
         )
     for path, leaf in leaves.items():
-        if not _is_array(leaf) and not isinstance(leaf, (int, float, complex)):
+        if not is_array(leaf) and not isinstance(leaf, (int, float, complex)):
             raise StructureError(
                 f"Every leaf of `params` must be an array or have a shape and a dtype. {path!r} is "
                 f"a {type(leaf).__name__}. Leave it out of the tree first and close over it."

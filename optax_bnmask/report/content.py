@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Final
 
-from optax_bnmask.analysis import Analysis, Leaf, Role, Scale, require_analysis
+from optax_bnmask.analysis import BIASES, NORMS, Analysis, Leaf, Role, Scale, require_analysis
 from optax_bnmask.families import Family, folded_lines
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.document import Cell, Column, Document, Items, Leaves, Table, Tone
@@ -18,7 +18,6 @@ from optax_bnmask.wording import counted, percent
 
 TITLE: Final = "Parameters and weight decay"
 
-_NORMS = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
 SCALE_TONES = {
     Scale.INVARIANT: Tone.NO,
     Scale.JOINT: Tone.NO,
@@ -116,7 +115,7 @@ def summary(analysis: Analysis, mask: Mask | None) -> Iterable[str]:
     leaves, total = analysis.leaves, sum(leaf.size for leaf in analysis.leaves)
     evidence = " and ".join(sorted(analysis.evidence))
     yield f"{counted(len(leaves), 'leaf', 'leaves')}, {total:,} parameters, by {evidence}."
-    norms = [leaf for leaf in leaves if leaf.role in _NORMS]
+    norms = [leaf for leaf in leaves if leaf.role in NORMS]
     if norms:
         yield f"A normaliser's: {_share(norms, total)}."
     if unknown := [leaf for leaf in leaves if leaf.role is Role.UNKNOWN]:
@@ -137,7 +136,7 @@ def dead_lines(analysis: Analysis, *, collapse: bool) -> Iterable[str]:
 
 def _dead_line(leaf: Leaf) -> str:
     why = f"{leaf.path} never reaches an output: {leaf.dead}"
-    saves = leaf.role in (Role.BIAS, Role.NORM_BIAS) and leaf.dead and leaf.dead.kind == "mean"
+    saves = leaf.role in BIASES and leaf.dead and leaf.dead.kind == "mean"
     return f"{why}; `use_bias=False` saves it" if saves else why
 
 

@@ -82,9 +82,9 @@ def assumption_lines(analysis: Analysis, *, collapse: bool) -> list[str]:
     alike = itertools.groupby(analysis.assumptions, lambda a: (a.kind, a.value, a.primitive))
     for _, assumptions in alike:
         several = list(assumptions)
-        head = str(several[0]).removesuffix(several[0].where)
         places = [assumption.where for assumption in several]
-        lines += [head + place for place in (folded_lines(places) if collapse else places)]
+        shown = folded_lines(places) if collapse else places
+        lines += [f"{several[0].in_words}, at {place}" for place in shown]
     return lines
 
 

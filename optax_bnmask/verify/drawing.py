@@ -7,13 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_bnmask.analysis import Leaf, Role
+from optax_bnmask import compat
+from optax_bnmask.analysis import BIASES, GAINS, Leaf, Role
 from optax_bnmask.program.constants import is_here
 
 Array = Any
-
-_GAINS = (Role.GAIN, Role.NORM_SCALE)
-BIASES = (Role.BIAS, Role.NORM_BIAS)
 
 
 def is_abstract(value: Any) -> bool:  # noqa: ANN401 - any value
@@ -21,14 +19,9 @@ def is_abstract(value: Any) -> bool:  # noqa: ANN401 - any value
     return isinstance(value, jax.ShapeDtypeStruct) or not is_here(value)
 
 
-def is_array(value: object) -> bool:
-    """Whether a value is an array, or known by its shape and dtype."""
-    return hasattr(value, "shape") and hasattr(value, "dtype")
-
-
 def is_float(value: Any) -> bool:  # noqa: ANN401 - any array
     """Whether an array holds real or complex numbers."""
-    return bool(jnp.issubdtype(jnp.result_type(value), np.inexact))
+    return compat.is_inexact(jnp.result_type(value))
 
 
 def drawn_leaf(
@@ -54,7 +47,7 @@ def drawn_leaf(
     if keep_signs:
         signs = 1.0 if own is None else np.where(own < 0, -1.0, 1.0)
         return signs * (size or _magnitude(leaf)) * np.exp(0.3 * noise)
-    if leaf.role in _GAINS and zero_centred:
+    if leaf.role in GAINS and zero_centred:
         return noise * (size or 0.3)
     if leaf.role in BIASES:  # after a step of training it is 1e-3, and would not be seen
         return noise * max(size, _magnitude(leaf))
@@ -78,7 +71,7 @@ def drawn_input(value: Array, rng: np.random.Generator, *, keep_signs: bool) -> 
     if jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         seeds = rng.integers(0, 1 << 31, size=value.shape)
         return jax.vmap(jax.random.key)(seeds.ravel()).reshape(value.shape)
-    if jnp.issubdtype(value.dtype, np.inexact):
+    if compat.is_inexact(value.dtype):
         drawn = rng.normal(size=value.shape)
         return jnp.asarray(np.abs(drawn) if keep_signs else drawn, value.dtype)
     return jnp.asarray(rng.integers(0, 2, size=value.shape), value.dtype)  # valid as any index

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from optax_bnmask.analysis import Role, Scale
+from optax_bnmask.analysis import BIASES, Role, Scale
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.verify.claims import groups, witness
-from optax_bnmask.verify.drawing import BIASES, is_abstract
+from optax_bnmask.verify.drawing import is_abstract
 from optax_bnmask.verify.interpreter import Constant
 from optax_bnmask.verify.trial import DRAWS, Trial, moved, plain
 from optax_bnmask.verify.verification import Weak

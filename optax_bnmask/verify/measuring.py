@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
+from optax_bnmask.arguments import is_array
 from optax_bnmask.errors import first_line
 from optax_bnmask.program.trace import traced
-from optax_bnmask.verify.drawing import is_array
 from optax_bnmask.verify.interpreter import Constant, Interpreter, Opened, Value, widened
 
 Outputs = list[np.ndarray]

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis, Scale
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.verify import claims
@@ -46,7 +47,9 @@ class _Products:
         pairs = [_promoted(x, y) for x, y in zip(p, g, strict=True)]
         self._products = [jnp.real(x * y) for x, y in pairs]
         self._squares = [(jnp.square(jnp.abs(x)), jnp.square(jnp.abs(y))) for x, y in pairs]
-        eps = max((float(jnp.finfo(y.dtype).eps) for y in g if _is_inexact(y)), default=0.0)
+        eps = max(
+            (float(jnp.finfo(y.dtype).eps) for y in g if compat.is_inexact(y.dtype)), default=0.0
+        )
         sizes = [self.size(i) for i in range(len(pairs))]
         norms = [jnp.sqrt(jnp.sum(g)) for _, g in self._squares]
         self.gradients = jnp.stack(norms) if norms else jnp.zeros(0)
@@ -75,14 +78,10 @@ def _along(x: Array, axis: int) -> Array:
     return jnp.sum(x, axis=tuple(a for a in range(x.ndim) if a != axis))
 
 
-def _is_inexact(x: Array) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.inexact))
-
-
 def _promoted(x: Array, y: Array) -> tuple[Array, Array]:
     """Two arrays in one dtype, of at least single precision; what has no gradient counts as 0."""
     x, y = jnp.asarray(x), jnp.asarray(y)
-    if not _is_inexact(x) or not _is_inexact(y):
+    if not compat.is_inexact(x.dtype) or not compat.is_inexact(y.dtype):
         return jnp.zeros(x.shape), jnp.zeros(x.shape)
     with jax.numpy_dtype_promotion("standard"):
         dtype = jnp.promote_types(jnp.promote_types(x.dtype, y.dtype), jnp.float32)
