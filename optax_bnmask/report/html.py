@@ -17,8 +17,7 @@ from optax_bnmask.report.document import (
     Tone,
 )
 from optax_bnmask.report.repetition import symmetry_lines
-from optax_bnmask.report.style import STYLE
-from optax_bnmask.report.tree import escaped, leaf_section, prose
+from optax_bnmask.report.tree import asset, escaped, leaf_section, prose
 
 _AT_ONCE = 12
 """A longer list is folded at first."""
@@ -62,7 +61,7 @@ def html_of(document: Document) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{title}</title>\n<style>\n{asset('style.css')}</style>\n</head>\n<body>\n"
         f'<main class="bnmask">\n<h1>{title}</h1>\n<div class="summary">\n{told}</div>\n'
         f"{''.join(sections)}</main>\n</body>\n</html>\n"
     )

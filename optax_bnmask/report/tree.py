@@ -1,9 +1,11 @@
 """The leaves by scope as HTML: what can be folded is a `<details>`, which needs no script."""
 
+import functools
 import html
 import re
 from collections import Counter
 from collections.abc import Sequence
+from importlib import resources
 from typing import Final
 
 from optax_bnmask.analysis import Analysis, Role, Scale
@@ -13,7 +15,6 @@ from optax_bnmask.report.content import SCALE_TONES
 from optax_bnmask.report.document import Tone
 from optax_bnmask.report.repetition import scale_words
 from optax_bnmask.report.scopes import Row, Scope, scope_tree
-from optax_bnmask.report.script import SCRIPT
 from optax_bnmask.wording import counted, percent
 
 _AT_ONCE = 40
@@ -60,7 +61,8 @@ def leaf_section(analysis: Analysis, mask: Mask | None = None) -> str:
     return (
         f'<section class="leaves">\n<h2>Leaves</h2>\n{_legend(analysis, total)}{_FIND}'
         f'{_note(root)}<div class="tree{"" if scales else " noscale"}">\n'
-        f"{_heads(root.rows(), mask)}{inside}</div>\n<script>\n{SCRIPT}</script>\n</section>\n"
+        f"{_heads(root.rows(), mask)}{inside}</div>\n<script>\n"
+        f"{asset('script.js')}</script>\n</section>\n"
     )
 
 
@@ -181,6 +183,12 @@ def _more(row: Row) -> str:
     head = "Path" if count == 1 else f"All {count:,} paths"
     parts.append(f'<p>{head}:</p><ul class="members">{items}</ul>\n')
     return "".join(parts)
+
+
+@functools.cache
+def asset(name: str) -> str:
+    """The text of a file that every page holds a copy of."""
+    return resources.files("optax_bnmask.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def escaped(text: str) -> str:

@@ -1,12 +1,6 @@
-"""The one script of a report: it finds leaves, and a page that does not run it lacks nothing else.
-
-It holds nothing of the user's, defines no global name, and touches only reports that no run of it
-has touched: a notebook may hold many, and runs it once for each.
-"""
-
-from typing import Final
-
-SCRIPT: Final = """\
+// The one script of a report: it finds leaves, and a page that does not run it lacks nothing else.
+// It holds nothing of the user's, defines no global name, and touches only reports that no run of it
+// has touched: a notebook may hold many, and runs it once for each.
 (() => {
   const start = (report) => {
     const find = report.querySelector(".find");
@@ -41,7 +35,7 @@ SCRIPT: Final = """\
       said.textContent = "";
     };
     const show = () => {
-      const terms = input.value.toLowerCase().split(/\\s+/).filter(Boolean);
+      const terms = input.value.toLowerCase().split(/\s+/).filter(Boolean);
       if (!terms.length) return clear();
       rows = rows || read();
       before = before || scopes.map((scope) => scope.open);
@@ -80,4 +74,3 @@ SCRIPT: Final = """\
     start(report);
   }
 })();
-"""
