@@ -7,10 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from scipy import stats
 
 from benchmarks.policies.comparing import adjusted, load, margin_of, markdown, rows
-from benchmarks.policies.policies import OPTIMIZERS, POLICIES, REFERENCE
+from benchmarks.policies.policies import (
+    OPTIMIZERS,
+    POLICIES,
+    REFERENCE,
+    analysis_of,
+    optimizer,
+    turns,
+)
 from benchmarks.policies.tasks import Split, Task
 from benchmarks.policies.training import grid, scores, trainer
 from examples.digits.model import ResNet
@@ -93,6 +101,25 @@ def test_policies_are_one_policy_where_the_decay_is_zero_and_differ_where_it_is_
     np.testing.assert_allclose(corrected[0], reference[0], rtol=1e-4)
     assert (np.abs(corrected[1] - reference[1]) > 1e-3).all()
     assert (np.abs(reference[1] - reference[0]) > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("policy", [policy for policy in POLICIES if turns(policy)])
+def test_hyperball_holds_the_norms_of_its_matrices_and_turns_them_by_the_angle_swept(policy, name):
+    params = TASK.network.init(jax.random.key(0), TASK.train.inputs[:1], train=True)["params"]
+    tx = optimizer(policy, name, analysis_of(TASK), steps_in_epoch=1, epochs=2)(0.1, 0.05)
+    update, state = jax.jit(tx.update), tx.init(params)
+    for _ in range(2):  # the first is the step of a warm-up that starts at 0
+        updates, state = update(jax.tree.map(jnp.cos, params), state, params)
+    before, steps = flatten_dict(params, sep="/"), flatten_dict(updates, sep="/")
+    held = set()
+    for path in (path for path in before if path.endswith("kernel")):
+        length = jnp.linalg.norm(before[path])
+        if jnp.abs(jnp.linalg.norm(before[path] + steps[path]) / length - 1) < 1e-6:
+            held.add(path)
+            assert jnp.linalg.norm(steps[path]) / length == pytest.approx(0.05, rel=0.2)
+    others = {"head/kernel"} if policy == "hyperball" else set()
+    assert held == {path for path in before if path.endswith("kernel")} - others
 
 
 def test_seeds_are_paired_and_batches_of_runs_keep_their_order():

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from benchmarks.policies.comparing import Result, chosen_rates, load, markdown
-from benchmarks.policies.policies import OPTIMIZERS, POLICIES, SWEEPS
+from benchmarks.policies.policies import OPTIMIZERS, POLICIES, swept, turns
 from benchmarks.policies.tasks import TASKS
 from benchmarks.policies.training import grid, scores, trainer
 
@@ -26,35 +26,35 @@ TESTING_SEEDS = range(1000, 1040)
 
 def compared(task, policy, name, options) -> Result:
     """One policy: the best rates of the sweep by mean validation accuracy, tested on new seeds."""
-    rates, decays = (values[:: options.every] for values in SWEEPS[name])
-    if policy == "no decay":
-        decays = (0.0,)
+    rates, seconds = (values[:: options.every] for values in swept(policy, name))
+    what = "angle" if turns(policy) else "decay"
     epochs = options.epochs or task.epochs
     seeds = CHOOSING_SEEDS[: options.seeds]
-    runs = grid(rates, decays, seeds)
+    runs = grid(rates, seconds, seeds)
     train = trainer(task, policy, name, epochs)
-    swept = scores(task, train, runs, task.validation, options.at_once)
-    accuracy = np.nan_to_num(np.asarray(swept.accuracy)).reshape(len(rates), len(decays), -1)
-    loss = np.asarray(swept.cross_entropy).reshape(accuracy.shape).mean(-1)
+    found = scores(task, train, runs, task.validation, options.at_once)
+    accuracy = np.nan_to_num(np.asarray(found.accuracy)).reshape(len(rates), len(seconds), -1)
+    loss = np.asarray(found.cross_entropy).reshape(accuracy.shape).mean(-1)
     mean = accuracy.mean(-1)
     ties = np.where(mean == mean.max(), np.nan_to_num(loss, nan=np.inf), np.inf)
     i, j = np.unravel_index(ties.argmin(), ties.shape)
-    fresh = grid(rates[i : i + 1], decays[j : j + 1], TESTING_SEEDS[: 4 * options.seeds])
+    fresh = grid(rates[i : i + 1], seconds[j : j + 1], TESTING_SEEDS[: options.testing_seeds])
     tested = scores(task, train, fresh, task.test, options.at_once)
     return Result(
         task.name,
         name,
         policy,
         rates[i],
-        decays[j],
+        0.0 if what == "angle" else seconds[j],
         tuple(
-            f"{end} {what}"
-            for what, place, values in (("rate", i, rates), ("decay", j, decays))
+            f"{end} {kind}"
+            for kind, place, values in (("rate", i, rates), (what, j, seconds))
             for end, edge in (("lowest", 0), ("highest", len(values) - 1))
             if len(values) > 1 and place == edge
         ),
         tuple(np.asarray(tested.accuracy, float).round(6).tolist()),
         tuple(np.asarray(tested.cross_entropy, float).round(6).tolist()),
+        seconds[j] if what == "angle" else 0.0,
     )
 
 
@@ -64,15 +64,18 @@ def parsed():
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--seeds", type=int, default=len(CHOOSING_SEEDS), help="to choose with")
+    parser.add_argument(
+        "--testing-seeds", type=int, default=len(TESTING_SEEDS), help="to test with"
+    )
     parser.add_argument("--epochs", type=int, help="in place of each task's own number")
-    parser.add_argument("--every", type=int, default=1, help="take every n-th rate and decay")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th rate, decay, angle")
     parser.add_argument("--at-once", type=int, default=40, help="runs trained at a time")
     parser.add_argument("--output", type=Path, default=Path("policies.json"))
     parser.add_argument("--quick", action="store_true", help="2 seeds, 1 epoch, 2 by 2 rates")
     parser.add_argument("--show", type=Path, nargs="+", help="train nothing, print these results")
     options = parser.parse_args()
     if options.quick:
-        options.seeds, options.epochs, options.every = 2, 1, 2
+        options.seeds, options.testing_seeds, options.epochs, options.every = 2, 8, 1, 2
     return options
 
 
@@ -80,6 +83,7 @@ def trained(options):
     """Every policy with every optimizer on every task; written down after each."""
     results = []
     record = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    record |= {"epochs": options.epochs, "seeds": options.seeds, "every": options.every}
     for task in (TASKS[name]() for name in options.tasks):
         for name, policy in itertools.product(options.optimizers, options.policies):
             start = time.perf_counter()

@@ -13,7 +13,10 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Result:
-    """One policy with one optimizer on one task, at the rates that validation chose."""
+    """One policy with one optimizer on one task, at the rates that validation chose.
+
+    `angle` is the peak angle where the policy has one, and 0 elsewhere.
+    """
 
     task: str
     optimizer: str
@@ -23,6 +26,7 @@ class Result:
     at_edge: tuple[str, ...]
     accuracies: tuple[float, ...]
     cross_entropies: tuple[float, ...]
+    angle: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -90,12 +94,13 @@ def rows(results) -> list[Row]:
 
 
 def markdown(results) -> str:
-    """The table, one line for each policy, with a column for each task and optimizer."""
+    """The table: a line for each policy that was run, a column for each task and optimizer."""
     columns = list(dict.fromkeys((r.task, r.optimizer) for r in results))
     cells = {(r.result.task, r.result.optimizer, r.result.policy): r for r in rows(results)}
     head = "| policy | " + " | ".join(f"{task}, {name}" for task, name in columns) + " |"
     lines = [head, "| --- |" + " --: |" * len(columns)]
-    for policy in POLICIES:
+    run = {result.policy for result in results}
+    for policy in (policy for policy in POLICIES if policy in run):
         shown = " | ".join(_cell(cells[*column, policy]) for column in columns)
         lines.append(f"| {policy} | {shown} |")
     return "\n".join(lines)
@@ -112,12 +117,12 @@ def _cell(row: Row) -> str:
 def chosen_rates(results) -> str:
     """What validation chose, and where that is at an edge of what was swept."""
     lines = [
-        "| task | optimizer | policy | learning rate | decay | at an edge |",
-        "|" + " --- |" * 6,
+        "| task | optimizer | policy | learning rate | decay | angle | at an edge |",
+        "|" + " --- |" * 7,
     ]
     lines += [
         f"| {r.task} | {r.optimizer} | {r.policy} | {r.learning_rate:g} | {r.weight_decay:g} | "
-        f"{', '.join(r.at_edge) or 'no'} |"
+        f"{r.angle:g} | {', '.join(r.at_edge) or 'no'} |"
         for r in results
     ]
     return "\n".join(lines)

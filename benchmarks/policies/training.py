@@ -1,4 +1,4 @@
-"""Training many runs at once: every learning rate, decay and seed of a sweep by `vmap`."""
+"""Training many runs at once: every rate, decay or angle, and seed of a sweep by `vmap`."""
 
 import itertools
 from functools import partial
@@ -13,10 +13,10 @@ from benchmarks.policies.policies import analysis_of, optimizer
 
 
 class Run(NamedTuple):
-    """One run, or with a leading axis many: its rates, and its seed."""
+    """One run, or with a leading axis many: its rate, its decay or angle, and its seed."""
 
     learning_rate: jax.Array
-    weight_decay: jax.Array
+    second: jax.Array
     seed: jax.Array
 
 
@@ -27,9 +27,9 @@ class Score(NamedTuple):
     cross_entropy: jax.Array
 
 
-def grid(learning_rates, weight_decays, seeds) -> Run:
+def grid(learning_rates, seconds, seeds) -> Run:
     """Every combination, in that order of axes."""
-    rows = jnp.asarray(list(itertools.product(learning_rates, weight_decays)))
+    rows = jnp.asarray(list(itertools.product(learning_rates, seconds)))
     seeds = jnp.asarray(seeds)
     return Run(
         jnp.repeat(rows[:, 0], len(seeds)),
@@ -53,7 +53,7 @@ def trainer(task, policy, name, epochs):
     make = optimizer(policy, name, analysis_of(task), steps, epochs)
 
     def trained(train, run: Run):
-        tx = make(run.learning_rate, run.weight_decay)
+        tx = make(run.learning_rate, run.second)
         weights, order = jax.random.split(jax.random.key(run.seed))
         variables = task.network.init(weights, train.inputs[:1], train=True)
 
