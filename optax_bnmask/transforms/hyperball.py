@@ -17,9 +17,9 @@ from optax_bnmask.transforms.sphere import (
     largest,
     norm,
     scaled,
-    split,
     step_to,
     sum_of_squares,
+    wide,
 )
 
 
@@ -165,9 +165,11 @@ def _turned(
     axes: tuple[int, ...],
 ) -> jax.Array:
     """The step of the published rule, from an update in units of ``2**unit``."""
-    direction = scaled(update, -unit)
-    length = jnp.sqrt(sum_of_squares(direction, axes))
-    heading = -(angle / _or_1(length)).astype(direction.dtype) * direction
+    pace = -angle / _or_1(jnp.sqrt(sum_of_squares(scaled(update, -unit), axes)))
+
+    def heading(k: int) -> jax.Array:
+        return (pace / 2**k).astype(wide(weight).dtype) * scaled(update, 2 * k - unit)
+
     return step_to(radius, weight, 1 / _or_1(radius), heading, axes)
 
 
@@ -185,18 +187,23 @@ def _turned_exactly(
     Each entry of an update along `w` is rounded by half an eps of its dtype, which no one can tell
     from a turn; the sums add an eps or so, so that less than two are taken for rounding.
     """
-    direction, at = scaled(update, -unit), exponent(radius)
-    scaled_weight = scaled(weight, -at)
-    squared_norm = sum_of_squares(scaled_weight, axes)
-    parts = split(direction, scaled_weight, squared_norm, axes)
-    along = jnp.abs(parts.radial) * jnp.sqrt(squared_norm)
+    at = exponent(radius)
+    squared_norm = sum_of_squares(scaled(weight, -at), axes)
+    radial = inner(scaled(update, 1 - unit), scaled(weight, 1 - at), axes) / 4 / _or_1(squared_norm)
+    pull = scaled(radial, -at).astype(wide(weight).dtype)
+    turn = scaled(update, -unit) - pull * wide(weight)
     # Of a large radial part, what rounding leaves is removed as well: it would bend the angle.
-    left = inner(parts.turn, scaled_weight, axes) / _or_1(squared_norm)
-    across = jnp.sqrt(jnp.maximum(parts.squared_turn - jnp.square(left) * squared_norm, 0))
+    left = inner(turn, scaled(weight, 2 - at), axes) / 4 / _or_1(squared_norm)
+    remains = sum_of_squares(turn, axes) - jnp.square(left) * squared_norm
+    across = jnp.sqrt(jnp.maximum(remains, 0))
     pace = jnp.sin(angle) / _or_1(across)
     share = jnp.cos(angle) / _or_1(jnp.sqrt(squared_norm)) + pace * left
-    heading = -pace.astype(direction.dtype) * parts.turn
+
+    def heading(k: int) -> jax.Array:
+        return (-pace * 2**k).astype(turn.dtype) * turn
+
     step = step_to(radius, weight, scaled(share, -at), heading, axes)
+    along = jnp.abs(radial) * jnp.sqrt(squared_norm)
     return jnp.where(across <= 2 * float(jnp.finfo(update.dtype).eps) * along, 0, step)
 
 

@@ -12,10 +12,10 @@ from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.slices import by_path, check_paths, paths_of, summed
 from optax_bnmask.transforms.sphere import (
     exponent,
+    inner,
     largest,
     norm,
     scaled,
-    split,
     step_to,
     sum_of_squares,
     wide,
@@ -121,9 +121,10 @@ def keep_norm(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-_FARTHEST = 60
+_FARTHEST = 40
 """The largest ratio, as a power of two, of the lengths of an update and of a weight that is kept.
-Its square, 2**-120, is a float32 still, and beside a turn of 2**60 no float32 shows the weight."""
+Beside a turn of 2**40 no float32 shows the weight; and squares of its entries, 2**-80 of the turn's
+or less, are float32s still where these are small beside its length."""
 
 
 def _turned(
@@ -135,13 +136,16 @@ def _turned(
     """
     size = largest(update, axes)
     at, of = exponent(kept_norm), exponent(size)
-    unit = scaled(weight, -at)
-    squared_norm = sum_of_squares(unit, axes)
-    turn = split(scaled(update, -of), unit, squared_norm, axes).turn
+    squared_norm = sum_of_squares(scaled(weight, -at), axes)
+    along = inner(scaled(update, -of), scaled(weight, 1 - at), axes) / 2
+    radial = jnp.where(squared_norm > 0, along / jnp.where(squared_norm > 0, squared_norm, 1), 0)
     # ``w + u_t`` in units of the larger of both, so that its square neither overflows nor vanishes.
-    ratio = jnp.clip(of - at, -2 * _FARTHEST, _FARTHEST)
+    ratio = jnp.clip(of - at, -3 * _FARTHEST, _FARTHEST)
     larger = jnp.maximum(ratio, 0)
     share = scaled(jnp.ones_like(kept_norm), -at - larger)
-    turned = step_to(kept_norm, weight, share, scaled(turn, ratio - larger), axes)
     moves = (size > 0) & (kept_norm > 0) & (squared_norm > 0)
-    return jnp.where(moves, turned, wide(update)).astype(update.dtype)
+    # Where nothing moves, `turn` is the update: so that memory holds the one in place of the other.
+    pull = jnp.where(moves, scaled(radial, ratio - larger - at), 0).astype(wide(weight).dtype)
+    turn = scaled(update, jnp.where(moves, ratio - larger - of, 0)) - pull * wide(weight)
+    turned = step_to(kept_norm, weight, share, lambda k: turn * 2**k, axes)
+    return jnp.where(moves, turned, turn).astype(update.dtype)

@@ -2,8 +2,13 @@
 
 Everything is done in float32, or in the leaf's own dtype where that is wider, and in units that are
 powers of two, so that a change of units rounds nothing and no square overflows or vanishes.
+
+An array that is read twice is asked for in two units: what two sums share, XLA's CPU compiler
+stores before it adds up, and pages that are fresh in each step cost more than all arithmetic. Only
+a difference in which much cancels is shared, so that all that read it see the same rounding.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -101,7 +106,7 @@ def step_to(
     radius: jax.Array,
     weight: jax.Array,
     share: jax.Array,
-    heading: jax.Array,
+    heading: Callable[[int], jax.Array],
     axes: tuple[int, ...],
 ) -> jax.Array:
     """The step from `w` to ``radius * (share * w + h) / |share * w + h|``.
@@ -113,16 +118,17 @@ def step_to(
       radius: The norm after the step.
       weight: `w`, of any shape.
       share: A number for each norm.
-      heading: `h`, of the weight's shape. ``share * w + h`` must be of a size that squares bear.
+      heading: The function of `k` that gives ``2**k * h``, of the weight's shape: each `k` is asked
+        for once. ``share * w + h`` must be of a size that squares bear.
       axes: The axes to sum over.
 
     Returns:
       The step, of the weight's shape; 0 where there is nothing to normalise.
     """
     weight, share = wide(weight), share.astype(wide(weight).dtype)
-    length = jnp.sqrt(sum_of_squares(share * weight + heading, axes))
+    length = jnp.sqrt(sum_of_squares(2 * share * weight + heading(1), axes)) / 2
     nothing = length == 0  # not so of NaN, which must show
     stretch = (radius / jnp.where(nothing, 1, length)).astype(weight.dtype)
     # Not the difference of two vectors: of a small step that would keep the rounding of `w` only.
-    step = (stretch * share - 1) * weight + stretch * heading
+    step = (stretch * share - 1) * weight + stretch / 4 * heading(2)
     return jnp.where(nothing, 0, step)
