@@ -133,8 +133,8 @@ def monitor_scale(
     ) -> tuple[optax.Updates, MonitorScaleState]:
         params = required(params, "monitor_scale")
         gradients = _known(updates, analysis)
-        steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         if not gradients:
+            steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
             return steps, state._replace(inner_state=inner_state)
         before = layout(params).leaves
         split_off = frozenset(state.gain_rate)
@@ -145,22 +145,21 @@ def monitor_scale(
             without(split_off, params),
             **extra_args,
         )
+        data = layout(undecayed).leaves
 
-        def measured() -> tuple[Any, ...]:
-            # With `every`, the inner update is computed anew in here: as an operand of the branch
-            # it would be stored in each step, and not only in those that are due.
-            again = steps
-            if every > 1:
-                again, _ = inner.update(updates, state.inner_state, params, **extra_args)
-            moved, data = layout(again).leaves, layout(undecayed).leaves
-            return _measured(state, before, gradients, moved, data)
+        def measured(steps: optax.Updates) -> tuple[Any, ...]:
+            return _measured(state, before, gradients, layout(steps).leaves, data)
+
+        def again() -> tuple[Any, ...]:
+            # As an operand of the branch, the update would be stored in each step, due or not.
+            return measured(inner.update(updates, state.inner_state, params, **extra_args)[0])
 
         kept = state[3:]
-        values = (
-            measured()
-            if every == 1
-            else jax.lax.cond(state.step_count % every == 0, measured, lambda: kept)
-        )
+        if every > 1:
+            kept = jax.lax.cond(state.step_count % every == 0, again, lambda: kept)
+            updates = _after(kept, updates)
+        steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
+        values = kept if every > 1 else measured(steps)
         count = jnp.asarray(optax.safe_increment(state.step_count))
         undecayed_part = part_of(decay_state, before, split_off)
         return steps, MonitorScaleState(inner_state, undecayed_part, count, *values)
@@ -225,6 +224,18 @@ def _measured(
         state.effective_learning_rate | {p: m.rate for p, m in motions.items()},
         state.angle | {p: m.angle for p, m in motions.items()},
     )
+
+
+def _after(values: Any, updates: optax.Updates) -> optax.Updates:  # noqa: ANN401 - any pytree
+    """The updates, which the compiler does not know before the values, none of which is negative.
+
+    Otherwise all that the optimizer overwrites, and the measuring branch might still have to read,
+    would be copied in each step. XLA drops optimization barriers before it looks for such copies.
+    """
+    if not (leaves := jax.tree.leaves(values)):
+        return updates
+    known = jnp.logical_not(leaves[0] < 0)  # of NaN, too
+    return jax.tree.map(lambda update: jnp.where(known, update, jnp.zeros_like(update)), updates)
 
 
 class _Motion(NamedTuple):
