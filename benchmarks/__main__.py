@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import analyses, audits, decoder, growth, masks, step_time
+from benchmarks import analyses, audits, decoder, growth, masks, step_time, treatments
 from benchmarks.plots import picture
 from benchmarks.record import Record, compared, environment
 from benchmarks.tables import markdown, page
@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "analysis": analyses.rows,
     "audit": audits.rows,
     "step": step_time.rows,
+    "treatments": treatments.rows,
     "decoder": decoder.rows,
     "growth": growth.growths,
 }

@@ -82,15 +82,19 @@ def variants(params, width):
     }
 
 
-def compiler(tx, params, grads):
-    """A function that compiles one step, in which the old params and state are donated."""
+def compiler(tx, params, grads, options=None):
+    """A function that compiles one step, in which the old params and state are donated.
+
+    `options` are XLA's, by name.
+    """
 
     def step(params, state, grads):
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     state = jax.eval_shape(tx.init, params)
-    return lambda: jax.jit(step, donate_argnums=(0, 1)).lower(params, state, grads).compile()
+    jitted = jax.jit(step, donate_argnums=(0, 1), compiler_options=options)
+    return lambda: jitted.lower(params, state, grads).compile()
 
 
 def stepper(compiled, tx, params, grads, repeats):
