@@ -3,12 +3,15 @@
 import dataclasses
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import optax_bnmask as bnmask
+from benchmarks import treatments
 from benchmarks.__main__ import judged, main, parsed
 from benchmarks.adamp import adamp, detected
 from benchmarks.plots import picture
@@ -28,6 +31,9 @@ ENVIRONMENT = {
     "kfac-jax": None,
     "quick": False,
 }
+
+NAMES = ("normed", "whole", "free")
+SQUARES = dict.fromkeys(NAMES, jax.ShapeDtypeStruct((8, 8), jnp.float32))
 
 
 def grown(exponent):
@@ -65,7 +71,7 @@ def promotion_as_optax_needs_it():
 @pytest.fixture(name="params", scope="module")
 def random_params():
     weights = jax.random.normal(jax.random.key(1), (3, 8, 8))
-    return dict(zip(("normed", "whole", "free"), weights, strict=True))
+    return dict(zip(NAMES, weights, strict=True))
 
 
 @pytest.fixture(name="grads", scope="module")
@@ -125,6 +131,24 @@ def test_table_of_steps_has_a_row_for_each_variant():
     shown = table(layers=1, width=8, rounds=1, repeats=1).splitlines()
     assert "so the floor is" in shown[0]
     assert [line.split(" | ")[0][2:] for line in shown[4:]] == list(variants(initial(1, 8), 8))
+
+
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=False)(nn.Dense(4, use_bias=False)(x)))
+        return nn.Dense(2)(x)
+
+
+@pytest.mark.once
+@pytest.mark.usefixtures("defaults_of_jax")
+def test_treatments_are_compared_with_adamw_under_both_schedulers_of_a_cpu():
+    x = jax.ShapeDtypeStruct((8, 4), jnp.float32)
+    found = compared(treatments.measured("two layers", Normalised(), x, rounds=1, repeats=1))
+    names = list(treatments.variants(bnmask.analyze(loss, SQUARES, SQUARES["free"])))
+    assert [row.what for row in found] == names + [f"{name}, leaf by leaf" for name in names]
+    assert [row.against for row in found] == ["", *[treatments.MASKED] * (2 * len(names) - 1)]
+    assert all(row.value > 0 for row in found)
 
 
 def test_calls_take_turns_and_short_ones_are_repeated():
