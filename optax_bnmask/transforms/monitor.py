@@ -235,7 +235,11 @@ def _after(values: Any, updates: optax.Updates) -> optax.Updates:  # noqa: ANN40
     if not (leaves := jax.tree.leaves(values)):
         return updates
     known = jnp.logical_not(leaves[0] < 0)  # of NaN, too
-    return jax.tree.map(lambda update: jnp.where(known, update, jnp.zeros_like(update)), updates)
+
+    def then(update: jax.Array) -> jax.Array:
+        return jnp.where(known, update, jnp.zeros_like(update))
+
+    return jax.tree.map(then, updates)
 
 
 class _Motion(NamedTuple):
