@@ -48,7 +48,7 @@ def test_record_holds_every_policy_on_forty_seeds_in_four_columns():
     columns = {(r.task, r.optimizer) for r in RESULTS}
     assert len(columns) == 4
     assert {(r.task, r.optimizer, r.policy) for r in RESULTS} == {
-        (*column, policy) for column in columns for policy in POLICIES
+        (*column, policy) for column in columns for policy in POLICIES if not turns(policy)
     }
     assert {len(r.accuracies) for r in RESULTS} == {40}
 
