@@ -218,8 +218,9 @@ def _norms(norms: Cases) -> Iterator[Finding]:
         "error",
         "norm_decayed",
         norms,
-        "What normalisers own decays, {}. That pulls gains to 0, or to 1 where a gain is written "
-        "`1 + g`, at a rate meant for weights. `mask=analysis.decay_mask()` exempts it.",
+        "What normalisers own decays, {}. That pulls gains from where the data hold them, at a "
+        "rate meant for weights, or where a gain is written `1 + g` holds it at 1. "
+        "`mask=analysis.decay_mask()` exempts it.",
     )
 
 

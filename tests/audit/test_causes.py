@@ -100,7 +100,6 @@ COUPLED = {
     "the sign": optax.sign_sgd(RATE),
     "Lion": optax.lion(RATE, weight_decay=0.0),
     "Adafactor": optax.adafactor(RATE),
-    "Adagrad, by what it has summed up since": optax.adagrad(RATE),
     "RAdam, from its sixth step on": optax.radam(RATE),
     "Yogi": optax.yogi(RATE),
     "AdaDelta": optax.adadelta(RATE),
@@ -113,6 +112,11 @@ def test_penalty_in_front_of_an_adaptive_optimizer_is_a_warning(name):
     audit = audited(tx)
     assert summary(audit) == [("warning", "coupled", WEIGHTS)]
     assert audit.decayed == WEIGHTS
+
+
+def test_penalty_that_adagrad_sums_up_is_a_warning_once_it_is_not_small_beside_the_start():
+    tx = optax.chain(optax.add_decayed_weights(DECAY, MASK), optax.adagrad(RATE))
+    assert summary(audited(tx)) == [("warning", "coupled", WEIGHTS)]
 
 
 def test_pull_of_constant_size_is_no_rate():
