@@ -1,5 +1,6 @@
 """How the seconds for a mask and for an analysis grow with what they are given."""
 
+import contextlib
 import gc
 
 import optax_bnmask as bnmask
@@ -20,13 +21,23 @@ FEW_EQUATIONS = (300, 1_000, 3_000)
 KINDS = {"residual blocks with normalisers": True, "a chain without": False}
 
 
+@contextlib.contextmanager
+def undisturbed():
+    """Or turns begin with a search for garbage among all objects of the experiments before."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 def of_masks(sizes, rounds):
     """Building masks with statistics, and calling them."""
     models = {size: trees(size) for size in sizes}
     masks = {size: bnmask.decay_mask(*model) for size, model in models.items()}
     builds = {("built", n): lambda n=n: bnmask.decay_mask(*models[n]) for n in sizes}
     called = {("called", n): lambda n=n: masks[n](models[n][0]) for n in sizes}
-    seconds = fastest(in_turns(builds | called, rounds, shortest=0.05))
+    with undisturbed():
+        seconds = fastest(in_turns(builds | called, rounds, shortest=0.05))
     for what, name in (
         ("built", "`decay_mask(params, batch_stats)`"),
         ("called", "`mask(params)`"),
@@ -44,18 +55,20 @@ def of_analyses(kind, sizes, rounds):
     few = 16
     each = equations(program(few).jaxpr) / few
     programs = [program(round(size / each)) for size in sizes]
-    gc.collect()
-    gc.freeze()  # or every turn begins with a search for garbage among millions of equations
     calls = {i: lambda p=p: analysis_of(p) for i, p in enumerate(programs)}
-    seconds = fastest(in_turns(calls, rounds, shortest=0.1))
-    gc.unfreeze()
+    with undisturbed():
+        seconds = fastest(in_turns(calls, rounds, shortest=0.1))
     counts = tuple(equations(p.jaxpr) for p in programs)
     return Growth(f"the analysis, {kind}", "equations", counts, tuple(seconds.values()))
 
 
+def growths_of_masks(*, quick):
+    """From the smallest to the largest model that anyone has, or less if quick."""
+    yield from of_masks(FEW_LEAVES if quick else LEAVES, 5)
+
+
 def growths(*, quick):
-    """All growths: from the smallest to the largest model that anyone has, or less if quick."""
-    yield from of_masks(FEW_LEAVES if quick else LEAVES, 2 if quick else 5)
+    """Of audits and analyses, alike."""
     yield audits.growth(FEW_AUDITED if quick else AUDITED, 1)
     for kind in KINDS:
         yield of_analyses(kind, FEW_EQUATIONS if quick else EQUATIONS, 2 if quick else 3)

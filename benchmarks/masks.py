@@ -67,7 +67,7 @@ def rows(*, quick):
         "regexes on paths": lambda: by_regexes(params),
         "`ndim != 1`": lambda: jax.tree.map(lambda p: p.ndim != 1, params),
     }
-    seconds = fastest(in_turns(ours | others, 4 if quick else 7, shortest=0.05))
+    seconds = fastest(in_turns(ours | others, 12 if quick else 7, shortest=0.05))
     on = f"{leaves:,} leaves"
     for name, least in seconds.items():
         against = "" if name == baseline else baseline
