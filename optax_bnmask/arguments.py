@@ -39,12 +39,12 @@ def strings(value: Any, argument: str) -> tuple[str, ...]:  # noqa: ANN401 - wha
     if isinstance(value, str):
         return (value,)
     items = tuple(value) if isinstance(value, Iterable) else (value,)
-    if not isinstance(value, Iterable) or not all(isinstance(item, str) for item in items):
-        wrong = next(item for item in items if not isinstance(item, str))
+    wrong = [item for item in items if not isinstance(item, str)]
+    if wrong:
         raise wrong_kind(
             argument,
             "a string or a collection of strings",
-            wrong,
+            wrong[0],
             f"Pass `{argument}=(...)` with names in quotes.",
         )
     return items

@@ -16,6 +16,7 @@ from optax_bnmask.transforms.sphere import (
     inner,
     largest,
     norm,
+    or_1,
     scaled,
     step_to,
     sum_of_squares,
@@ -165,12 +166,12 @@ def _turned(
     axes: tuple[int, ...],
 ) -> jax.Array:
     """The step of the published rule, from an update in units of ``2**unit``."""
-    pace = -angle / _or_1(jnp.sqrt(sum_of_squares(scaled(update, -unit), axes)))
+    pace = -angle / or_1(jnp.sqrt(sum_of_squares(scaled(update, -unit), axes)))
 
     def heading(k: int) -> jax.Array:
         return (pace / 2**k).astype(wide(weight).dtype) * scaled(update, 2 * k - unit)
 
-    return step_to(radius, weight, 1 / _or_1(radius), heading, axes)
+    return step_to(radius, weight, 1 / or_1(radius), heading, axes)
 
 
 def _turned_exactly(
@@ -189,15 +190,15 @@ def _turned_exactly(
     """
     at = exponent(radius)
     squared_norm = sum_of_squares(scaled(weight, -at), axes)
-    radial = inner(scaled(update, 1 - unit), scaled(weight, 1 - at), axes) / 4 / _or_1(squared_norm)
+    radial = inner(scaled(update, 1 - unit), scaled(weight, 1 - at), axes) / 4 / or_1(squared_norm)
     pull = scaled(radial, -at).astype(wide(weight).dtype)
     turn = scaled(update, -unit) - pull * wide(weight)
     # Of a large radial part, what rounding leaves is removed as well: it would bend the angle.
-    left = inner(turn, scaled(weight, 2 - at), axes) / 4 / _or_1(squared_norm)
+    left = inner(turn, scaled(weight, 2 - at), axes) / 4 / or_1(squared_norm)
     remains = sum_of_squares(turn, axes) - jnp.square(left) * squared_norm
     across = jnp.sqrt(jnp.maximum(remains, 0))
-    pace = jnp.sin(angle) / _or_1(across)
-    share = jnp.cos(angle) / _or_1(jnp.sqrt(squared_norm)) + pace * left
+    pace = jnp.sin(angle) / or_1(across)
+    share = jnp.cos(angle) / or_1(jnp.sqrt(squared_norm)) + pace * left
 
     def heading(k: int) -> jax.Array:
         return (-pace * 2**k).astype(turn.dtype) * turn
@@ -205,8 +206,3 @@ def _turned_exactly(
     step = step_to(radius, weight, scaled(share, -at), heading, axes)
     along = jnp.abs(radial) * jnp.sqrt(squared_norm)
     return jnp.where(across <= 2 * float(jnp.finfo(update.dtype).eps) * along, 0, step)
-
-
-def _or_1(x: jax.Array) -> jax.Array:
-    """The divisor, or 1 where it is 0."""
-    return jnp.where(x == 0, 1, x)

@@ -15,6 +15,7 @@ from optax_bnmask.transforms.sphere import (
     inner,
     largest,
     norm,
+    or_1,
     scaled,
     step_to,
     sum_of_squares,
@@ -138,7 +139,7 @@ def _turned(
     at, of = exponent(kept_norm), exponent(size)
     squared_norm = sum_of_squares(scaled(weight, -at), axes)
     along = inner(scaled(update, -of), scaled(weight, 1 - at), axes) / 2
-    radial = jnp.where(squared_norm > 0, along / jnp.where(squared_norm > 0, squared_norm, 1), 0)
+    radial = along / or_1(squared_norm)
     # ``w + u_t`` in units of the larger of both, so that its square neither overflows nor vanishes.
     ratio = jnp.clip(of - at, -3 * _FARTHEST, _FARTHEST)
     larger = jnp.maximum(ratio, 0)

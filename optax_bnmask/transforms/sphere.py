@@ -72,6 +72,11 @@ def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
     return x * jax.lax.bitcast_convert_type(bits << info.nmant, dtype).astype(x.dtype)
 
 
+def or_1(x: jax.Array) -> jax.Array:
+    """The divisor, or 1 where it is 0."""
+    return jnp.where(x == 0, 1, x)
+
+
 def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """``|x|`` over some axes, which are kept with length 1."""
     unit = exponent(largest(x, axes))

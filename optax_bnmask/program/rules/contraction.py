@@ -36,7 +36,9 @@ def contract(e: Equation, reading: Facts) -> Law:
 
 @rule(Kind.CONTRACTION, "ragged_dot_general_p", facts=known(adds=MASKED))  # rows in no group are 0
 def ragged_dot(e: Equation, reading: Facts) -> Law:
-    """As `dot`, with one of several right operands for each row: x (m, k), y (g, k, n) to (m, n).
+    """``f(a*x, b*y) = a*b * f(x, y)`` of rows times the matrix of their group.
+
+    x (m, k), y (g, k, n) to (m, n): row i of x meets one of the g matrices.
 
     Which rows meet which operand is computed, so that all of these must scale alike.
     """
