@@ -57,7 +57,7 @@ def setup(app):
 
     def mended(_app, what, name, _found, _options, lines):
         if what == "data":  # re-exported: Sphinx looks for its docstring where it is imported
-            docs = ModuleAnalyzer.for_module("optax_bnmask.mask").find_attr_docs()
+            docs = ModuleAnalyzer.for_module("optax_bnmask.categories").find_attr_docs()
             lines[:] = docs["", name.rpartition(".")[2]]
         if what in {"attribute", "property"}:
             # Napoleon takes "By path: ..." for a type and a text, unless the first line is another,

@@ -1,24 +1,16 @@
 """Weight-decay masks for JAX, decided from evidence instead of names."""
 
-from optax_bnmask.analysis import (
-    Analysis,
-    Assumption,
-    Block,
-    Dimensions,
-    Evidence,
-    Leaf,
-    Position,
-    Role,
-    Scale,
-)
+from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.audit import Audit, Finding, assert_decays, audit
+from optax_bnmask.categories import STANDARD, STRICT, WIDE
 from optax_bnmask.comparison import Change, Difference, compare
 from optax_bnmask.errors import CategoryError, PathError, StructureError, VerificationError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
-from optax_bnmask.mask import STANDARD, STRICT, WIDE, Labels, Mask, decay_mask
+from optax_bnmask.labels import Labels
+from optax_bnmask.mask import Mask, decay_mask
 from optax_bnmask.program import analyze
-from optax_bnmask.structure import analyze_structure
+from optax_bnmask.record import Assumption
 from optax_bnmask.transforms import (
     CorrectedWeightDecayState,
     HyperballState,
@@ -38,6 +30,7 @@ from optax_bnmask.verify import (
     verify_linen,
     verify_nnx,
 )
+from optax_bnmask.vocabulary import Block, Dimensions, Evidence, Leaf, Position, Role, Scale
 
 __version__ = "0.1.0"
 

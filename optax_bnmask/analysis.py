@@ -1,254 +1,23 @@
-"""What is known of each parameter: the one result type, whichever evidence made it."""
+"""The one result type, whichever evidence made it, with all that it decides and shows."""
 
 import dataclasses
-import enum
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import Any
 
 import numpy as np
 
-from optax_bnmask.arguments import wrong_kind
-from optax_bnmask.errors import CategoryError, PathError
-from optax_bnmask.paths import nearest
-
-if TYPE_CHECKING:
-    from optax_bnmask.mask import Labels, Mask
-    from optax_bnmask.matrices import MatrixSpecs
-
-
-class Role(enum.StrEnum):
-    """How a leaf is used."""
-
-    WEIGHT = "weight"
-    """Contracted with the data: a dot product or a convolution."""
-    EMBEDDING = "embedding"
-    """Looked up."""
-    GAIN = "gain"
-    """Multiplied elementwise."""
-    BIAS = "bias"
-    """Added."""
-    NORM_SCALE = "norm_scale"
-    """The gain of a normaliser, gamma in the papers."""
-    NORM_BIAS = "norm_bias"
-    """The bias of a normaliser, beta in the papers."""
-    UNUSED = "unused"
-    """No output depends on it."""
-    UNKNOWN = "unknown"
-    """The evidence does not tell."""
+from optax_bnmask.labels import Labels
+from optax_bnmask.mask import Mask, decay_mask_of, labels_of, selection
+from optax_bnmask.matrices import MatrixSpecs, galore_specs, muon_specs
+from optax_bnmask.record import Record
+from optax_bnmask.report import fields_of, to_html, to_json, to_text
+from optax_bnmask.structure import Reading, dtype_of, reading
+from optax_bnmask.vocabulary import Evidence, Leaf
 
 
-NORMS: Final = frozenset({Role.NORM_SCALE, Role.NORM_BIAS})
-"""What a normaliser owns."""
-GAINS: Final = frozenset({Role.GAIN, Role.NORM_SCALE})
-"""What is multiplied elementwise."""
-BIASES: Final = frozenset({Role.BIAS, Role.NORM_BIAS})
-"""What is added."""
-
-
-class Scale(enum.StrEnum):
-    """What scaling a leaf by a positive factor does to the outputs."""
-
-    INVARIANT = "invariant"
-    """Nothing: it may be scaled alone, together with the biases added to its own output."""
-    JOINT = "joint"
-    """Nothing, as long as named others are scaled with it, none of them down."""
-    SENSITIVE = "sensitive"
-    """No such symmetry was proved."""
-    UNUSED = "unused"
-    """No output depends on the leaf at all."""
-    UNKNOWN = "unknown"
-    """The evidence says nothing of scale, as structure alone never does."""
-
-
-class Position(enum.StrEnum):
-    """Where in the flow of the data a weight or an embedding stands."""
-
-    INPUT = "input"
-    """What it is contracted with, or looked up by, is data that no parameter has touched."""
-    HIDDEN = "hidden"
-    """Between other weights."""
-    HEAD = "head"
-    """No other weight is applied to what it makes of the last hidden value."""
-    LEARNED = "learned"
-    """A learned input: tokens, queries, positions, the same whatever the data are."""
-
-
-class Evidence(enum.StrEnum):
-    """Where an `Analysis` comes from."""
-
-    STRUCTURE = "structure"
-    """The params tree against the tree of statistics."""
-    PROGRAM = "program"
-    """The traced function."""
-
-
-class Dimensions(NamedTuple):
-    """The axes of a leaf that is a matrix, or a stack of matrices.
-
-    Attributes:
-      reduction: The axes that are summed over.
-      output: The axes that appear in the result.
-      batch: The axes that index independent matrices: layers, experts, heads of their own.
-
-    Example:
-      >>> import jax, jax.numpy as jnp
-      >>> import optax_bnmask as bnmask
-      >>> fn = lambda p, x: jnp.einsum("btd,dhk->bthk", x, p["q"])
-      >>> q = jax.ShapeDtypeStruct((16, 4, 8), "float32")
-      >>> bnmask.analyze(fn, {"q": q}, jax.ShapeDtypeStruct((2, 5, 16), "float32"))["q"].dimensions
-      Dimensions(reduction=(0,), output=(1, 2), batch=())
-    """
-
-    reduction: tuple[int, ...]
-    output: tuple[int, ...]
-    batch: tuple[int, ...]
-
-    def __str__(self) -> str:
-        """In words."""
-        said = (f"sums over {_axes(self.reduction)}", f"puts out {_axes(self.output)}")
-        batch = f"one for each index of {_axes(self.batch)}" if self.batch else ""
-        return ", ".join((*said, batch) if batch else said)
-
-
-def _axes(axes: Sequence[int]) -> str:
-    return f"{'axis' if len(axes) == 1 else 'axes'} {', '.join(map(str, axes))}"
-
-
-class Block(NamedTuple):
-    """A part of an axis that the program treats apart.
-
-    Attributes:
-      start: Its first index.
-      stop: One after its last.
-      inner: It consists of runs of so many indices that the program treats apart from each other,
-        such as heads; its own length if it is not divided further.
-    """
-
-    start: int
-    stop: int
-    inner: int
-
-
-CANCELLATIONS: Final = {
-    "mean": "the mean subtracted at {} takes it away",
-    "maximum": "the maximum subtracted at {}, as in a softmax, takes it away",
-    "comparison": "it shifts both sides of the comparison at {}",
-    "difference": "it shifts both sides of the subtraction at {}",
-    "zero": "it is multiplied by 0 at {}",
-    "unread": "no output depends on it",
-}
-"""What may become of what is added to a leaf whose value does not matter, by kind, in words."""
-
-
-class Cancellation(NamedTuple):
-    """Why the value of a leaf does not matter: where what is added to it goes away, exactly.
-
-    Attributes:
-      kind: One of `CANCELLATIONS`.
-      where: ``file:line (function)`` in the user's code, where it goes away first; empty if nothing
-        reads it.
-
-    Example:
-      >>> str(Cancellation("mean", "net.py:7 (norm)"))
-      'the mean subtracted at net.py:7 (norm) takes it away'
-    """
-
-    kind: str
-    where: str
-
-    def __str__(self) -> str:
-        """In words, with the value of the leaf as "it"."""
-        return CANCELLATIONS[self.kind].format(self.where)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Leaf:
-    """One array of the params pytree and what is known of it.
-
-    Attributes:
-      path: Its canonical name, ``"block1/conv/kernel"``.
-      shape: Its shape.
-      dtype: Its dtype.
-      role: How it is used.
-      scale: What scaling it does to the outputs.
-      invariant_axes: The axes along which *every index* may be scaled on its own; ``(3,)`` for an
-        HWIO kernel before BatchNorm, ``()`` before LayerNorm.
-      group: The index in `Analysis.groups` of the group it may be scaled with, if it is in one.
-      reason: In a few words, what this rests on.
-      dimensions: Which of its axes make a matrix of it; `None` where it is no matrix.
-      blocks: By axis, the parts that the program treats apart, one after the other: queries, keys
-        and values of a fused kernel, the gates of a cell. Axes that are whole are left out.
-      position: Where it stands in the flow of the data, if it is a weight or an embedding.
-      reached: Whether some gradient of some output flows to it.
-      dead: If its value does not matter, whatever it is, why; proved from the program. `None` if it
-        matters, for all that is known.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    dtype: Any
-    role: Role
-    scale: Scale = Scale.UNKNOWN
-    invariant_axes: tuple[int, ...] = ()
-    group: int | None = None
-    reason: str = ""
-    dimensions: Dimensions | None = None
-    blocks: Mapping[int, tuple[Block, ...]] = dataclasses.field(default_factory=dict, hash=False)
-    position: Position | None = None
-    reached: bool = True
-    dead: Cancellation | None = None
-
-    @property
-    def size(self) -> int:
-        """The number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
-
-
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
-class Assumption:
-    """One approximation that a proof leans on.
-
-    Attributes:
-      kind: ``"epsilon"`` (a small constant taken as 0), ``"infinity"`` (a dtype's largest finite
-        value taken as infinite), ``"guard"`` (a constant chosen only where a value is 0) or
-        ``"zeros"`` (an array that the function closes over, all 0 now and taken to stay so).
-      value: The constant.
-      primitive: The name of the operation that takes the constant.
-      where: ``file:line (function)`` in the user's code, as far as the trace knows it.
-    """
-
-    kind: str
-    value: float
-    primitive: str
-    where: str
-
-    def __str__(self) -> str:
-        """One line for a person."""
-        return f"{self.in_words}, at {self.where}"
-
-    @property
-    def in_words(self) -> str:
-        """What is taken for what, wherever that is."""
-        taken = {
-            "epsilon": "taken as 0",
-            "infinity": "taken as infinite",
-            "guard": "chosen only where the guarded value is 0",
-            "zeros": "in all of an array that the function closes over, taken to stay so",
-        }[self.kind]
-        return f"{self.value:g} in `{self.primitive}` {taken}"
-
-
-class Proof(Protocol):
-    """What an analysis by program can still be asked, kept out of its value."""
-
-    def explain(self, path: str) -> str:
-        """The chain of operations from the leaf to where its scale cancels or is pinned."""
-        ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Analysis:
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+class Analysis(Record):
     """How each parameter is used and whether its scale matters.
 
     Attributes:
@@ -272,20 +41,6 @@ class Analysis:
       <Role.NORM_SCALE: 'norm_scale'>
     """
 
-    leaves: tuple[Leaf, ...]
-    evidence: frozenset[Evidence]
-    symmetries: tuple[Mapping[str, Fraction], ...] = ()
-    groups: tuple[frozenset[str], ...] = ()
-    assumptions: tuple[Assumption, ...] = ()
-    unhandled: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-    proof: Proof | None = dataclasses.field(default=None, compare=False, repr=False)
-    _by_path: dict[str, Leaf] = dataclasses.field(init=False, compare=False, repr=False)
-
-    def __post_init__(self) -> None:
-        """Indexes the leaves by path."""
-        object.__setattr__(self, "_by_path", {leaf.path: leaf for leaf in self.leaves})
-
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         """Pickles the same bytes in every process, and without the program."""
         return _unpickled, (
@@ -298,31 +53,10 @@ class Analysis:
             self.notes,
         )
 
-    def __bool__(self) -> bool:
-        """Refuses: as a `mask` of Optax's, an analysis would count as true for every leaf."""
-        raise TypeError(
-            "An `Analysis` cannot stand for a bool, and so it is no `mask`. Found one where a bool "
-            "is wanted. Pass `analysis.decay_mask()` or `analysis.select(...)` as `mask`."
-        )
-
     def __repr__(self) -> str:
         """One line; `to_text` and `to_json` say it all."""
         kinds = " and ".join(sorted(self.evidence))
         return f"Analysis({len(self.leaves)} leaves, by {kinds})"
-
-    def __getitem__(self, path: str) -> Leaf:
-        """The leaf of that canonical path."""
-        try:
-            return self._by_path[path]
-        except KeyError:
-            raise PathError(
-                f"`path` must name a leaf of this analysis. It has no leaf {path!r}"
-                f"{nearest(path, self._by_path)}."
-            ) from None
-
-    def __contains__(self, path: str) -> bool:
-        """Whether there is a leaf of that canonical path."""
-        return path in self._by_path
 
     @property
     def invariant_axes(self) -> dict[str, tuple[int, ...]]:
@@ -363,7 +97,7 @@ class Analysis:
         exempt: Collection[str] = ("norm",),
         always: Iterable[str] = (),
         never: Iterable[str] = (),
-    ) -> "Mask":
+    ) -> Mask:
         """The mask of the leaves that weight decay should touch.
 
         Args:
@@ -383,11 +117,9 @@ class Analysis:
           CategoryError: An unknown category, or one that this evidence cannot show.
           PathError: A glob matches nothing, or one leaf is in both `always` and `never`.
         """
-        from optax_bnmask.mask import decay_mask_of  # noqa: PLC0415 - the decision is a layer above
-
         return decay_mask_of(self, exempt=exempt, always=always, never=never)
 
-    def select(self, *categories: str) -> "Mask":
+    def select(self, *categories: str) -> Mask:
         """The mask that is `True` where a leaf is in one of the categories.
 
         Args:
@@ -399,8 +131,6 @@ class Analysis:
         Raises:
           CategoryError: An unknown category, or one that this evidence cannot show.
         """
-        from optax_bnmask.mask import selection  # noqa: PLC0415 - the decision is a layer above
-
         return selection(self, categories)
 
     def labels(
@@ -408,7 +138,7 @@ class Analysis:
         *,
         categories: Collection[str] | Mapping[str, str] = ("norm",),
         default: str = "decay",
-    ) -> "Labels":
+    ) -> Labels:
         """The labels of the leaves for `optax.partition`.
 
         Args:
@@ -422,11 +152,9 @@ class Analysis:
         Raises:
           CategoryError: An unknown category, or one that this evidence cannot show.
         """
-        from optax_bnmask.mask import labels_of  # noqa: PLC0415 - the decision is a layer above
-
         return labels_of(self, categories=categories, default=default)
 
-    def muon_dimension_numbers(self, *, positions: Collection[str] = ("hidden",)) -> "MatrixSpecs":
+    def muon_dimension_numbers(self, *, positions: Collection[str] = ("hidden",)) -> MatrixSpecs:
         """The axes along which each leaf is a matrix, for `optax.contrib.muon`.
 
         Left to itself it takes every leaf with two axes for a matrix, and no other: biases that are
@@ -469,44 +197,54 @@ class Analysis:
         References:
           Jordan et al., Muon: An optimizer for hidden layers in neural networks, 2024.
         """
-        from optax_bnmask.matrices import matrix_specs  # noqa: PLC0415 - a layer above
+        return muon_specs(self, positions)
 
-        return matrix_specs(self, positions)
+    def galore_dimension_numbers(
+        self, *, positions: Collection[str] = ("input", "hidden", "head")
+    ) -> MatrixSpecs:
+        """The axes along which each leaf is a matrix, for `optax.contrib.galore`.
 
-    def explain(self, path: str) -> str:
-        """Why a leaf is what it is: its reason and, from a program, the chain of operations.
+        As `muon_dimension_numbers`, but that Optax's GaLore knows no stacks: a leaf with axes that
+        index independent matrices is left to the base optimizer as it is.
 
         Args:
-          path: The canonical path of a leaf.
+          positions: Which matrices to take: any of ``"input"``, ``"hidden"`` and ``"head"``.
 
         Returns:
-          Lines of text: the chain from the leaf to the normaliser that makes it invariant, or to
-          the place that pins its scale, with the user's file and line.
+          A callable from a params tree to the tree of `optax.contrib.GaLoreDimensionNumbers` and
+          `None`, for the argument `weight_dimension_numbers`.
 
         Raises:
-          PathError: There is no such leaf.
+          CategoryError: An unknown position, or this analysis is by structure alone.
+
+        Example:
+          >>> import jax, jax.numpy as jnp, optax
+          >>> import optax_bnmask as bnmask
+          >>> def fn(p, x):
+          ...     heads = jax.nn.relu(jnp.einsum("btd,dhk->bthk", x, p["q"]))
+          ...     return jnp.einsum("bthk,hkd->btd", heads, p["o"])
+          >>> params = {"q": jnp.ones((16, 4, 8)), "o": jnp.ones((4, 8, 16))}
+          >>> analysis = bnmask.analyze(fn, params, jax.ShapeDtypeStruct((2, 5, 16), "float32"))
+          >>> specs = analysis.galore_dimension_numbers()
+          >>> specs["o"]
+          GaLoreDimensionNumbers(reduction_axis=(0, 1), output_axis=(2,))
+          >>> tx = optax.contrib.galore(1e-3, rank=4, weight_dimension_numbers=specs)
+
+        References:
+          Zhao et al., GaLore, 2024, arXiv:2403.03507.
         """
-        leaf = self[path]
-        if self.proof is None:
-            return f"{path}: {leaf.role}. {leaf.reason}"
-        return "\n".join([self.proof.explain(path), *_in_words(leaf)])
+        return galore_specs(self, positions)
 
     def to_text(self) -> str:
         """The analysis as an aligned table."""
-        from optax_bnmask.report import to_text  # noqa: PLC0415 - showing is a layer above
-
         return to_text(self)
 
     def to_html(self) -> str:
         """The analysis as one self-contained HTML page."""
-        from optax_bnmask.report import to_html  # noqa: PLC0415 - showing is a layer above
-
         return to_html(self)
 
     def to_json(self) -> str:
         """The analysis as JSON, with a versioned schema."""
-        from optax_bnmask.report import to_json  # noqa: PLC0415 - showing is a layer above
-
         return to_json(self)
 
     @staticmethod
@@ -522,9 +260,7 @@ class Analysis:
         Raises:
           StructureError: The text is no such report.
         """
-        from optax_bnmask.report import from_json  # noqa: PLC0415 - reading is a layer above
-
-        return from_json(text)
+        return Analysis(**fields_of(text))
 
     def __str__(self) -> str:
         """The table of `to_text`."""
@@ -533,17 +269,6 @@ class Analysis:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return self.to_html()
-
-
-def _in_words(leaf: Leaf) -> list[str]:
-    """What is known of a leaf's axes, and whether a gradient reaches it, a line each."""
-    said = [f"as a matrix: {leaf.dimensions}"] if leaf.dimensions else []
-    for axis, blocks in leaf.blocks.items():
-        sizes = [
-            f"{b.stop - b.start}" + f" by {b.inner}" * (b.inner < b.stop - b.start) for b in blocks
-        ]
-        said.append(f"axis {axis} in parts of {', '.join(sizes)}")
-    return [*said, *([] if leaf.reached else ["no gradient reaches it"])]
 
 
 def _unpickled(
@@ -557,29 +282,50 @@ def _unpickled(
     return Analysis(leaves, frozenset(evidence), symmetries, tuple(map(frozenset, groups)), *rest)
 
 
-def require_program(analysis: Analysis, what: str) -> None:
-    """Fails unless an analysis was read off a program.
+def analyze_structure(params: Any, batch_stats: Any = None) -> Analysis:  # noqa: ANN401 - any pytree
+    """What the params tree and the tree of statistics tell of each leaf's role.
+
+    A BatchNorm is a scope whose counterpart in `batch_stats` holds `mean` *and* `var` of one shape,
+    and whose `scale` and `bias` have that shape too, whatever the module is called and whatever
+    else is in the scope. LayerNorm, GroupNorm, RMSNorm leave no statistics; they are told by
+    convention (a scope with only a `scale` and perhaps a `bias` of the same shape). Of *scale*,
+    structure says nothing: every leaf's `scale` is ``"unknown"``.
+
+    Args:
+      params: Any pytree of arrays (any shapes), `jax.ShapeDtypeStruct`s or tracers; an
+        `nnx.Module` or `nnx.State` brings its own statistics.
+      batch_stats: The tree of statistics beside it: Linen's `batch_stats`, Haiku's `state`.
+
+    Returns:
+      An `Analysis` whose leaves have a role and a reason. Candidates that were refused are in its
+      `notes`.
 
     Raises:
-      CategoryError: It rests on structure alone, which does not tell `what`.
+      StructureError: The two trees are not of one model, or a leaf is not an array.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import optax_bnmask as bnmask
+      >>> params = {"odd_name": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
+      >>> stats = {"odd_name": {"mean": jnp.zeros(8), "var": jnp.ones(8)}}
+      >>> print(bnmask.analyze_structure(params, stats).explain("odd_name/bias"))
+      odd_name/bias: norm_bias. a running mean and var of its shape are kept in its scope
     """
-    if Evidence.PROGRAM not in analysis.evidence:
-        raise CategoryError(
-            f"{what} cannot be told from structure alone: they are a property of the program. Use "
-            f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or `analyze_nnx`."
+    return structure_of(reading(params, batch_stats))
+
+
+def structure_of(read: Reading) -> Analysis:
+    """What `analyze_structure` makes of the two trees once they are read."""
+    verdicts = read.verdicts()
+    refusals = [f"{path!r}: {v.refused}" for path, v in verdicts.items() if v.refused]
+    leaves = tuple(
+        Leaf(
+            path,
+            np.shape(array),
+            dtype_of(array),
+            verdicts[path].role,
+            reason=verdicts[path].reason,
         )
-
-
-def require_analysis(value: object) -> None:
-    """Fails unless the argument `analysis` is one.
-
-    Raises:
-      TypeError: It is something else, such as a mask.
-    """
-    if not isinstance(value, Analysis):
-        raise wrong_kind(
-            "analysis",
-            "an `Analysis`, as `bnmask.analyze` and its kin return it",
-            value,
-            "Masks and labels are made from one, and tell less.",
-        )
+        for path, array in read.params.leaves.items()
+    )
+    return Analysis(leaves, frozenset({Evidence.STRUCTURE}), notes=(*refusals, *read.oddities))

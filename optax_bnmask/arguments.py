@@ -1,7 +1,8 @@
 """What users pass by mistake, answered by a sentence: one way for each kind of argument."""
 
+import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 
@@ -67,6 +68,35 @@ def by_path(value: Any, argument: str) -> Mapping[str, Any]:  # noqa: ANN401 - a
             "A path is the keys of a leaf joined by '/', such as 'block1/conv/kernel'.",
         )
     return value
+
+
+def require_rate(rate: Any, argument: str) -> None:  # noqa: ANN401 - as above
+    """Fails unless the argument is a size, or a schedule: a function from a step's count to sizes.
+
+    Raises:
+      TypeError: It is something else, such as a string or None.
+      ValueError: It is a number below 0, or none that is finite.
+    """
+    if not callable(rate) or isinstance(rate, Sized):  # a `Mask` is callable, and no schedule
+        require_size(rate, argument, "a number or a schedule, such as `optax.linear_schedule`'s")
+
+
+def require_size(size: Any, argument: str, must: str = "a number") -> None:  # noqa: ANN401 - as above
+    """Fails unless the argument is a finite number from 0 up, or an array or tracer of one.
+
+    Raises:
+      TypeError: It is something else.
+      ValueError: It is a number below 0, or none that is finite.
+    """
+    if is_array(size):
+        return
+    if isinstance(size, bool) or not isinstance(size, int | float):
+        raise wrong_kind(argument, must, size, "Pass the number itself.")
+    if not 0 <= size < math.inf:
+        raise ValueError(
+            f"`{argument}` must be finite and at least 0. Found {size!r}. Which way a step goes is "
+            f"settled elsewhere."
+        )
 
 
 def require_optimizer(tx: Any, argument: str, order: str) -> None:  # noqa: ANN401 - as above

@@ -164,5 +164,5 @@ def _facts(known: Known) -> _Facts:
             return {path: {**facts, **decisions[path]} for path, facts in _facts(analysis).items()}
     raise StructureError(
         f"`old` and `new` must each be an `Analysis`, a `Mask`, or a pair of both. Found a "
-        f"{type(known).__name__}. Read reports with `optax_bnmask.report.from_json`."
+        f"{type(known).__name__}. Read reports with `Analysis.from_json`."
     )

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from optax_bnmask.analysis import Role
+from optax_bnmask.vocabulary import Role
 
 Shape = tuple[int, ...]
 

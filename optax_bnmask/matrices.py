@@ -1,19 +1,22 @@
-"""Which leaves are matrices, along which axes: the dimension numbers that Muon asks for."""
+"""Which leaves are matrices, along which axes: what Muon and GaLore ask for."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
-from optax.contrib import MuonDimensionNumbers
+from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers
 
-from optax_bnmask.analysis import Analysis, Leaf, Position, Role, require_program
 from optax_bnmask.errors import CategoryError
-from optax_bnmask.mask import Labels
+from optax_bnmask.labels import Labels
+from optax_bnmask.record import Record, require_program
+from optax_bnmask.vocabulary import Dimensions, Leaf, Position, Role
 
 
 class MatrixSpecs(Labels):
     """The dimension numbers of each leaf that is a matrix, `None` for each other one.
 
-    A callable for the `muon_weight_dimension_numbers` argument of `optax.contrib.muon`, aligned by
-    path as a `Mask` is, so that it serves on trees with holes and on updates as on params.
+    A callable for the `muon_weight_dimension_numbers` argument of `optax.contrib.muon`, or the
+    `weight_dimension_numbers` of `optax.contrib.galore`, aligned by path as a `Mask` is, so that it
+    serves on trees with holes and on updates as on params.
     """
 
     __slots__ = ()
@@ -24,8 +27,25 @@ class MatrixSpecs(Labels):
         return Labels({path: "adam" if self[path] is None else "muon" for path in self})
 
 
-def matrix_specs(analysis: Analysis, positions: Collection[str]) -> MatrixSpecs:
+def muon_specs(analysis: Record, positions: Collection[str]) -> MatrixSpecs:
     """`Analysis.muon_dimension_numbers`."""
+    return _specs(analysis, positions, lambda d: MuonDimensionNumbers(d.reduction, d.output))
+
+
+def galore_specs(analysis: Record, positions: Collection[str]) -> MatrixSpecs:
+    """`Analysis.galore_dimension_numbers`."""
+
+    def spec(d: Dimensions) -> GaLoreDimensionNumbers | None:
+        # Optax's GaLore refuses a leaf some of whose axes are neither.
+        return None if d.batch else GaLoreDimensionNumbers(d.reduction, d.output)
+
+    return _specs(analysis, positions, spec)
+
+
+def _specs(
+    analysis: Record, positions: Collection[str], spec: Callable[[Dimensions], Any]
+) -> MatrixSpecs:
+    """The specs of the matrices at some positions that a gradient reaches."""
     require_program(analysis, "Matrices, and which of their axes are summed over,")
     names = [str(position) for position in Position]
     if isinstance(positions, str) or not set(positions) <= set(names):
@@ -33,11 +53,11 @@ def matrix_specs(analysis: Analysis, positions: Collection[str]) -> MatrixSpecs:
             f"`positions` must be a collection of {', '.join(map(repr, names))}. Found "
             f"{positions!r}."
         )
-    return MatrixSpecs({leaf.path: _spec(leaf, positions) for leaf in analysis.leaves})
+    found = {leaf.path: _dimensions(leaf, positions) for leaf in analysis.leaves}
+    return MatrixSpecs({path: spec(own) if own else None for path, own in found.items()})
 
 
-def _spec(leaf: Leaf, positions: Collection[str]) -> MuonDimensionNumbers | None:
-    """The dimension numbers of one leaf, if it is a matrix that a gradient reaches."""
-    found = leaf.dimensions
+def _dimensions(leaf: Leaf, positions: Collection[str]) -> Dimensions | None:
+    """Which axes of a leaf are which, if it is wanted."""
     is_wanted = leaf.role is Role.WEIGHT and leaf.reached and leaf.position in positions
-    return MuonDimensionNumbers(found.reduction, found.output) if found and is_wanted else None
+    return leaf.dimensions if is_wanted else None

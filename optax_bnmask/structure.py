@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Analysis, Evidence, Leaf, Role
 from optax_bnmask.arguments import described, is_array
 from optax_bnmask.conventions import GAINS, OFFSETS, Shape, Verdict, by_convention
 from optax_bnmask.errors import StructureError
@@ -25,6 +24,7 @@ from optax_bnmask.statistics import (
     refuse_variables,
     statistics,
 )
+from optax_bnmask.vocabulary import Role
 
 Arrays = tuple[tuple[str, Shape, Any], ...]
 """The name, shape and dtype of each array of a scope: what its verdicts depend on."""
@@ -58,53 +58,8 @@ class Reading(NamedTuple):
         return found
 
 
-def analyze_structure(params: Any, batch_stats: Any = None) -> Analysis:  # noqa: ANN401 - any pytree
-    """What the params tree and the tree of statistics tell of each leaf's role.
-
-    A BatchNorm is a scope whose counterpart in `batch_stats` holds `mean` *and* `var` of one shape,
-    and whose `scale` and `bias` have that shape too, whatever the module is called and whatever
-    else is in the scope. LayerNorm, GroupNorm, RMSNorm leave no statistics; they are told by
-    convention (a scope with only a `scale` and perhaps a `bias` of the same shape). Of *scale*,
-    structure says nothing: every leaf's `scale` is ``"unknown"``.
-
-    Args:
-      params: Any pytree of arrays (any shapes), `jax.ShapeDtypeStruct`s or tracers; an
-        `nnx.Module` or `nnx.State` brings its own statistics.
-      batch_stats: The tree of statistics beside it: Linen's `batch_stats`, Haiku's `state`.
-
-    Returns:
-      An `Analysis` whose leaves have a role and a reason. Candidates that were refused are in its
-      `notes`.
-
-    Raises:
-      StructureError: The two trees are not of one model, or a leaf is not an array.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import optax_bnmask as bnmask
-      >>> params = {"odd_name": {"scale": jnp.ones(8), "bias": jnp.zeros(8)}}
-      >>> stats = {"odd_name": {"mean": jnp.zeros(8), "var": jnp.ones(8)}}
-      >>> print(bnmask.analyze_structure(params, stats).explain("odd_name/bias"))
-      odd_name/bias: norm_bias. a running mean and var of its shape are kept in its scope
-    """
-    return structure_of(reading(params, batch_stats))
-
-
-def structure_of(read: Reading) -> Analysis:
-    """What `analyze_structure` makes of the two trees once they are read."""
-    verdicts = read.verdicts()
-    refusals = [f"{path!r}: {v.refused}" for path, v in verdicts.items() if v.refused]
-    leaves = tuple(
-        Leaf(
-            path, np.shape(array), _dtype(array), verdicts[path].role, reason=verdicts[path].reason
-        )
-        for path, array in read.params.leaves.items()
-    )
-    return Analysis(leaves, frozenset({Evidence.STRUCTURE}), notes=(*refusals, *read.oddities))
-
-
 def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - any pytree
-    """What `analyze_structure` and `decay_mask` share: the verdicts on each scope.
+    """The verdicts on each scope: what `analyze_structure` and `decay_mask` share.
 
     A model has many scopes and few kinds of scope, so each kind is ruled on once.
     """
@@ -156,10 +111,10 @@ def _described(path: str, leaf: Any) -> tuple[Shape, Any]:  # noqa: ANN401 - any
             f"{type(leaf).__name__}. Leave it out of the tree first; for Equinox, "
             f"`eqx.filter(model, eqx.is_inexact_array)`."
         )
-    return np.shape(leaf), _dtype(leaf)
+    return np.shape(leaf), dtype_of(leaf)
 
 
-def _dtype(array: Any) -> Any:  # noqa: ANN401 - a dtype, extended ones included
+def dtype_of(array: Any) -> Any:  # noqa: ANN401 - a dtype, extended ones included
     """The dtype of an array or a number."""
     return array.dtype if hasattr(array, "dtype") else jnp.result_type(array)
 

@@ -2,10 +2,9 @@
 
 from typing import Any
 
-from optax_bnmask.analysis import Analysis
+from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.audit import Audit, audit
 from optax_bnmask.errors import CategoryError, PathError, StructureError
-from optax_bnmask.structure import analyze_structure
 from optax_bnmask_cli.factories import found, raised
 
 

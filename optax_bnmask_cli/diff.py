@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.comparison import Difference, Known, compared
 from optax_bnmask.errors import StructureError
 from optax_bnmask.mask import Mask
-from optax_bnmask.report import from_json
 
 
 def difference(old: Path, new: Path) -> Difference:
@@ -45,7 +45,7 @@ def _read(path: Path) -> Known:
         return _mask(path, {name: rate > 0 for name, rate in rates.items()} if numbers else rates)
     if schema is None:
         return _mask(path, fields)
-    analysis = from_json(text)
+    analysis = Analysis.from_json(text)
     if "decays" not in fields:
         return analysis
     mask = _mask(path, fields["decays"])

@@ -8,13 +8,13 @@ from rich.console import Console
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit import Audit
+from optax_bnmask.audit.outcome import audit_document
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import matches
 from optax_bnmask.report import to_html
-from optax_bnmask.report.audits import audit_document
 from optax_bnmask.report.content import document_of
 from optax_bnmask.report.document import Document
-from optax_bnmask.report.json import record
+from optax_bnmask.report.json import as_dict
 from optax_bnmask.report.repetition import leaf_families
 from optax_bnmask.report.text import text_of
 from optax_bnmask.wording import json_text
@@ -30,7 +30,7 @@ def show_analysis(analysis: Analysis, form: str, mask: Mask | None) -> None:
 
     def to_json() -> str:
         decays = None if mask is None else {path: mask[path] for path in mask}
-        return json_text(record(analysis) | ({} if decays is None else {"decays": decays}))
+        return json_text(as_dict(analysis) | ({} if decays is None else {"decays": decays}))
 
     _show(form, document_of(analysis, mask), to_json, lambda: to_html(analysis, mask=mask))
 

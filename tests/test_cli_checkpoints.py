@@ -52,12 +52,12 @@ def test_json_carries_the_decision(stored):
 
 
 def test_json_is_what_the_library_reads_back(stored):
+    from optax_bnmask.analysis import Analysis
     from optax_bnmask.checkpoints import analyze_checkpoint
-    from optax_bnmask.report import from_json
 
     for options in ([], ["--exempt", "norm"]):
         text = inspect(stored, "--format", "json", *options).stdout
-        assert from_json(text) == analyze_checkpoint(stored)
+        assert Analysis.from_json(text) == analyze_checkpoint(stored)
 
 
 def test_html_is_a_document(stored):

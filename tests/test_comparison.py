@@ -3,6 +3,7 @@
 import pytest
 
 import optax_bnmask as bnmask
+from tests import muon_comparison
 from tests.comparison import FRAME, OURS, PAGE, PICTURE, RULES, judged, picture, table
 from tests.fixtures import FIXTURES
 
@@ -32,3 +33,16 @@ def test_every_glob_of_the_truth_names_a_leaf(fixture):
     mask = bnmask.decay_mask(params, stats, never=fixture.spared)
     assert len(mask) > 0
     assert all(not mask[path] for path in mask if fixture.truth(path) != "weight")
+
+
+def test_the_page_on_muon_shows_what_its_networks_give():
+    page = muon_comparison.PAGE.read_text(encoding="utf-8")
+    again = "run `python -m tests.muon_comparison`"
+    assert muon_comparison.FRAME.findall(page) == [muon_comparison.table()], again
+
+
+def test_the_program_takes_the_hidden_matrices_and_no_other_leaf():
+    wrong, _ = muon_comparison.judged()
+    *others, ours = wrong.values()
+    assert all(others)
+    assert not ours

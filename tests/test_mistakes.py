@@ -14,7 +14,7 @@ from flax import nnx
 import optax_bnmask as bnmask
 from optax_bnmask import CategoryError, PathError, StructureError, VerificationError
 from optax_bnmask.checkpoints import analyze_checkpoint
-from optax_bnmask.report import from_json, to_html, to_json, to_text
+from optax_bnmask.report import to_html, to_json, to_text
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (3, 5))
@@ -189,7 +189,7 @@ MISTAKES = {
     "matrices of another model": (
         lambda: ANALYSIS.muon_dimension_numbers()(FLAX), PathError, "It met 'bn/bias'"),
     "the name of a report for its text": (
-        lambda: from_json("report.json"), StructureError, "`text` must be JSON"),
+        lambda: bnmask.Analysis.from_json("report.json"), StructureError, "`text` must be JSON"),
     "an object for its text": (
         lambda: bnmask.Analysis.from_json({"schema": 1}), StructureError, "must be str"),
     # analyze

@@ -17,12 +17,12 @@ from examples.digits.outcome import Outcome
 from examples.digits.plot import png_of
 from examples.digits.show import document_of
 from examples.digits.train import MODEL, Policy, Recipe, trainer
-from optax_bnmask.analysis import Analysis, Role
+from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.document import Leaves
 from optax_bnmask.report.html import html_of
-from optax_bnmask.structure import analyze_structure
+from optax_bnmask.vocabulary import Role
 from optax_bnmask_cli.terminal import renderables
 
 

@@ -7,9 +7,10 @@ import numpy as np
 from examples.digits.outcome import Outcome, comparison, estimate
 from examples.digits.plot import svgs_of
 from examples.digits.train import Recipe
-from optax_bnmask.analysis import Analysis, Evidence, Role, Scale
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.document import Cell, Column, Document, Figure, Items, Leaves, Table
+from optax_bnmask.vocabulary import Evidence, Role, Scale
 
 
 def document_of(

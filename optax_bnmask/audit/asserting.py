@@ -4,7 +4,8 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.audit.auditing import audit, wanted_mask
+from optax_bnmask.audit.auditing import audit
+from optax_bnmask.audit.outcome import wanted_mask
 from optax_bnmask.errors import VerificationError
 
 _LISTED: Final = 20

@@ -1,20 +1,19 @@
 """`audit`: what an optimizer really decays."""
 
-import warnings
 from collections.abc import Collection
 from typing import Any
 
-from optax_bnmask.analysis import Analysis, require_analysis
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit.evidence import Case
 from optax_bnmask.audit.judging import findings, undetermined
-from optax_bnmask.audit.outcome import Audit
+from optax_bnmask.audit.outcome import Audit, wanted_mask
 from optax_bnmask.audit.precision import lost
 from optax_bnmask.audit.probe import probe
 from optax_bnmask.audit.stand_in import dtypes_of, stand_in
 from optax_bnmask.audit.update import optimizer_of
 from optax_bnmask.errors import PathError, first_line
-from optax_bnmask.mask import Mask
 from optax_bnmask.paths import layout, nearest
+from optax_bnmask.record import require_analysis
 from optax_bnmask.statistics import parted
 
 
@@ -101,10 +100,3 @@ def audit(
         found = (undetermined(paths, why),)
     frozen = frozenset(case.path for case in cases if case.frozen)
     return Audit({case.path: case.does.rate for case in cases}, found, analysis, frozen, exempt)
-
-
-def wanted_mask(analysis: Analysis, exempt: Collection[str]) -> Mask:
-    """What should decay, without the warning that is for whoever makes the mask."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return analysis.decay_mask(exempt=exempt)

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from typing import Final
 
-from optax_bnmask.analysis import Analysis, Role, Scale
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit.evidence import Case, Cases, by_path, finding, without
 from optax_bnmask.audit.outcome import Finding
+from optax_bnmask.vocabulary import Role, Scale
 
 _MATRICES: Final = frozenset({Role.WEIGHT, Role.EMBEDDING, Role.UNKNOWN})
 """What belongs together by its scale; gains and biases in a group have reasons of their own."""

@@ -8,10 +8,11 @@ too, and that is said once.
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from optax_bnmask.analysis import NORMS, Analysis, Role, Scale
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit.balance import hardly_any, splits, unknown
 from optax_bnmask.audit.evidence import Case, Cases, count, finding, some, without
 from optax_bnmask.audit.outcome import Finding
+from optax_bnmask.vocabulary import NORMS, Role, Scale
 
 _MAY_BE_EXEMPT: Final = NORMS | {Role.BIAS, Role.GAIN}
 _HIDDEN: Final = frozenset({Scale.INVARIANT, Scale.JOINT, Scale.UNUSED})

@@ -1,9 +1,29 @@
-"""What an audit found."""
+"""What an audit found, and how it is shown: every leaf with its rate beside what is advised."""
 
 import dataclasses
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping, Set
+from typing import Final
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.families import families
+from optax_bnmask.mask import Mask
+from optax_bnmask.report.content import decision_cell, role_cell
+from optax_bnmask.report.document import Cell, Column, Document, Items, Table, Tone
+from optax_bnmask.report.html import html_of
+from optax_bnmask.report.text import text_of
+from optax_bnmask.wording import json_text
+
+AUDIT_SCHEMA: Final = "optax_bnmask/audit/1"
+"""Goes up when a field changes its meaning or goes away, not when one is added."""
+
+_COLUMNS: Final = (
+    Column("path"),
+    Column("role"),
+    Column("loses in a step", number=True),
+    Column("decays"),
+    Column("advised"),
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,21 +98,31 @@ class Audit:
 
     def to_text(self) -> str:
         """The findings, and an aligned table of every leaf; blocks that repeat are one line."""
-        from optax_bnmask.report.audits import audit_to_text  # noqa: PLC0415 - a layer above
-
-        return audit_to_text(self)
+        return text_of(audit_document(self))
 
     def to_html(self) -> str:
         """The findings and the table as one self-contained HTML page."""
-        from optax_bnmask.report.audits import audit_to_html  # noqa: PLC0415 - a layer above
-
-        return audit_to_html(self)
+        return html_of(audit_document(self))
 
     def to_json(self) -> str:
-        """The findings and the rates as JSON, with a versioned schema."""
-        from optax_bnmask.report.audits import audit_to_json  # noqa: PLC0415 - a layer above
-
-        return audit_to_json(self)
+        """The findings and the rates as JSON; its ``"schema"`` is ``"optax_bnmask/audit/1"``."""
+        record = {
+            "schema": AUDIT_SCHEMA,
+            "ok": self.ok,
+            "findings": [
+                {
+                    "severity": finding.severity,
+                    "kind": finding.kind,
+                    "paths": list(finding.paths),
+                    "message": finding.message,
+                }
+                for finding in self.findings
+            ],
+            "rates": dict(self.rates),
+            "frozen": sorted(self.frozen),
+            "exempt": list(self.exempt),
+        }
+        return json_text(record)
 
     def __str__(self) -> str:
         """The table of `to_text`."""
@@ -101,3 +131,58 @@ class Audit:
     def _repr_html_(self) -> str:
         """What a notebook shows."""
         return self.to_html()
+
+
+def audit_document(audit: Audit) -> Document:
+    """The report on an audit."""
+    leaves = len(audit.rates)
+    summary = f"{len(audit.decayed)} of {leaves} leaves decay."
+    findings = Items("Findings", tuple(map(str, audit.findings)) or ("none",))
+    return Document("What decays", (f"{summary} {_verdict(audit)}",), (findings, _table(audit)))
+
+
+def _verdict(audit: Audit) -> str:
+    """One sentence: what is not known is not fine."""
+    if not audit.determined:
+        return "What decays could not be told."
+    return "No errors." if audit.ok else "What decays is wrong."
+
+
+def _table(audit: Audit) -> Table:
+    """The leaves; those of repeated blocks that are treated alike are one line."""
+    advised = wanted_mask(audit.analysis, audit.exempt)
+    named = {path for finding in audit.findings for path in finding.paths}
+    rows = {path: _row(audit, path, named, advised=advised[path]) for path in audit.rates}
+    paths = list(rows)
+    return Table(
+        "Leaves",
+        _COLUMNS,
+        tuple(
+            (Cell(family.pattern), *rows[paths[family.members[0]]])
+            for family in families(paths, list(rows.values()))
+        ),
+    )
+
+
+def _row(audit: Audit, path: str, named: Set[str], *, advised: bool) -> tuple[Cell, ...]:
+    """What is shown of a leaf beside its path."""
+    rate = audit.rates[path]
+    decays = rate > 0
+    wrong = decays != advised and path in named
+    if path in audit.frozen:
+        decision = Cell("frozen", Tone.OPEN)
+    else:
+        decision = Cell("grows", Tone.OPEN) if rate < 0 else decision_cell(decays=decays)
+    return (
+        role_cell(audit.analysis[path]),
+        Cell(f"{rate:.3g}"),
+        decision,
+        Cell(("yes" if advised else "no") + (" !" if wrong else "")),
+    )
+
+
+def wanted_mask(analysis: Analysis, exempt: Collection[str]) -> Mask:
+    """What should decay, without the warning that is for whoever makes the mask."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return analysis.decay_mask(exempt=exempt)

@@ -4,9 +4,8 @@ import dataclasses
 import os
 from typing import Final
 
-from optax_bnmask.analysis import Analysis
+from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.checkpoints.reading import read
-from optax_bnmask.structure import analyze_structure
 
 UNVERIFIED: Final = (
     "unverified by a program: the roles rest on names, shapes and running statistics alone; "

@@ -3,9 +3,10 @@
 import dataclasses
 from typing import Any
 
-from optax_bnmask.analysis import NORMS, Analysis, Evidence, Leaf
+from optax_bnmask.analysis import Analysis, structure_of
 from optax_bnmask.frameworks.call import Call
-from optax_bnmask.structure import reading, structure_of
+from optax_bnmask.structure import reading
+from optax_bnmask.vocabulary import NORMS, Evidence, Leaf
 
 
 def confirmed(call: Call) -> Analysis:

@@ -6,7 +6,6 @@ this one read a dead leaf as a constant 0: a kernel whose bias is dead may be sc
 
 from collections.abc import Iterator
 
-from optax_bnmask.analysis import Assumption, Cancellation
 from optax_bnmask.program.equations import System
 from optax_bnmask.program.exponents import Degrees
 from optax_bnmask.program.freedom import LeafExponents, leaf_exponents
@@ -15,6 +14,8 @@ from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts.changes import leaves_of
 from optax_bnmask.program.shifts.reading import Shifts
 from optax_bnmask.program.tape import COLLECT, MOVE, Equation
+from optax_bnmask.record import Assumption
+from optax_bnmask.vocabulary import Cancellation
 
 _REDUCED = {
     "reduce_sum": "mean",

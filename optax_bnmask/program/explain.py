@@ -8,7 +8,6 @@ import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 
-from optax_bnmask.analysis import Cancellation
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.demands import Axes, Plan
 from optax_bnmask.program.equations import Form, System
@@ -20,6 +19,7 @@ from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
+from optax_bnmask.vocabulary import Cancellation
 
 _SHOWN = 8
 """At most so many operations are shown at either end of a chain."""

@@ -5,7 +5,7 @@ from fractions import Fraction
 from typing import Any
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Analysis, Assumption, Cancellation, Evidence, Leaf, Role, Scale
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.errors import StructureError
 from optax_bnmask.program.dead import assumptions, cancellations, free_exponents
 from optax_bnmask.program.demands import Axes
@@ -25,6 +25,8 @@ from optax_bnmask.program.uses.gradients import differentiable, moved, reached
 from optax_bnmask.program.uses.positions import positions
 from optax_bnmask.program.uses.reading import uses as uses_of
 from optax_bnmask.program.uses.record import Record
+from optax_bnmask.record import Assumption
+from optax_bnmask.vocabulary import Cancellation, Evidence, Leaf, Role, Scale
 
 _GATHER = compat.primitive("gather_p")
 

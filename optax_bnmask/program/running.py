@@ -7,7 +7,7 @@ from math import prod
 from typing import NamedTuple
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.families import listed
 from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.facts import Facts, dependents
@@ -18,6 +18,7 @@ from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import symmetries
 from optax_bnmask.program.tape import Tape
 from optax_bnmask.program.trace import Program
+from optax_bnmask.vocabulary import Scale
 
 _STOP = compat.primitive("stop_gradient_p")
 

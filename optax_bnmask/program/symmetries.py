@@ -3,10 +3,10 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence, Set
 
-from optax_bnmask.analysis import Scale
 from optax_bnmask.program.cones import Vector, cone_of, null_space, transposed
 from optax_bnmask.program.equations import Form, System, plus, quotient
 from optax_bnmask.program.freedom import LeafExponents
+from optax_bnmask.vocabulary import Scale
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

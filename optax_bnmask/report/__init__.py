@@ -1,7 +1,7 @@
 """What is known, shown: an `Analysis` as text, as one HTML page, as JSON and back."""
 
 from optax_bnmask.report.html import to_html
-from optax_bnmask.report.json import from_json, to_json
+from optax_bnmask.report.json import fields_of, to_json
 from optax_bnmask.report.text import to_text
 
-__all__ = ["from_json", "to_html", "to_json", "to_text"]
+__all__ = ["fields_of", "to_html", "to_json", "to_text"]

@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Final
 
-from optax_bnmask.analysis import BIASES, NORMS, Analysis, Leaf, Role, Scale, require_analysis
 from optax_bnmask.families import Family, folded_lines
 from optax_bnmask.mask import Mask
+from optax_bnmask.record import Record, require_analysis, sizes
 from optax_bnmask.report.document import Cell, Column, Document, Items, Leaves, Table, Tone
 from optax_bnmask.report.repetition import (
     assumption_lines,
@@ -14,6 +14,7 @@ from optax_bnmask.report.repetition import (
     scale_words,
     single_families,
 )
+from optax_bnmask.vocabulary import BIASES, NORMS, Dimensions, Leaf, Role, Scale
 from optax_bnmask.wording import counted, percent
 
 TITLE: Final = "Parameters and weight decay"
@@ -26,7 +27,7 @@ SCALE_TONES = {
 }
 
 
-def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool = True) -> Document:
+def document_of(analysis: Record, mask: Mask | None = None, *, collapse: bool = True) -> Document:
     """The report on an analysis and, where there is one, on the mask decided from it.
 
     Args:
@@ -46,7 +47,7 @@ def document_of(analysis: Analysis, mask: Mask | None = None, *, collapse: bool 
     )
 
 
-def lists(analysis: Analysis, *, collapse: bool = True) -> list[Items]:
+def lists(analysis: Record, *, collapse: bool = True) -> list[Items]:
     """Whichever of dead parameters, groups, assumptions, unruled primitives and notes there are."""
     notes = folded_lines(analysis.notes) if collapse else analysis.notes
     blocks = (
@@ -71,6 +72,8 @@ def leaf_table(block: Leaves) -> Table:
     columns += [Column("total size" if counts else "size", number=True), Column("role")]
     columns += [Column("scale")] if scales else []
     columns += [Column("axes")] if axes else []
+    columns += [Column("matrix")] if any(leaf.dimensions for leaf in analysis.leaves) else []
+    columns += [Column("blocks")] if any(leaf.blocks for leaf in analysis.leaves) else []
     columns += [Column("decays")] if mask is not None else []
     columns += [Column("why", prose=True)]
     shown = {column.name for column in columns}
@@ -82,7 +85,7 @@ def leaf_table(block: Leaves) -> Table:
     )
 
 
-def _cells(analysis: Analysis, row: Family, mask: Mask | None) -> Iterable[tuple[str, Cell]]:
+def _cells(analysis: Record, row: Family, mask: Mask | None) -> Iterable[tuple[str, Cell]]:
     """What there is to say of a row, by the columns that may say it."""
     leaves = [analysis.leaves[number] for number in row.members]
     leaf, count = leaves[0], len(leaves)
@@ -94,10 +97,22 @@ def _cells(analysis: Analysis, row: Family, mask: Mask | None) -> Iterable[tuple
     yield "total size", size
     yield "role", role_cell(leaf)
     yield "scale", Cell(scale_words(leaves), SCALE_TONES.get(leaf.scale, Tone.OPEN))
-    yield "axes", Cell(", ".join(map(str, leaf.invariant_axes)))
+    yield "axes", Cell(_joined(leaf.invariant_axes))
+    yield "matrix", Cell(_matrix(leaf.dimensions) if leaf.dimensions else "")
+    yield "blocks", Cell("; ".join(f"{axis}: {sizes(own)}" for axis, own in leaf.blocks.items()))
     if mask is not None:
         yield "decays", decision_cell(decays=mask[leaf.path])
     yield "why", Cell(leaf.reason)
+
+
+def _joined(axes: Iterable[int]) -> str:
+    return ", ".join(map(str, axes))
+
+
+def _matrix(has: Dimensions) -> str:
+    """From the axes that are summed over to those that are put out, and what indexes matrices."""
+    found = f"{_joined(has.reduction)} -> {_joined(has.output)}"
+    return f"{found} per {_joined(has.batch)}" if has.batch else found
 
 
 def role_cell(leaf: Leaf) -> Cell:
@@ -110,7 +125,7 @@ def decision_cell(*, decays: bool) -> Cell:
     return Cell("yes", Tone.YES) if decays else Cell("no", Tone.NO)
 
 
-def summary(analysis: Analysis, mask: Mask | None) -> Iterable[str]:
+def summary(analysis: Record, mask: Mask | None) -> Iterable[str]:
     """A few sentences with the totals."""
     leaves, total = analysis.leaves, sum(leaf.size for leaf in analysis.leaves)
     evidence = " and ".join(sorted(analysis.evidence))
@@ -128,7 +143,7 @@ def summary(analysis: Analysis, mask: Mask | None) -> Iterable[str]:
         yield f"Decayed: {_share([leaf for leaf in leaves if mask[leaf.path]], total)}."
 
 
-def dead_lines(analysis: Analysis, *, collapse: bool) -> Iterable[str]:
+def dead_lines(analysis: Record, *, collapse: bool) -> Iterable[str]:
     """Each leaf whose value does not matter, why, and what saves it."""
     lines = [_dead_line(leaf) for leaf in analysis.leaves if leaf.dead]
     return folded_lines(lines) if collapse else lines
@@ -145,6 +160,6 @@ def _share(leaves: list[Leaf], total: int) -> str:
     return f"{counted(len(leaves), 'leaf', 'leaves')}, {percent(size, total)} of the parameters"
 
 
-def _unhandled(analysis: Analysis) -> Iterable[str]:
+def _unhandled(analysis: Record) -> Iterable[str]:
     for name, count in sorted(analysis.unhandled.items()):
         yield f"`{name}`, {counted(count, 'time', 'times')}: its inputs were taken as sensitive"

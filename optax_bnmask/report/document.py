@@ -3,8 +3,8 @@
 import dataclasses
 import enum
 
-from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
+from optax_bnmask.record import Record
 
 
 class Tone(enum.StrEnum):
@@ -52,7 +52,7 @@ class Leaves:
       collapse: Whether blocks that repeat but for a number are shown once.
     """
 
-    analysis: Analysis
+    analysis: Record
     mask: Mask | None = None
     collapse: bool = True
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
+from optax_bnmask.record import Record
 from optax_bnmask.report.content import document_of
 from optax_bnmask.report.document import (
     Block,
@@ -23,7 +23,7 @@ _AT_ONCE = 12
 """A longer list is folded at first."""
 
 
-def to_html(analysis: Analysis, *, mask: Mask | None = None) -> str:
+def to_html(analysis: Record, *, mask: Mask | None = None) -> str:
     """The analysis as one self-contained HTML page.
 
     The leaves are a tree of scopes to open and close, with totals, a search, and for each leaf the

@@ -12,10 +12,11 @@ from typing import Any, Final
 import jax
 import jax.numpy as jnp
 
-from optax_bnmask.analysis import (
+from optax_bnmask.errors import StructureError
+from optax_bnmask.record import Assumption, Record, require_analysis
+from optax_bnmask.report.fields import Fields
+from optax_bnmask.vocabulary import (
     CANCELLATIONS,
-    Analysis,
-    Assumption,
     Block,
     Cancellation,
     Dimensions,
@@ -24,10 +25,7 @@ from optax_bnmask.analysis import (
     Position,
     Role,
     Scale,
-    require_analysis,
 )
-from optax_bnmask.errors import StructureError
-from optax_bnmask.report.fields import Fields
 from optax_bnmask.wording import json_text
 
 SCHEMA: Final = "optax_bnmask/analysis/1"
@@ -39,7 +37,7 @@ _LARGEST: Final = 2**63 - 1
 _ASSUMPTIONS: Final = ("epsilon", "infinity", "guard", "zeros")
 
 
-def to_json(analysis: Analysis) -> str:
+def to_json(analysis: Record) -> str:
     """The analysis as JSON.
 
     Exponents of symmetries are strings, ``"1/2"``, which `fractions.Fraction` reads. The leaves
@@ -60,10 +58,10 @@ def to_json(analysis: Analysis) -> str:
       >>> json.loads(to_json(analysis))["leaves"][0]["role"]
       'weight'
     """
-    return json_text(record(analysis))
+    return json_text(as_dict(analysis))
 
 
-def record(analysis: Analysis) -> dict[str, Any]:
+def as_dict(analysis: Record) -> dict[str, Any]:
     """The object that `to_json` writes."""
     require_analysis(analysis)
     return {
@@ -114,8 +112,8 @@ def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def from_json(text: str) -> Analysis:
-    """The analysis that `to_json` wrote: equal to it, though without its program.
+def fields_of(text: str) -> dict[str, Any]:
+    """The fields of the analysis that `to_json` wrote: `Analysis.from_json` makes one of them.
 
     Fields that the schema does not have are passed over: a later version may add some.
 
@@ -123,18 +121,10 @@ def from_json(text: str) -> Analysis:
       text: One JSON object, as `to_json` writes it.
 
     Returns:
-      An `Analysis`. It decides, compares and reports as the first did; only its `explain` gives
-      the reason alone, since the traced program is not in the text.
+      The arguments of a `Record`, by name. The traced program is not in the text.
 
     Raises:
       StructureError: The text is no JSON, of another schema, or not as the schema has it.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import optax_bnmask as bnmask
-      >>> analysis = bnmask.analyze_structure({"dense": {"kernel": jnp.ones((2, 3))}})
-      >>> from_json(to_json(analysis)) == analysis
-      True
     """
     try:
         found = json.loads(text)
@@ -149,24 +139,23 @@ def from_json(text: str) -> Analysis:
             f"`text` must be of the schema {SCHEMA!r}. It is of {schema!r}. Read it with the "
             f"version of optax_bnmask that wrote it, or write it anew with this one."
         )
-    leaves = tuple(_leaf_of(leaf) for leaf in fields.objects("leaves"))
     groups = [fields.checked(list, group, "groups") for group in fields.of(list, "groups")]
     unhandled = fields.of(dict, "unhandled")
     if any(isinstance(count, int) and count < 0 for count in unhandled.values()):
         raise fields.wrong("hold no negative number", unhandled, "unhandled")
-    analysis = Analysis(
-        leaves,
-        frozenset(
+    out: dict[str, Any] = {
+        "leaves": tuple(_leaf_of(leaf) for leaf in fields.objects("leaves")),
+        "evidence": frozenset(
             fields.member(Evidence, name, "evidence") for name in fields.each(str, "evidence")
         ),
-        tuple(_symmetry_of(symmetry) for symmetry in fields.objects("symmetries")),
-        tuple(frozenset(fields.checked(str, p, "groups") for p in group) for group in groups),
-        tuple(_assumption_of(assumption) for assumption in fields.objects("assumptions")),
-        {name: fields.checked(int, count, "unhandled") for name, count in unhandled.items()},
-        tuple(fields.each(str, "notes")),
-    )
-    _check_names(fields, analysis)
-    return analysis
+        "symmetries": tuple(_symmetry_of(each) for each in fields.objects("symmetries")),
+        "groups": tuple(frozenset(fields.checked(str, p, "groups") for p in g) for g in groups),
+        "assumptions": tuple(_assumption_of(each) for each in fields.objects("assumptions")),
+        "unhandled": {n: fields.checked(int, k, "unhandled") for n, k in unhandled.items()},
+        "notes": tuple(fields.each(str, "notes")),
+    }
+    _check_names(fields, Record(**out))
+    return out
 
 
 def _leaf_of(fields: Fields) -> Leaf:
@@ -282,7 +271,7 @@ def _assumption_of(fields: Fields) -> Assumption:
     return Assumption(kind, float(value), fields.of(str, "primitive"), fields.of(str, "where"))
 
 
-def _check_names(fields: Fields, analysis: Analysis) -> None:
+def _check_names(fields: Fields, analysis: Record) -> None:
     """That each leaf has a path of its own, and that groups and symmetries speak of leaves."""
     if twice := [p for p, n in Counter(leaf.path for leaf in analysis.leaves).items() if n > 1]:
         raise fields.wrong("name each leaf once", twice[0], "leaves")

@@ -5,12 +5,13 @@ import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 
-from optax_bnmask.analysis import Analysis, Leaf
 from optax_bnmask.families import Family, families, folded_lines, ranges
 from optax_bnmask.mask import Mask
+from optax_bnmask.record import Record
+from optax_bnmask.vocabulary import Leaf
 
 
-def leaf_families(analysis: Analysis, mask: Mask | None = None) -> list[Family]:
+def leaf_families(analysis: Record, mask: Mask | None = None) -> list[Family]:
     """The leaves, those together that agree in all that a report shows but a number in their path.
 
     Args:
@@ -30,7 +31,7 @@ def leaf_families(analysis: Analysis, mask: Mask | None = None) -> list[Family]:
     return families([leaf.path for leaf in analysis.leaves], kinds)
 
 
-def single_families(analysis: Analysis) -> list[Family]:
+def single_families(analysis: Record) -> list[Family]:
     """Each leaf by itself."""
     return [Family(leaf.path, (number,)) for number, leaf in enumerate(analysis.leaves)]
 
@@ -46,7 +47,7 @@ def scale_words(leaves: Sequence[Leaf]) -> str:
     return f"{leaves[0].scale.value} [{ranges(groups)}]" if groups else leaves[0].scale.value
 
 
-def group_lines(analysis: Analysis, *, collapse: bool) -> Iterator[str]:
+def group_lines(analysis: Record, *, collapse: bool) -> Iterator[str]:
     """Each group in the order of the leaves, under the number that the table gives it."""
     order = {leaf.path: number for number, leaf in enumerate(analysis.leaves)}
     groups = [sorted(group, key=lambda path: order.get(path, -1)) for group in analysis.groups]
@@ -61,7 +62,7 @@ def group_lines(analysis: Analysis, *, collapse: bool) -> Iterator[str]:
             yield f"[{ranges(numbers)}] one in each of {scopes}: {names}"
 
 
-def symmetry_lines(analysis: Analysis) -> Iterator[str]:
+def symmetry_lines(analysis: Record) -> Iterator[str]:
     """Each symmetry of the basis as the factors that the leaves are multiplied with."""
     for numbers, scopes, exponents in _alike(analysis.symmetries):
         paths = sorted(exponents)
@@ -76,7 +77,7 @@ def _power(exponent: Fraction | None) -> str:
     return "c" if exponent == 1 else f"c^{exponent}" if exponent else "1"
 
 
-def assumption_lines(analysis: Analysis, *, collapse: bool) -> list[str]:
+def assumption_lines(analysis: Record, *, collapse: bool) -> list[str]:
     """Each assumption; those that were made in many places alike, once."""
     lines: list[str] = []
     alike = itertools.groupby(analysis.assumptions, lambda a: (a.kind, a.value, a.primitive))

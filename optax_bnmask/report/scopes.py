@@ -3,10 +3,11 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from optax_bnmask.analysis import Analysis, Leaf
 from optax_bnmask.families import Family
 from optax_bnmask.mask import Mask
+from optax_bnmask.record import Record
 from optax_bnmask.report.repetition import leaf_families
+from optax_bnmask.vocabulary import Leaf
 
 _CHAINS = 100_000
 """So many leaves may be looked at to explain some: one explanation may walk the whole program."""
@@ -58,7 +59,7 @@ class Scope:
         return found
 
 
-def scope_tree(analysis: Analysis, mask: Mask | None = None) -> Scope:
+def scope_tree(analysis: Record, mask: Mask | None = None) -> Scope:
     """All leaves under the root.
 
     A scope that holds one row alone is shown as that row, and one that holds one scope alone as
@@ -82,7 +83,7 @@ def scope_tree(analysis: Analysis, mask: Mask | None = None) -> Scope:
     return _scope("", rows, 0)
 
 
-def _explanations(analysis: Analysis, found: Sequence[Family]) -> Mapping[int, str]:
+def _explanations(analysis: Record, found: Sequence[Family]) -> Mapping[int, str]:
     """What the proof says of the first leaf of each family, of the largest if they are many."""
     if analysis.proof is None:
         return {}

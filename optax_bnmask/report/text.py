@@ -1,13 +1,13 @@
 """A report as plain text: aligned columns, nothing that needs a terminal."""
 
-from optax_bnmask.analysis import Analysis
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import printable
+from optax_bnmask.record import Record
 from optax_bnmask.report.content import document_of, leaf_table
 from optax_bnmask.report.document import Document, Figure, Items, Leaves, Table
 
 
-def to_text(analysis: Analysis, *, mask: Mask | None = None, collapse: bool = True) -> str:
+def to_text(analysis: Record, *, mask: Mask | None = None, collapse: bool = True) -> str:
     """The analysis as aligned text.
 
     Blocks that differ only in a number of their path, and whose leaves agree in shape, dtype, role,

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from importlib import resources
 from typing import Final
 
-from optax_bnmask.analysis import Analysis, Role, Scale
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import printable
+from optax_bnmask.record import Record, in_words
 from optax_bnmask.report.content import SCALE_TONES
 from optax_bnmask.report.document import Tone
 from optax_bnmask.report.repetition import scale_words
 from optax_bnmask.report.scopes import Row, Scope, scope_tree
+from optax_bnmask.vocabulary import Role, Scale
 from optax_bnmask.wording import counted, percent
 
 _AT_ONCE = 40
@@ -43,7 +44,7 @@ autocomplete="off" spellcheck="false"></label>
 """
 
 
-def leaf_section(analysis: Analysis, mask: Mask | None = None) -> str:
+def leaf_section(analysis: Record, mask: Mask | None = None) -> str:
     """The section of a report that shows the leaves.
 
     Args:
@@ -84,7 +85,7 @@ def _heads(rows: Sequence[Row], mask: Mask | None) -> str:
     )
 
 
-def _legend(analysis: Analysis, total: int) -> str:
+def _legend(analysis: Record, total: int) -> str:
     """What each mark stands for, and how much of the model it is."""
     counts, sizes = Counter[Role](), Counter[Role]()
     for leaf in analysis.leaves:
@@ -179,6 +180,8 @@ def _more(row: Row) -> str:
     if row.explanation:
         lines = "\n".join(map(escaped, row.explanation.splitlines()))
         parts.append(f"<pre>{lines}</pre>\n")
+    else:
+        parts += [f"<p>{escaped(line)}</p>\n" for line in in_words(leaf)]
     items = "".join(f"<li>{escaped(leaf.path)}</li>" for leaf in row.leaves)
     head = "Path" if count == 1 else f"All {count:,} paths"
     parts.append(f'<p>{head}:</p><ul class="members">{items}</ul>\n')

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 import optax
 
-from optax_bnmask.analysis import Analysis, Block, require_analysis, require_program
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.errors import PathError
-from optax_bnmask.mask import PART
+from optax_bnmask.labels import PART
 from optax_bnmask.paths import layout, nearest
+from optax_bnmask.record import require_analysis, require_program
+from optax_bnmask.vocabulary import Block
 
 
 def by_blocks(

@@ -5,6 +5,8 @@ from typing import Any
 import jax
 import optax
 
+from optax_bnmask.errors import StructureError, first_line
+
 
 def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401 - any pytrees
     """A mask as the tree of bools that it stands for.
@@ -20,6 +22,7 @@ def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401
 
     Raises:
       TypeError: The mask has something else than bools, such as labels or a whole analysis.
+      StructureError: The mask is a tree of another structure.
     """
     if mask is None:
         return jax.tree.broadcast(True, tree)  # noqa: FBT003 - the mask's only leaf
@@ -34,7 +37,14 @@ def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401
                 f"{f' from a `{type(mask).__name__}`' if is_function else ''}. Of an `Analysis`, "
                 f"pass `analysis.decay_mask()` or `analysis.select(...)`."
             )
-    return jax.tree.broadcast(found, tree)
+    try:
+        return jax.tree.broadcast(found, tree)
+    except ValueError as error:
+        raise StructureError(
+            f"`{argument}` must hold a bool for each leaf, or for each subtree, of the tree that "
+            f"the optimizer updates. The two trees differ: {first_line(error)} Make the mask of "
+            f"all of these params, or pass a `Mask`, which is aligned by path."
+        ) from error
 
 
 def required(params: Any, transform: str) -> Any:  # noqa: ANN401 - any pytree

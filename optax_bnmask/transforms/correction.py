@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_bnmask.arguments import require_rate
 from optax_bnmask.transforms.choice import chosen, required, scheduled
 
 
@@ -57,7 +58,8 @@ def corrected_weight_decay(
       An `optax.GradientTransformation`, whose state is a `CorrectedWeightDecayState`.
 
     Raises:
-      ValueError: `peak_learning_rate` is not positive.
+      TypeError: `weight_decay` or `learning_rate` is neither a number nor a schedule.
+      ValueError: `peak_learning_rate` is not positive, or one of the others negative.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -75,6 +77,8 @@ def corrected_weight_decay(
     References:
       Defazio, Why Gradients Rapidly Increase Near the End of Training, 2025, arXiv:2506.02285.
     """
+    require_rate(weight_decay, "weight_decay")
+    require_rate(learning_rate, "learning_rate")
     known = isinstance(peak_learning_rate, int | float | np.generic)  # not so of a tracer
     if known and not peak_learning_rate > 0:
         raise ValueError(

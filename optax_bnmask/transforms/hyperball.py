@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.mask import whole
+from optax_bnmask.arguments import require_rate, require_size
+from optax_bnmask.labels import whole
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required, scheduled
 from optax_bnmask.transforms.slices import by_path, check_paths, paths_of, summed
@@ -92,6 +93,8 @@ def hyperball(
       An `optax.GradientTransformation`, whose state is a `HyperballState`.
 
     Raises:
+      TypeError: `learning_rate` is neither a number nor a schedule, or `axes` no such mapping.
+      ValueError: `learning_rate`, or a `radius`, is negative or not finite.
       PathError: `axes` or `radius` names a leaf that `mask`, being a `Mask`, does not know.
       StructureError: On `init`: an axis that the leaf does not have.
 
@@ -114,10 +117,13 @@ def hyperball(
       Optimization, 2026, arXiv:2606.16899; Kosson et al., Rotational Equilibrium, 2023,
       arXiv:2305.17212 (what decay settles at).
     """
+    require_rate(learning_rate, "learning_rate")
     axes = by_path(axes)
     given = dict(radius) if isinstance(radius, Mapping) else {}
     check_paths(axes, mask, "axes")
     check_paths(given, mask, "radius")
+    for each in given.values() if isinstance(radius, Mapping) else [radius] if radius else []:
+        require_size(each, "radius")
     rule = _turned_exactly if exact_angle else _turned
     sign = 1 if flip_sign else -1
 

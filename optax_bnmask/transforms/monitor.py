@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.analysis import Analysis, Role, Scale, require_analysis
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.paths import layout
+from optax_bnmask.record import require_analysis
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
 from optax_bnmask.transforms.undecayed import joined, part_of, remembers, without
+from optax_bnmask.vocabulary import Role, Scale
 
 
 class MonitorScaleState(NamedTuple):

@@ -1,12 +1,15 @@
 """The chosen leaves of a tree, and the slices of each that have a norm of their own."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import jax
 
+from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.errors import PathError, StructureError
-from optax_bnmask.mask import Mask, whole
+from optax_bnmask.labels import whole
+from optax_bnmask.mask import Mask
 from optax_bnmask.paths import nearest
 from optax_bnmask.transforms.choice import chosen
 
@@ -38,6 +41,11 @@ def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a u
             f"`axes` must map paths of leaves to axes, as `analysis.invariant_axes` and "
             f"`analysis.norm_axes()` do. Found {axes!r}."
         )
+    for path, own in (axes or {}).items():
+        if not isinstance(own, Sequence) or not all(isinstance(a, Integral) for a in own):
+            raise wrong_kind(
+                f"axes[{path!r}]", "a tuple of axes", own, "A single axis is `(3,)`, with a comma."
+            )
     return dict(axes or {})
 
 

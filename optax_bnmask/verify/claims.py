@@ -13,9 +13,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.explain import Explainer
+from optax_bnmask.vocabulary import Scale
 
 Move = dict[int, Any]
 """Powers of 2 by leaf number: numbers, or arrays that broadcast to the leaf."""

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import BIASES, GAINS, Leaf, Role
 from optax_bnmask.program.constants import is_here
+from optax_bnmask.vocabulary import BIASES, GAINS, Leaf, Role
 
 Array = Any
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from optax_bnmask.analysis import BIASES, Role, Scale
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.verify.claims import groups, witness
 from optax_bnmask.verify.drawing import is_abstract
@@ -12,6 +11,7 @@ from optax_bnmask.verify.interpreter import Constant
 from optax_bnmask.verify.trial import DRAWS, Trial, moved, plain
 from optax_bnmask.verify.verification import Weak
 from optax_bnmask.verify.yardstick import relative_change
+from optax_bnmask.vocabulary import BIASES, Role, Scale
 
 _WEAK = 0.01
 

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_bnmask.analysis import Analysis, require_analysis
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import layout
+from optax_bnmask.record import require_analysis
 
 Array = Any
 

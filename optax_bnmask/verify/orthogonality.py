@@ -16,10 +16,11 @@ import jax
 import jax.numpy as jnp
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.verify import claims
 from optax_bnmask.verify.trial import proof_of
+from optax_bnmask.vocabulary import Scale
 
 Array = Any
 

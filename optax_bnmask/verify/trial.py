@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_bnmask.analysis import Analysis, Assumption
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import is_array
 from optax_bnmask.errors import StructureError, VerificationError
 from optax_bnmask.program.explain import Explainer
+from optax_bnmask.record import Assumption
 from optax_bnmask.verify.claims import Move
 from optax_bnmask.verify.degenerate import examined
 from optax_bnmask.verify.drawing import drawn_input, drawn_leaf, is_abstract, is_float

@@ -7,9 +7,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_bnmask.analysis import Analysis, Scale, require_analysis
+from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import wrong_kind
+from optax_bnmask.record import require_analysis
 from optax_bnmask.verify.verification import Verification
+from optax_bnmask.vocabulary import Scale
 
 
 def verify(

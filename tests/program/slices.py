@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_bnmask.analysis import Analysis, Scale
+from optax_bnmask.analysis import Analysis
+from optax_bnmask.vocabulary import Scale
 
 _NEAR, _FAR = 2.0**8, 2.0**16
 """Two factors so large that no epsilon is felt at either; float64 has room for both."""

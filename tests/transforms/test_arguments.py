@@ -38,6 +38,55 @@ def test_axes_are_by_path(treatment):
         treatment(MASK, axes=(3,))
 
 
+@pytest.mark.parametrize("treatment", [bnmask.keep_norm, lambda _, **k: bnmask.hyperball(0.1, **k)])
+def test_axes_of_a_leaf_are_a_tuple(treatment):
+    with pytest.raises(TypeError, match=r"`axes\['kernel'\]` must be a tuple of axes. Found 1"):
+        treatment(MASK, axes={"kernel": 1})
+
+
+CORRECTED = {"mask": None, "corrected": MASK}
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: bnmask.hyperball(None), TypeError, "`learning_rate` must be a number or a sch"),
+        (lambda: bnmask.hyperball("0.1"), TypeError, "a number or a schedule.* Found '0.1'"),
+        (lambda: bnmask.hyperball(-0.1), ValueError, "`learning_rate` must be finite and at least"),
+        (lambda: bnmask.hyperball(MASK), TypeError, "`learning_rate` must be .* Found a Mask"),
+        (lambda: bnmask.hyperball(0.1, radius="1"), TypeError, "`radius` must be a number"),
+        (lambda: bnmask.hyperball(0.1, radius={"kernel": -1}), ValueError, "`radius` must be fin"),
+        (
+            lambda: bnmask.corrected_weight_decay(None, 0.1, 0.1, **CORRECTED),
+            TypeError,
+            "`weight_decay` must be a number or a schedule",
+        ),
+        (
+            lambda: bnmask.corrected_weight_decay(0.1, "0.1", 0.1, **CORRECTED),
+            TypeError,
+            "`learning_rate` must be a number or a schedule",
+        ),
+    ],
+)
+def test_a_rate_is_a_number_or_a_schedule(call, error, said):
+    with pytest.raises(error, match=said):
+        call()
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [
+        bnmask.keep_norm,
+        lambda mask: bnmask.hyperball(0.1, mask),
+        lambda mask: bnmask.corrected_weight_decay(0.1, 0.1, 0.1, mask=mask, corrected=MASK),
+    ],
+)
+def test_a_mask_of_some_of_the_leaves_is_refused(treatment):
+    tx = treatment({"kernel": True})
+    with pytest.raises(bnmask.StructureError, match="`mask` must hold a bool for each leaf"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
 def test_a_number_is_no_key():
     with pytest.raises(TypeError, match=r"`key` must be a key of JAX's.* Found 0"):
         bnmask.verify(ANALYSIS, net, PARAMS, DATA, key=0)

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Role
 from optax_bnmask.program.flags import EVERY
 from optax_bnmask.program.rules.indexing import reads_several
 from optax_bnmask.program.tape import CARRY, Equation
 from optax_bnmask.program.uses.dimensions import Meeting
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, NONE, Met, View, features_of, together
+from optax_bnmask.vocabulary import Role
 
 _SUM = compat.primitive("reduce_sum_p")
 

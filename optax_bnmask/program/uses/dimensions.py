@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Block, Dimensions
 from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.indices import Segments, size_of, starts_of
 from optax_bnmask.program.registry import RULES, SAME, Kind, Law, full_map
 from optax_bnmask.program.tape import COLLECT, CONTRACT, MOVE, Equation, Map, Tape
+from optax_bnmask.vocabulary import Block, Dimensions
 
 Places = tuple[frozenset[int], ...]
 """For each axis of a value, hidden ones last, the axes of the leaf that it is a part of."""

@@ -4,12 +4,12 @@ import math
 from collections.abc import Iterable, Mapping
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Role
 from optax_bnmask.program.flags import EPSILON, EVERY
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, NONE, Factor, Met, View, features_of, together
+from optax_bnmask.vocabulary import Role
 
 _SUB = compat.primitive("sub_p")
 _ROOTS = {compat.primitive("sqrt_p"): 1, compat.primitive("rsqrt_p"): -1}

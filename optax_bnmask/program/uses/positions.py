@@ -1,10 +1,10 @@
 """Where in the flow of the data a leaf stands: at their entry, at the output, or in between."""
 
 from optax_bnmask import compat
-from optax_bnmask.analysis import Position, Role
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
+from optax_bnmask.vocabulary import Position, Role
 
 _GATHER = compat.primitive("gather_p")
 

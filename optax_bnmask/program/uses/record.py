@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-from optax_bnmask.analysis import Dimensions, Role
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import RULES, SAME, Kind, Law
 from optax_bnmask.program.tape import Equation, Map
@@ -24,6 +23,7 @@ from optax_bnmask.program.uses.views import (
     features_of,
     renamed,
 )
+from optax_bnmask.vocabulary import Dimensions, Role
 
 
 class Record:

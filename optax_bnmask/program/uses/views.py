@@ -4,9 +4,9 @@ import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
-from optax_bnmask.analysis import Role
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.dimensions import Meeting, Places
+from optax_bnmask.vocabulary import Role
 
 NONE: frozenset[int] = frozenset()
 

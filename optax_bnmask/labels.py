@@ -1,0 +1,191 @@
+"""A value for each leaf, aligned by path: what `Mask` is, and what `optax.partition` takes."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from typing import Any, Final
+
+import jax
+import numpy as np
+
+from optax_bnmask import arguments
+from optax_bnmask.compat import without_collection
+from optax_bnmask.errors import PathError
+from optax_bnmask.paths import layout, nearest
+from optax_bnmask.wording import counted
+
+PART: Final = "part along axis "
+"""How the names of parts of a leaf begin, where `by_blocks` shows them as leaves."""
+
+SHOWN: Final = 12
+"""How many leaves a `repr` names, so that it fits a screen."""
+
+
+def whole(path: str) -> str:
+    """The path of the leaf that a path names, or names a part of."""
+    return path.partition(f"/{PART}")[0]
+
+
+class _Label(str):
+    """A label in a tree: `optax.masked` would take any string for True, and decay everything."""
+
+    __slots__ = ()
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"A label is no yes or no. Where {str(self)!r} was met, `mask` must hold a bool for "
+            f"each leaf: pass `analysis.decay_mask()` or `analysis.select(...)` as the mask, and "
+            f"`Labels` to `optax.partition`."
+        )
+
+
+class Labels:
+    """A label for each leaf: a callable for `optax.partition`, and a value.
+
+    Calling it with a pytree gives the tree of labels in the tree's own containers, leaf by leaf by
+    canonical path. It never looks at the leaves, so it serves under `jit`, on updates as on params,
+    and on trees with `optax.MaskedNode` holes. Equal by content, hashable, picklable.
+    """
+
+    __slots__ = ("_by_path", "_last")
+    _by_path: dict[str, Any]
+    _last: tuple[Any, list[Any]] | None
+    """The structure that this was called with last, and the labels of its leaves: an optimizer
+    calls once to begin with and again wherever a step is traced, with trees of one structure, and
+    that tells the names of all leaves."""
+
+    def __init__(self, by_path: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "_by_path", self._guarded(arguments.by_path(by_path, "by_path")))
+        object.__setattr__(self, "_last", None)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"`{type(self).__name__}` is frozen; make a new one instead.")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"`{type(self).__name__}` is frozen; make a new one instead.")
+
+    def __reduce__(self) -> tuple[type, tuple[dict[str, Any]]]:
+        return type(self), (self._by_path,)
+
+    def __call__(self, tree: Any) -> Any:  # noqa: ANN401 - any pytree in, the same out
+        """The tree with each leaf replaced by its label.
+
+        Args:
+          tree: Any pytree whose leaves this knows by path, or a part of it.
+
+        Returns:
+          A pytree of the same structure.
+
+        Raises:
+          PathError: The tree has a leaf that this does not know.
+        """
+        structure, last = jax.tree.structure(tree), self._last
+        if last is None or last[0] != structure:
+            last = structure, self._values(tree)
+            object.__setattr__(self, "_last", last)
+        with without_collection():
+            return jax.tree.unflatten(structure, last[1])
+
+    @staticmethod
+    def _guarded(by_path: Mapping[str, Any]) -> dict[str, Any]:
+        """The labels, so that none is taken for a bool."""
+        return {p: _Label(v) if isinstance(v, str) else v for p, v in by_path.items()}
+
+    def _values(self, tree: Any) -> list[Any]:  # noqa: ANN401 - any pytree
+        """The labels of the leaves of a tree, in JAX's order."""
+        paths = layout(tree, "tree").leaves
+        known = self._by_path
+        try:
+            return [known[path] for path in paths]
+        except KeyError:
+            return [self._of_part(path, tree) for path in paths]
+
+    def _of_part(self, path: str, tree: Any) -> Any:  # noqa: ANN401 - a label
+        """The label of a leaf, or of the leaf that it is a part of; an error if there is none."""
+        known = self._by_path
+        try:
+            return known[whole(path)]
+        except KeyError:
+            if not path:
+                raise PathError(
+                    f"A `{type(self).__name__}` must be called with the tree of its leaves. It got "
+                    f"a single {type(tree).__name__}. `optax.inject_hyperparams` calls with the "
+                    f'step count what is not declared static: pass `static_args=("mask",)` there, '
+                    f"or whatever the argument is called."
+                ) from None
+            raise PathError(
+                f"A `{type(self).__name__}` can only be applied to leaves that it was made for. It "
+                f"met {path!r}, which is none of its {len(self._by_path)} leaves"
+                f"{nearest(path, self._by_path)}. Make it anew from the params that the optimizer "
+                f"sees."
+            ) from None
+
+    def summary(self, params: Any = None) -> str:  # noqa: ANN401 - any pytree
+        """One line for a training log: how many leaves each label has, and how many parameters.
+
+        Args:
+          params: The tree that this was made for, of arrays or `jax.ShapeDtypeStruct`s; without it
+            leaves are counted, and parameters are not.
+
+        Returns:
+          The line.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import optax_bnmask as bnmask
+          >>> params = {"dense": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(3)}}
+          >>> bnmask.decay_mask(params).summary(params)
+          'decays: 1 leaf, 6 parameters; exempt: 1 leaf, 3 parameters'
+        """
+        paths = self if params is None else layout(params).leaves
+        groups: dict[Any, list[str]] = {}
+        for path in paths:
+            groups.setdefault(self[path], []).append(path)
+        said = []
+        for label, members in groups.items():
+            size = counted(len(members), "leaf", "leaves")
+            if params is not None:
+                size += f", {sum(np.size(paths[path]) for path in members):,} parameters"
+            said.append(f"{self._name(label)}: {size}")
+        return "; ".join(said)
+
+    @staticmethod
+    def _name(label: Any) -> str:  # noqa: ANN401 - a label
+        return str(label)
+
+    def __getitem__(self, path: str) -> Any:  # noqa: ANN401 - a bool or a label
+        """The label of the leaf of that canonical path."""
+        try:
+            return self._by_path[path]
+        except KeyError:
+            raise PathError(
+                f"`path` must name a leaf. There is no leaf {path!r}{nearest(path, self._by_path)}."
+            ) from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_path)
+
+    def __len__(self) -> int:
+        return len(self._by_path)
+
+    def __contains__(self, path: object) -> bool:
+        return path in self._by_path
+
+    def __bool__(self) -> bool:
+        raise TypeError(
+            f"A `{type(self).__name__}` is not one yes or no but a value for each leaf, and cannot "
+            f"stand where a bool is wanted. Where a tree is wanted, call it: `mask(params)`."
+        )
+
+    def __eq__(self, other: object) -> bool:
+        if type(other) is not type(self):
+            return NotImplemented
+        return self._by_path == other._by_path
+
+    def __hash__(self) -> int:
+        return hash((type(self), frozenset(self._by_path.items())))
+
+    def __repr__(self) -> str:
+        shown = islice(self._by_path.items(), SHOWN)
+        lines = "".join(f"\n  {path}: {label!r}" for path, label in shown)
+        more = f"\n  and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        return f"{type(self).__name__}({lines}{more}\n)"
