@@ -119,11 +119,15 @@ class Analysis(Record):
         """
         return decay_mask_of(self, exempt=exempt, always=always, never=never)
 
-    def select(self, *categories: str) -> Mask:
+    def select(self, *categories: str, by_blocks: bool = False) -> Mask:
         """The mask that is `True` where a leaf is in one of the categories.
 
         Args:
           *categories: As in `decay_mask`.
+          by_blocks: For use inside of `bnmask.by_blocks`: fused leaves are represented by their
+            parts, and ``"scale_invariant"`` holds of a part whose scale is hidden even if that of
+            others beside it is not, as of queries and keys that are normalised and values that are
+            not.
 
         Returns:
           A `Mask`, for `optax.masked` and its kin.
@@ -131,7 +135,7 @@ class Analysis(Record):
         Raises:
           CategoryError: An unknown category, or one that this evidence cannot show.
         """
-        return selection(self, categories)
+        return selection(self, categories, by_blocks=by_blocks)
 
     def labels(
         self,

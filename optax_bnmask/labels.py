@@ -1,7 +1,7 @@
 """A value for each leaf, aligned by path: what `Mask` is, and what `optax.partition` takes."""
 
 from collections.abc import Iterator, Mapping
-from itertools import islice
+from itertools import islice, product
 from typing import Any, Final
 
 import jax
@@ -11,6 +11,7 @@ from optax_bnmask import arguments
 from optax_bnmask.compat import without_collection
 from optax_bnmask.errors import PathError
 from optax_bnmask.paths import layout, nearest
+from optax_bnmask.vocabulary import Leaf
 from optax_bnmask.wording import counted
 
 PART: Final = "part along axis "
@@ -23,6 +24,21 @@ SHOWN: Final = 12
 def whole(path: str) -> str:
     """The path of the leaf that a path names, or names a part of."""
     return path.partition(f"/{PART}")[0]
+
+
+Parts = Mapping[str, tuple[slice, ...]]
+
+
+def parts_of(leaf: Leaf) -> Parts:
+    """The parts of a leaf that `by_blocks` shows, by name; none of one that is whole."""
+    several = {axis: parts for axis, parts in leaf.blocks.items() if len(parts) > 1}
+    out = {}
+    for chosen in product(*several.values()):
+        at = dict(zip(several, chosen, strict=True))
+        name = ", ".join(f"{axis} [{b.start}:{b.stop}]" for axis, b in at.items())
+        places = (at.get(axis) for axis in range(len(leaf.shape)))
+        out[PART + name] = tuple(slice(b.start, b.stop) if b else slice(None) for b in places)
+    return out if several else {}
 
 
 class _Label(str):

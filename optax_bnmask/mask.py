@@ -1,7 +1,7 @@
 """The decision: from what is known of each leaf to a mask, or labels, that Optax takes."""
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import compress
 from typing import Any
 
@@ -11,7 +11,7 @@ from optax_bnmask import compat
 from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.categories import BY_ROLE, CATEGORIES, checked, is_in
 from optax_bnmask.errors import CategoryError, PathError
-from optax_bnmask.labels import SHOWN, Labels
+from optax_bnmask.labels import SHOWN, Labels, parts_of
 from optax_bnmask.paths import matches
 from optax_bnmask.record import Record
 from optax_bnmask.structure import reading
@@ -145,7 +145,7 @@ def decay_mask_of(
     return Mask(decays)
 
 
-def selection(analysis: Record, categories: Collection[str]) -> Mask:
+def selection(analysis: Record, categories: Collection[str], *, by_blocks: bool) -> Mask:
     """`Analysis.select`."""
     names = checked(categories, analysis.evidence, "categories")
     if not names:
@@ -153,7 +153,27 @@ def selection(analysis: Record, categories: Collection[str]) -> Mask:
             f"`select` must be given at least one category. Found none. Name some of "
             f"{', '.join(map(repr, CATEGORIES))}."
         )
-    return Mask({leaf.path: any(is_in(leaf, name) for name in names) for leaf in analysis.leaves})
+    chosen = {leaf.path: any(is_in(leaf, name) for name in names) for leaf in analysis.leaves}
+    if not by_blocks:
+        return Mask(chosen)
+    hides = "scale_invariant" in names
+    out: dict[str, bool] = {}
+    for leaf in analysis.leaves:
+        is_in_all = chosen[leaf.path]
+        parts = parts_of(leaf).items()
+        out |= {f"{leaf.path}/{p}": is_in_all or (hides and _is_hidden(leaf, w)) for p, w in parts}
+        out |= {} if parts else {leaf.path: is_in_all}
+    return Mask(out)
+
+
+def _is_hidden(leaf: Leaf, where: Sequence[slice]) -> bool:
+    """Whether a part of a leaf may be scaled without the rest, by its place on an axis."""
+    return any(
+        block.start <= where[axis].start and where[axis].stop <= block.stop
+        for axis, blocks in leaf.invariant_blocks.items()
+        for block in blocks
+        if where[axis].start is not None
+    )
 
 
 def labels_of(

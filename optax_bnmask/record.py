@@ -119,6 +119,12 @@ def in_words(leaf: Leaf) -> list[str]:
     """What is known of a leaf's axes, and whether a gradient reaches it, a line each."""
     said = [f"as a matrix: {leaf.dimensions}"] if leaf.dimensions else []
     said += [f"axis {axis} in parts of {sizes(own)}" for axis, own in leaf.blocks.items()]
+    for axis, own in leaf.invariant_blocks.items():
+        places = ", ".join(
+            f"{b.start}:{b.stop}" + (f" in runs of {b.inner}" if b.inner < b.stop - b.start else "")
+            for b in own
+        )
+        said.append(f"along axis {axis}, {places} may be scaled without the rest")
     return [*said, *([] if leaf.reached else ["no gradient reaches it"])]
 
 

@@ -170,6 +170,9 @@ class Leaf:
       dimensions: Which of its axes make a matrix of it; `None` where it is no matrix.
       blocks: By axis, the parts that the program treats apart, one after the other: queries, keys
         and values of a fused kernel, the gates of a cell. Axes that are whole are left out.
+      invariant_blocks: By axis, the parts whose scale is hidden, where that is not so of every
+        index: of a kernel whose queries and keys alone are normalised, their columns. Each run of
+        `inner` indices may be scaled by itself.
       position: Where it stands in the flow of the data, if it is a weight or an embedding.
       reached: Whether some gradient of some output flows to it.
       dead: If its value does not matter, whatever it is, why; proved from the program. `None` if it
@@ -186,6 +189,9 @@ class Leaf:
     reason: str = ""
     dimensions: Dimensions | None = None
     blocks: Mapping[int, tuple[Block, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    invariant_blocks: Mapping[int, tuple[Block, ...]] = dataclasses.field(
+        default_factory=dict, hash=False
+    )
     position: Position | None = None
     reached: bool = True
     dead: Cancellation | None = None

@@ -3,11 +3,11 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
 
 from optax_bnmask.program.equations import Component, Components, Form, System, plus, subsets
 from optax_bnmask.program.exponents import WHOLE, Degree
 from optax_bnmask.program.indices import Segments, size_of, starts_of
+from optax_bnmask.vocabulary import Block
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -77,23 +77,9 @@ def _parts(system: System, components: Components, axis: int, segments: Segments
         yield Part(start, size_of(segment), found, tuple(a.size for a in segment))
 
 
-class Range(NamedTuple):
-    """Indices of an axis that may be scaled without the rest.
-
-    Attributes:
-      start: The first.
-      stop: One after the last.
-      block: Each block of so many of them may be scaled by itself: 1 if every index may.
-    """
-
-    start: int
-    stop: int
-    block: int
-
-
 def free_parts(
     leaves: Mapping[int, LeafExponents], biases: Sequence[Iterable[int]]
-) -> dict[int, dict[int, list[Range]]]:
+) -> dict[int, dict[int, list[Block]]]:
     """Where along their axes leaves may be scaled by themselves, with the biases they own.
 
     Args:
@@ -101,17 +87,19 @@ def free_parts(
       biases: For each leaf, the biases added to its own output.
 
     Returns:
-      For each leaf, and each of its axes along which that is known, the ranges.
+      For each leaf, and each of its axes along which that is known, the parts that may be scaled
+      without the rest, and within them the runs that may be scaled each by itself: runs of 1 where
+      every index may.
     """
     holders = _holders(leaves)
-    out: dict[int, dict[int, list[Range]]] = {}
+    out: dict[int, dict[int, list[Block]]] = {}
     for i, leaf in leaves.items():
         if not any(True for _ in leaf.varying()):
             continue  # it scales as a whole or not at all, which is no question of parts
         alone = _without_others(holders, leaf, {i, *biases[i]})
         for axis, parts in enumerate(leaf.axes):
             free = _free(alone, leaf, axis) if sum(p.size for p in parts) > 1 else ()
-            ranges = [Range(p.start, p.start + p.size, _block(alone, leaf, p)) for p in free]
+            ranges = [Block(p.start, p.start + p.size, _block(alone, leaf, p)) for p in free]
             if ranges:
                 out.setdefault(i, {})[axis] = ranges
     return out

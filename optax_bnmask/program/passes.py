@@ -1,6 +1,6 @@
 """The passes in order, and what they found put together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -11,7 +11,7 @@ from optax_bnmask.program.dead import assumptions, cancellations, free_exponents
 from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.freedom import LeafExponents, Range, free_parts, leaf_exponents
+from optax_bnmask.program.freedom import LeafExponents, free_parts, leaf_exponents
 from optax_bnmask.program.rules import load
 from optax_bnmask.program.running import running_statistics
 from optax_bnmask.program.shifts import Shifts
@@ -26,7 +26,7 @@ from optax_bnmask.program.uses.positions import positions
 from optax_bnmask.program.uses.reading import uses as uses_of
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.record import Assumption
-from optax_bnmask.vocabulary import Cancellation, Evidence, Leaf, Role, Scale
+from optax_bnmask.vocabulary import Block, Cancellation, Evidence, Leaf, Role, Scale
 
 _GATHER = compat.primitive("gather_p")
 
@@ -96,6 +96,9 @@ def _analysis_of(program: Program) -> Analysis:
         return {
             "dimensions": uses.dimensions(i),
             "blocks": blocks(axes.segments(x)) if x in axes.of else {},
+            "invariant_blocks": _invariant_blocks(
+                found.scale[i], program.shapes[i], parts.get(i, {})
+            ),
             "position": where[i],
             "reached": bool(touched[x]) or not tape.floats[x],
             "dead": dead.get(x),
@@ -178,7 +181,7 @@ def _leaf(
     i: int,
     found: Symmetries,
     uses: Record,
-    parts: Mapping[int, Sequence[Range]],
+    parts: Mapping[int, Sequence[Block]],
     *,
     is_live: bool,
     **of_axes: Any,  # noqa: ANN401 - fields of `Leaf`
@@ -200,15 +203,16 @@ def _leaf(
     if why := of_axes["dead"]:
         said = (_use(uses, i), f"its value does not matter: {why}")
     else:
-        said = (_use(uses, i), _scale(program, i, found), _in_part(scale, shape, axes, parts))
+        said = (_use(uses, i), _scale(program, i, found))
+        said += tuple(_in_part(scale, shape, of_axes["invariant_blocks"]))
     reason = "; ".join(part for part in said if part)
     group = found.group[i]
     return Leaf(path, shape, dtype, uses.role(i), scale, axes, group, reason, **of_axes)
 
 
-def _covers(ranges: Sequence[Range], size: int) -> bool:
+def _covers(ranges: Sequence[Block], size: int) -> bool:
     """Whether every index of an axis may be scaled by itself."""
-    return all(r.block == 1 for r in ranges) and sum(r.stop - r.start for r in ranges) == size
+    return all(r.inner == 1 for r in ranges) and sum(r.stop - r.start for r in ranges) == size
 
 
 def _use(uses: Record, i: int) -> str:
@@ -250,27 +254,33 @@ def _scale(program: Program, i: int, found: Symmetries) -> str:
     return "its scale reaches the outputs"
 
 
+def _invariant_blocks(
+    scale: Scale, shape: Sequence[int], parts: Mapping[int, Sequence[Block]]
+) -> dict[int, tuple[Block, ...]]:
+    """The parts of each axis that may be scaled without the rest, where that is not every index."""
+    return {
+        axis: tuple(Block(*map(int, block)) for block in ranges)
+        for axis, ranges in sorted(parts.items())
+        if [*ranges] != [(0, shape[axis], shape[axis])]
+        and not (scale is Scale.INVARIANT and _covers(ranges, shape[axis]))
+    }
+
+
 def _in_part(
-    scale: Scale, shape: Sequence[int], axes: Sequence[int], parts: Mapping[int, Sequence[Range]]
-) -> str:
-    """Which parts of the leaf may be scaled without the rest, where that is not whole axes."""
-    said = []
-    for axis, ranges in sorted(parts.items()):
-        if axis in axes:
-            continue
-        size = shape[axis]
+    scale: Scale, shape: Sequence[int], parts: Mapping[int, Sequence[Block]]
+) -> Iterator[str]:
+    """Which parts of the leaf may be scaled without the rest, in words."""
+    for axis, ranges in parts.items():
         if scale is Scale.INVARIANT:
-            if ranges != [(0, size, size)]:
-                said.append(f"along axis {axis} in blocks only")
-        elif _covers(ranges, size):
-            said.append(f"each index of axis {axis} may be scaled alone")
-        elif ranges != [(0, size, size)]:
+            yield f"along axis {axis} in blocks only"
+        elif _covers(ranges, shape[axis]):
+            yield f"each index of axis {axis} may be scaled alone"
+        else:
             places = ", ".join(f"{a}:{b}" for a, b in _joined(ranges))
-            said.append(f"the scale of indices {places} of axis {axis} (of {size}) is hidden")
-    return "; ".join(said)
+            yield f"the scale of indices {places} of axis {axis} (of {shape[axis]}) is hidden"
 
 
-def _joined(ranges: Sequence[Range]) -> list[tuple[int, int]]:
+def _joined(ranges: Sequence[Block]) -> list[tuple[int, int]]:
     """The indices of some ranges, with neighbours put together."""
     out: list[tuple[int, int]] = []
     for a, b, _ in ranges:

@@ -100,6 +100,7 @@ def _leaf(leaf: Leaf) -> dict[str, Any]:
         "reason": leaf.reason,
         "dimensions": leaf.dimensions and leaf.dimensions._asdict(),
         "blocks": {str(axis): blocks for axis, blocks in leaf.blocks.items()},
+        "invariant_blocks": {str(axis): own for axis, own in leaf.invariant_blocks.items()},
         "position": leaf.position and leaf.position.value,
         "reached": leaf.reached,
         "dead": leaf.dead and leaf.dead._asdict(),
@@ -171,7 +172,8 @@ def _leaf_of(fields: Fields) -> Leaf:
         None if group is None else fields.of(int, "group"),
         fields.of(str, "reason"),
         _dimensions_of(fields),
-        _blocks_of(fields),
+        _blocks_of(fields, "blocks"),
+        _blocks_of(fields, "invariant_blocks"),
         _position_of(fields),
         fields.record.get("reached") is not False,
         _cancellation_of(fields),
@@ -184,14 +186,17 @@ def _check_sizes(fields: Fields, leaf: Leaf) -> None:
     """That the leaf can exist, and that what is said of axes is said of axes that it has."""
     if math.prod(leaf.shape) > _LARGEST:
         raise fields.wrong(f"hold at most {_LARGEST:,} entries", leaf.shape, "shape")
-    axes = {*leaf.invariant_axes, *leaf.blocks, *(a for d in leaf.dimensions or () for a in d)}
+    parts = {"blocks": leaf.blocks, "invariant_blocks": leaf.invariant_blocks}
+    axes = {*leaf.invariant_axes, *(a for d in leaf.dimensions or () for a in d)}
+    axes = axes.union(*parts.values())
     if any(axis >= len(leaf.shape) for axis in axes):
         raise fields.wrong(
             f"have the axes {sorted(axes)}, of which more is said", leaf.shape, "shape"
         )
-    ends = [(b, leaf.shape[axis]) for axis, blocks in leaf.blocks.items() for b in blocks]
-    if any(not b.start < b.stop <= n or b.inner < 1 for b, n in ends):
-        raise fields.wrong("lie within their axes", leaf.blocks, "blocks")
+    for field, found in parts.items():
+        ends = [(b, leaf.shape[axis]) for axis, blocks in found.items() for b in blocks]
+        if any(not b.start < b.stop <= n or b.inner < 1 for b, n in ends):
+            raise fields.wrong("lie within their axes", found, field)
 
 
 def _cancellation_of(fields: Fields) -> Cancellation | None:
@@ -215,14 +220,14 @@ def _dimensions_of(fields: Fields) -> Dimensions | None:
     return Dimensions(*(inner.lengths(name) for name in Dimensions._fields))
 
 
-def _blocks_of(fields: Fields) -> dict[int, tuple[Block, ...]]:
+def _blocks_of(fields: Fields, name: str) -> dict[int, tuple[Block, ...]]:
     """The blocks of each axis; not in older texts."""
-    found = fields.checked(dict, fields.record.get("blocks", {}), "blocks")
+    found = fields.checked(dict, fields.record.get(name, {}), name)
     out = {}
     for axis, blocks in found.items():
         rows = [Fields({"block": row}, "`blocks`").lengths("block") for row in blocks]
         if not str(axis).isdecimal() or any(len(row) != len(Block._fields) for row in rows):
-            raise fields.wrong("hold rows of start, stop and inner by axis", found, "blocks")
+            raise fields.wrong("hold rows of start, stop and inner by axis", found, name)
         out[int(axis)] = tuple(Block(*row) for row in rows)
     return out
 

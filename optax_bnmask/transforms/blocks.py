@@ -1,7 +1,5 @@
 """The parts of fused leaves as leaves of their own, for what looks at whole leaves."""
 
-from collections.abc import Mapping, Sequence
-from itertools import product
 from typing import Any
 
 import jax
@@ -10,10 +8,9 @@ import optax
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.errors import PathError
-from optax_bnmask.labels import PART
+from optax_bnmask.labels import Parts, parts_of
 from optax_bnmask.paths import layout, nearest
 from optax_bnmask.record import require_analysis, require_program
-from optax_bnmask.vocabulary import Block
 
 
 def by_blocks(
@@ -53,7 +50,7 @@ def by_blocks(
     require_analysis(analysis)
     require_program(analysis, "Blocks")
     require_optimizer(inner, "inner", "inner, analysis")
-    known = {leaf.path: _parts(leaf.shape, leaf.blocks) for leaf in analysis.leaves}
+    known = {leaf.path: parts_of(leaf) for leaf in analysis.leaves}
     inner = optax.with_extra_args_support(inner)
 
     def apart(tree: Any) -> Any:  # noqa: ANN401 - any pytree in, one with parts out
@@ -88,26 +85,11 @@ def by_blocks(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-_Parts = Mapping[str, tuple[slice, ...]]
-
-
-def _parts(shape: Sequence[int], blocks: Mapping[int, Sequence[Block]]) -> _Parts:
-    """The parts of a leaf by name; none of one that is whole."""
-    several = {axis: parts for axis, parts in blocks.items() if len(parts) > 1}
-    out = {}
-    for chosen in product(*several.values()):
-        at = dict(zip(several, chosen, strict=True))
-        name = ", ".join(f"{axis} [{b.start}:{b.stop}]" for axis, b in at.items())
-        places = (at.get(axis) for axis in range(len(shape)))
-        out[PART + name] = tuple(slice(b.start, b.stop) if b else slice(None) for b in places)
-    return out if several else {}
-
-
-def _cut(x: Any, parts: _Parts) -> Any:  # noqa: ANN401 - an array, or a dict of its parts
+def _cut(x: Any, parts: Parts) -> Any:  # noqa: ANN401 - an array, or a dict of its parts
     return {name: x[where] for name, where in parts.items()} if parts else x
 
 
-def _joined(cut: Any, parts: _Parts, like: Any) -> Any:  # noqa: ANN401 - an array
+def _joined(cut: Any, parts: Parts, like: Any) -> Any:  # noqa: ANN401 - an array
     if not parts:
         return cut
     out = jax.numpy.zeros(like.shape, next(iter(cut.values())).dtype)

@@ -99,9 +99,41 @@ def test_a_fused_kernel_is_hidden_in_the_columns_of_queries_and_keys_only():
         return jnp.einsum("bhts,bshd->bthd", weights, heads[2]).reshape(*x.shape[:-1], 8) @ p["o"]
 
     params = {"qkv": S((8, 24), F32), "o": S((8, 8), F32)}
-    leaf = bnmask.analyze(fn, params, S((2, 5, 8), F32))["qkv"]
+    analysis = bnmask.analyze(fn, params, S((2, 5, 8), F32))
+    leaf = analysis["qkv"]
     assert leaf.scale is bnmask.Scale.SENSITIVE
     assert "the scale of indices 0:16 of axis 1 (of 24) is hidden" in leaf.reason
+    assert leaf.invariant_blocks == {1: (bnmask.Block(0, 8, 4), bnmask.Block(8, 16, 4))}
+    assert "along axis 1, 0:8 in runs of 4, 8:16 in runs of 4 may" in analysis.explain("qkv")
+    assert bnmask.Analysis.from_json(analysis.to_json()) == analysis
+
+
+def test_parts_of_a_fused_kernel_are_treated_by_what_is_known_of_each():
+    """Gate and up of one kernel, of which the gate alone is normalised: it alone keeps its norm."""
+
+    def fn(p, x):
+        gate, up = jnp.split(x @ p["fused"], 2, axis=-1)
+        return (jnp.tanh(normalised(gate)) * up) @ p["down"]
+
+    params = {"fused": S((4, 12), F32), "down": S((6, 3), F32)}
+    analysis = bnmask.analyze(fn, params, S((16, 4), F32))
+    assert not any(analysis.select("scale_invariant")[path] for path in params)
+    mask = analysis.select("scale_invariant", by_blocks=True)
+    first, second = (f"fused/part along axis 1 [{part}]" for part in ("0:6", "6:12"))
+    assert {path: mask[path] for path in mask} == {"down": False, first: True, second: False}
+    tx = bnmask.by_blocks(bnmask.keep_norm(mask), analysis)
+    keys = jax.random.split(jax.random.key(0), 2)
+    weights = {
+        path: jax.random.normal(key, params[path].shape)
+        for path, key in zip(params, keys, strict=True)
+    }
+    updates, _ = tx.update(jax.tree.map(jnp.ones_like, weights), tx.init(weights), weights)
+    assert (updates["down"] == 1).all()
+    assert (updates["fused"][:, 6:] == 1).all()
+    moved = weights["fused"] + updates["fused"]
+    before, after = (jnp.linalg.norm(w[:, :6]) for w in (weights["fused"], moved))
+    assert jnp.allclose(before, after, rtol=1e-6)
+    assert jnp.abs(updates["fused"][:, :6]).max() > 0.1
 
 
 def test_every_epsilon_is_recorded_with_its_place():

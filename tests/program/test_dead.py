@@ -470,7 +470,7 @@ def test_a_false_claim_is_noticed():
     honest = analysed(network.fn, params, network.x)
     assert examine(network, honest).wrong == ()
     leaves = [
-        dataclasses.replace(leaf, dead=bnmask.analysis.Cancellation("mean", ""))
+        dataclasses.replace(leaf, dead=bnmask.vocabulary.Cancellation("mean", ""))
         for leaf in honest.leaves
     ]
     wrong = examine(network, dataclasses.replace(honest, leaves=tuple(leaves))).wrong

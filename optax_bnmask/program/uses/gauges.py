@@ -88,6 +88,7 @@ class Gauges:
         self.inputs: set[int] = set()
         self._of: dict[int, Gauge] = {}
         self._former: dict[int, set[int]] = {}
+        self._joint: dict[int, tuple[Pieces, Form]] = {}
         self._trails = Trails(facts)
         self._fresh = itertools.count()
 
@@ -182,9 +183,13 @@ class Gauges:
     def _unknowns(self, x: int) -> Form:
         """The gauge of a value, that of all its pieces together."""
         gauge = self.of(x)
-        if isinstance(gauge, Pieces):
-            return {u: c for _, form in gauge.gauges for u, c in (form or NOTHING).items()}
-        return gauge or NOTHING
+        if not isinstance(gauge, Pieces):
+            return gauge or NOTHING
+        known = self._joint.get(x)
+        if known is None or known[0] is not gauge:
+            joint = {u: c for _, form in gauge.gauges for u, c in (form or NOTHING).items()}
+            known = self._joint[x] = (gauge, joint)
+        return known[1]
 
     def _by_law(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
         """The gauge of a result by the law of its equation."""
