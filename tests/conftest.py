@@ -4,6 +4,8 @@ The host shows itself as eight devices, so that any test may spread arrays over 
 without most of its optimizations: most programs here run once, and compiling is most of the time.
 """
 
+from pathlib import Path
+
 import jax
 import pytest
 
@@ -11,6 +13,39 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+LONG = (
+    "audit/test_audit.py", "audit/test_causes.py", "audit/test_every_transformation.py",
+    "audit/test_published_rules.py", "program/test_dead.py", "program/test_published.py",
+    "program/test_rules.py", "program/test_soundness.py", "report/test_browser.py", "sharding",
+    "test_benchmarks.py", "test_cli_terminal.py", "test_conformance_optax.py", "test_demo.py",
+    "test_policies.py", "transforms/test_conformance.py", "transforms/test_equilibrium.py",
+    "transforms/test_every_base.py", "transforms/test_hyperball.py", "transforms/test_keep_norm.py",
+    "transforms/test_monitor_scale.py", "verify/test_verify_kinds.py",
+)  # fmt: skip
+"""Modules, and a folder, of half a minute or more: `.ci/run --quick` leaves them out."""
+ONCE = (
+    "audit/test_causes.py", "audit/test_every_transformation.py", "audit/test_published_rules.py",
+    "program/test_published.py", "report/test_browser.py", "test_benchmarks.py",
+    "test_cli_terminal.py", "test_conformance_optax.py", "test_demo.py", "test_policies.py",
+    "transforms/test_equilibrium.py", "transforms/test_every_base.py",
+    "verify/test_verify_kinds.py",
+)  # fmt: skip
+"""Of these, those that other modules stand for on a newer Python and JAX: they train, draw, or run
+every transformation of Optax, which is the same one there."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Marks the modules of `LONG` and `ONCE`."""
+    here = Path(__file__).parent
+    for item in items:
+        if item.path.is_relative_to(here):
+            place = item.path.relative_to(here).as_posix()
+            for mark, modules in (("long", LONG), ("once", ONCE)):
+                if place.startswith(modules):
+                    item.add_marker(mark)
 
 
 @pytest.fixture

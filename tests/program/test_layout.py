@@ -1,5 +1,7 @@
 """Degrees index by index: whatever the operations do to the axes, every entry scales as claimed."""
 
+import os
+
 import chains
 import hypothesis.strategies as st
 import jax
@@ -64,6 +66,8 @@ def assert_entries_scale_as_claimed(fn, values_of, leaves, pinned):
                 assert np.all(error[ok] <= 1e-7 * np.abs(y)[ok]), f"value {place} claims {power}"
 
 
+CHAINS = int(os.environ.get("CHAINS", "400"))
+"""How many chains are drawn, and half as many on two devices; at night, 20,000."""
 LEAVES = st.lists(st.sampled_from(chains.SHAPES), min_size=1, max_size=3)
 CHAIN = st.lists(STEP, min_size=1, max_size=10)
 
@@ -73,7 +77,7 @@ def drawn_leaves(shapes):
     return [rng.normal(size=shape) for shape in shapes]
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=CHAINS, deadline=None, derandomize=True)
 @given(shapes=LEAVES, steps=CHAIN, pinned=st.integers(0, 3))
 def test_every_entry_of_a_random_chain_scales_as_claimed(shapes, steps, pinned):
     assert_entries_scale_as_claimed(
@@ -100,7 +104,7 @@ COLLECTIVES = {
 """What two devices make of a value, and NumPy of both values."""
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=CHAINS // 2, deadline=None, derandomize=True)
 @given(
     shapes=LEAVES,
     places=st.lists(st.integers(0, 3), min_size=3, max_size=3),
