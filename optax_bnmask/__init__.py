@@ -5,6 +5,8 @@ from optax_bnmask.audit import Audit, Finding, assert_decays, audit
 from optax_bnmask.categories import STANDARD, STRICT, WIDE
 from optax_bnmask.comparison import Change, Difference, compare
 from optax_bnmask.errors import CategoryError, PathError, StructureError, VerificationError
+from optax_bnmask.frameworks.equinox import analyze_equinox
+from optax_bnmask.frameworks.haiku import analyze_haiku
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.labels import Labels
@@ -27,6 +29,8 @@ from optax_bnmask.verify import (
     Verification,
     gradient_certificate,
     verify,
+    verify_equinox,
+    verify_haiku,
     verify_linen,
     verify_nnx,
 )
@@ -64,6 +68,8 @@ __all__ = [
     "Verification",
     "VerificationError",
     "analyze",
+    "analyze_equinox",
+    "analyze_haiku",
     "analyze_linen",
     "analyze_nnx",
     "analyze_structure",
@@ -78,6 +84,8 @@ __all__ = [
     "keep_norm",
     "monitor_scale",
     "verify",
+    "verify_equinox",
+    "verify_haiku",
     "verify_linen",
     "verify_nnx",
 ]

@@ -61,7 +61,7 @@ def checked(
             raise CategoryError(
                 f"The category {name!r} cannot be told from structure alone, which shows "
                 f"{', '.join(map(repr, shown))}. It is a property of the program: use "
-                f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or `analyze_nnx`, and then "
+                f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or its kin, and then "
                 f"`.decay_mask(exempt=...)`."
             )
     return names

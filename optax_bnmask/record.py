@@ -147,7 +147,7 @@ def require_program(analysis: Record, what: str) -> None:
     if Evidence.PROGRAM not in analysis.evidence:
         raise CategoryError(
             f"{what} cannot be told from structure alone: they are a property of the program. Use "
-            f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or `analyze_nnx`."
+            f"`bnmask.analyze(fn, params, ...)`, `analyze_linen` or its kin."
         )
 
 

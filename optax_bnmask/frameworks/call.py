@@ -16,6 +16,7 @@ class Call:
       args: The user's arguments.
       kwargs: The same by name.
       statistics: The statistics of the parameters, or `None`.
+      has_aux: Whether the function returns a pair of which only the first counts.
     """
 
     fn: Callable[..., Any]
@@ -24,3 +25,4 @@ class Call:
     args: Sequence[Any]
     kwargs: Mapping[str, Any]
     statistics: Any
+    has_aux: bool = False

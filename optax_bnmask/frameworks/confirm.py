@@ -25,7 +25,9 @@ def confirmed(call: Call) -> Analysis:
     from optax_bnmask.program.running import warn_of_running_statistics  # noqa: PLC0415
     from optax_bnmask.program.trace import traced  # noqa: PLC0415
 
-    program = traced(call.fn, call.params, (*call.state, *call.args), call.kwargs)
+    program = traced(
+        call.fn, call.params, (*call.state, *call.args), call.kwargs, has_aux=call.has_aux
+    )
     analysis = _compared(analysis_of(program), call.params, call.statistics)
     warn_of_running_statistics(analysis)
     return analysis

@@ -18,6 +18,7 @@ def analyze_linen(
     *args: Any,  # noqa: ANN401 - whatever the module takes
     rngs: Any = None,  # noqa: ANN401 - as in `apply`
     method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the module takes
 ) -> Analysis:
     """`analyze` for a Linen module, with what its `batch_stats` tell beside it.
@@ -33,6 +34,7 @@ def analyze_linen(
       *args: The inputs: arrays or `jax.ShapeDtypeStruct`s; anything else is passed as it is.
       rngs: As in ``module.apply``; by default a key for ``"dropout"``.
       method: As in ``module.apply``.
+      has_aux: Whether it returns a pair of which only the first counts, as in `analyze`.
       **kwargs: The same by name.
 
     Returns:
@@ -53,7 +55,8 @@ def analyze_linen(
       >>> bnmask.analyze_linen(net, variables, x)["layers_0/kernel"].scale
       <Scale.INVARIANT: 'invariant'>
     """
-    return confirmed(linen_call(module, variables, args, kwargs, rngs=rngs, method=method))
+    how = {"rngs": rngs, "method": method, "has_aux": has_aux}
+    return confirmed(linen_call(module, variables, args, kwargs, **how))
 
 
 def linen_call(
@@ -64,6 +67,7 @@ def linen_call(
     *,
     rngs: Any,  # noqa: ANN401 - as in `apply`
     method: str | Callable[..., Any] | None,
+    has_aux: bool = False,
 ) -> Call:
     """A Linen module as a function of its parameters, all its other collections being a state."""
     if not is_of(module, "flax.linen", "Module"):
@@ -97,4 +101,4 @@ def linen_call(
         )
         return out[0]
 
-    return Call(fn, params, (others, rngs), args, kwargs, others.get("batch_stats"))
+    return Call(fn, params, (others, rngs), args, kwargs, others.get("batch_stats"), has_aux)

@@ -1,6 +1,7 @@
 """Flax NNX: from a module to a function of its parameters."""
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from optax_bnmask.analysis import Analysis
@@ -9,7 +10,13 @@ from optax_bnmask.frameworks.call import Call
 from optax_bnmask.frameworks.confirm import confirmed
 
 
-def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: ANN401 - any module
+def analyze_nnx(
+    module: Any,  # noqa: ANN401 - any module
+    *args: Any,  # noqa: ANN401 - whatever the module takes
+    method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
+    **kwargs: Any,  # noqa: ANN401 - whatever the module takes
+) -> Analysis:
     """`analyze` for an NNX module, with what its `BatchStat`s tell beside it.
 
     The module is called as ``module(*args, **kwargs)`` on a copy; set it to training mode first
@@ -18,6 +25,9 @@ def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: AN
     Args:
       module: An `nnx.Module`; an abstract one, as from `nnx.eval_shape`, does.
       *args: The inputs: arrays or `jax.ShapeDtypeStruct`s; anything else is passed as it is.
+      method: What is called in the place of the module: the name of a method, or a function of the
+        module and the inputs, such as a loss.
+      has_aux: Whether it returns a pair of which only the first counts, as in `analyze`.
       **kwargs: The same by name.
 
     Returns:
@@ -38,10 +48,17 @@ def analyze_nnx(module: Any, *args: Any, **kwargs: Any) -> Analysis:  # noqa: AN
       >>> analysis["layers/0/kernel"].scale, analysis["layers/1/scale"].role
       (<Scale.INVARIANT: 'invariant'>, <Role.NORM_SCALE: 'norm_scale'>)
     """
-    return confirmed(nnx_call(module, args, kwargs))
+    return confirmed(nnx_call(module, args, kwargs, method=method, has_aux=has_aux))
 
 
-def nnx_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:  # noqa: ANN401
+def nnx_call(
+    module: Any,  # noqa: ANN401 - as in `analyze_nnx`
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
+) -> Call:
     """An NNX module as a function of its `nnx.Param`s, all its other variables being a state."""
     from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
 
@@ -58,6 +75,10 @@ def nnx_call(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Cal
 
     # What a module's own arguments are called must not matter.
     def fn(params: Any, others: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        return nnx.merge(graph, params, others)(*args, **kwargs)
+        merged = nnx.merge(graph, params, others)
+        called = functools.partial(method, merged) if callable(method) else merged
+        if isinstance(method, str):
+            called = getattr(merged, method)
+        return called(*args, **kwargs)
 
-    return Call(fn, params, (others,), args, kwargs, stats)
+    return Call(fn, params, (others,), args, kwargs, stats, has_aux)

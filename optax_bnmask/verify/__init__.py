@@ -1,6 +1,6 @@
 """The second opinion: do the proved symmetries hold in numbers, and do they hold here?"""
 
-from optax_bnmask.verify.frameworks import verify_linen, verify_nnx
+from optax_bnmask.verify.frameworks import verify_equinox, verify_haiku, verify_linen, verify_nnx
 from optax_bnmask.verify.gradients import Certificate, gradient_certificate
 from optax_bnmask.verify.verification import Verification, Weak
 from optax_bnmask.verify.verifying import verify
@@ -11,6 +11,8 @@ __all__ = [
     "Weak",
     "gradient_certificate",
     "verify",
+    "verify_equinox",
+    "verify_haiku",
     "verify_linen",
     "verify_nnx",
 ]

@@ -1,4 +1,4 @@
-"""`verify` for the models of frameworks: the same arguments as `analyze_linen`, `analyze_nnx`."""
+"""`verify` for the models of frameworks: the same arguments as `analyze_linen` and its kin."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -7,6 +7,8 @@ from typing import Any, overload
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.frameworks.call import Call
 from optax_bnmask.frameworks.confirm import confirmed
+from optax_bnmask.frameworks.equinox import equinox_call
+from optax_bnmask.frameworks.haiku import haiku_call
 from optax_bnmask.frameworks.linen import linen_call
 from optax_bnmask.frameworks.nnx import nnx_call
 from optax_bnmask.verify.verification import Verification
@@ -23,6 +25,7 @@ def verify_linen(
     factor: float = 256.0,
     rngs: Any = None,  # noqa: ANN401 - as in `apply`
     method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the module takes
 ) -> Verification: ...
 
@@ -38,6 +41,7 @@ def verify_linen(
     factor: float = 256.0,
     rngs: Any = None,  # noqa: ANN401 - as in `apply`
     method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the module takes
 ) -> Verification: ...
 
@@ -48,6 +52,7 @@ def verify_linen(
     factor: float = 256.0,
     rngs: Any = None,
     method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
     **kwargs: Any,
 ) -> Verification:
     """`verify` for a Linen module: ``verify_linen([analysis,] module, variables, *args, key=...)``.
@@ -59,6 +64,7 @@ def verify_linen(
       factor: As in `verify`.
       rngs: As in `analyze_linen`: the same random numbers in every evaluation.
       method: As in `analyze_linen`.
+      has_aux: As in `analyze_linen`.
       **kwargs: The module's other arguments by name.
 
     Returns:
@@ -84,7 +90,8 @@ def verify_linen(
     called = method if callable(method) else getattr(module, method or "__call__", None)
     if _takes_key(analysis, called):
         kwargs["key"] = key
-    call = linen_call(module, variables, args, kwargs, rngs=rngs, method=method)
+    how = {"rngs": rngs, "method": method, "has_aux": has_aux}
+    call = linen_call(module, variables, args, kwargs, **how)
     return _verified(analysis, call, key=key, factor=factor)
 
 
@@ -95,6 +102,8 @@ def verify_nnx(
     *args: Any,  # noqa: ANN401 - whatever the module takes
     key: Any,  # noqa: ANN401 - a key of either kind
     factor: float = 256.0,
+    method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the module takes
 ) -> Verification: ...
 
@@ -107,6 +116,8 @@ def verify_nnx(
     *args: Any,  # noqa: ANN401 - whatever the module takes
     key: Any,  # noqa: ANN401 - a key of either kind
     factor: float = 256.0,
+    method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the module takes
 ) -> Verification: ...
 
@@ -115,6 +126,8 @@ def verify_nnx(
     *given: Any,
     key: Any,
     factor: float = 256.0,
+    method: str | Callable[..., Any] | None = None,
+    has_aux: bool = False,
     **kwargs: Any,
 ) -> Verification:
     """`verify` for an NNX module: ``verify_nnx([analysis,] module, *args, key=...)``.
@@ -126,6 +139,8 @@ def verify_nnx(
         first. Then what `analyze_nnx` takes: the module, its inputs.
       key: As in `verify`. A module that takes a `key` of its own gets this one.
       factor: As in `verify`.
+      method: As in `analyze_nnx`.
+      has_aux: As in `analyze_nnx`.
       **kwargs: The module's other arguments by name.
 
     Returns:
@@ -147,9 +162,101 @@ def verify_nnx(
       ('layers/0/bias',)
     """
     analysis, (module, *args) = _split(given, 1, "`verify_nnx` must be given a module")
-    if _takes_key(analysis, getattr(module, "__call__", None)):  # noqa: B004 - its signature
+    called = method if callable(method) else getattr(module, method or "__call__", None)
+    if _takes_key(analysis, called):
         kwargs["key"] = key
-    return _verified(analysis, nnx_call(module, args, kwargs), key=key, factor=factor)
+    call = nnx_call(module, args, kwargs, method=method, has_aux=has_aux)
+    return _verified(analysis, call, key=key, factor=factor)
+
+
+def verify_haiku(
+    *given: Any,  # noqa: ANN401 - as in `analyze_haiku`
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    state: Any = None,  # noqa: ANN401 - Haiku's nested mapping
+    rng: Any = None,  # noqa: ANN401 - a key of either kind
+    has_aux: bool = False,
+    **kwargs: Any,  # noqa: ANN401 - whatever the function takes
+) -> Verification:
+    """`verify` for Haiku: ``verify_haiku([analysis,] transformed, params, *args, key=...)``.
+
+    Args:
+      *given: The analysis to verify, as from `analyze_haiku`; without one, the function is analysed
+        first. Then what `analyze_haiku` takes: what was transformed, its parameters, its inputs.
+      key: As in `verify`.
+      factor: As in `verify`.
+      state: As in `analyze_haiku`.
+      rng: As in `analyze_haiku`: the same random numbers in every evaluation.
+      has_aux: As in `analyze_haiku`.
+      **kwargs: The function's other arguments by name.
+
+    Returns:
+      The `Verification`.
+
+    Raises:
+      VerificationError: A claim fails.
+      StructureError: As `analyze_haiku` and `verify`.
+
+    Example:
+      >>> import haiku as hk, jax
+      >>> import optax_bnmask as bnmask
+      >>> def net(x):
+      ...     norm = hk.LayerNorm(-1, True, True, name="post")
+      ...     return norm(jax.nn.relu(hk.Linear(8, name="dense")(x)))
+      >>> net = hk.without_apply_rng(hk.transform(net))
+      >>> x = jax.random.normal(jax.random.key(0), (16, 3))
+      >>> params = net.init(jax.random.key(1), x)
+      >>> bnmask.verify_haiku(net, params, x, key=jax.random.key(2)).ok
+      True
+    """
+    analysis, (net, params, *args) = _split(
+        given, 2, "`verify_haiku` must be given what was transformed, its params"
+    )
+    call = haiku_call(net, params, args, kwargs, state=state, rng=rng, has_aux=has_aux)
+    return _verified(analysis, call, key=key, factor=factor)
+
+
+def verify_equinox(
+    *given: Any,  # noqa: ANN401 - as in `analyze_equinox`
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    has_aux: bool = False,
+    **kwargs: Any,  # noqa: ANN401 - whatever the function takes
+) -> Verification:
+    """`verify` for an Equinox model: ``verify_equinox([analysis,] fn, model, *args, key=...)``.
+
+    Args:
+      *given: The analysis to verify, as from `analyze_equinox`; without one, the model is analysed
+        first. Then what `analyze_equinox` takes: a function of the model, the model, its inputs.
+      key: As in `verify`. A function that takes a `key` of its own gets this one.
+      factor: As in `verify`.
+      has_aux: As in `analyze_equinox`.
+      **kwargs: The function's other arguments by name.
+
+    Returns:
+      The `Verification`.
+
+    Raises:
+      VerificationError: A claim fails.
+      StructureError: As `analyze_equinox` and `verify`.
+
+    Example:
+      >>> import equinox as eqx, jax
+      >>> import optax_bnmask as bnmask
+      >>> dense = eqx.nn.Linear(3, 8, key=jax.random.key(0))
+      >>> net = eqx.nn.Sequential([dense, eqx.nn.LayerNorm(8)])
+      >>> x = jax.random.normal(jax.random.key(1), (16, 3))
+      >>> fn = lambda net, x: jax.vmap(net)(x)
+      >>> bnmask.verify_equinox(fn, net, x, key=jax.random.key(2)).ok
+      True
+    """
+    analysis, (fn, model, *args) = _split(
+        given, 2, "`verify_equinox` must be given a function, its model"
+    )
+    if _takes_key(analysis, fn):
+        kwargs["key"] = key
+    call = equinox_call(fn, model, args, kwargs, has_aux=has_aux)
+    return _verified(analysis, call, key=key, factor=factor)
 
 
 def _split(given: Sequence[Any], least: int, must: str) -> tuple[Analysis | None, Sequence[Any]]:
