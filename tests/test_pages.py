@@ -59,8 +59,9 @@ def test_links_to_files_lead_somewhere(page):
 
 def test_every_public_name_is_in_the_reference_once():
     text = (DOCS / "api.md").read_text(encoding="utf-8")
-    shown = re.findall(r"^\.\. auto\w+:: (\w+)", text, re.M)
-    assert sorted(shown) == sorted(optax_bnmask.__all__)
+    shown = re.findall(r"^\.\. auto\w+:: ([\w.]+)", text, re.M)
+    of_package = "optax_bnmask.checkpoints.analyze_checkpoint"  # imported only by those who use it
+    assert sorted(shown) == sorted([*optax_bnmask.__all__, of_package])
 
 
 def test_every_page_is_in_the_table_of_contents():
