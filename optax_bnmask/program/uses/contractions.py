@@ -1,17 +1,22 @@
 """Leaves and data where entries are summed, looked up or joined: weights and embeddings."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from optax_bnmask import compat
 from optax_bnmask.program.flags import EVERY
 from optax_bnmask.program.rules.indexing import reads_several
 from optax_bnmask.program.tape import CARRY, Equation
-from optax_bnmask.program.uses.dimensions import Meeting
+from optax_bnmask.program.uses.dimensions import Meeting, Places
+from optax_bnmask.program.uses.indicating import hot_sums, is_lookup
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, NONE, Met, View, features_of, together
 from optax_bnmask.vocabulary import Role
 
 _SUM = compat.primitive("reduce_sum_p")
+_SCATTERS = {
+    compat.primitive(f"{name}_p")
+    for name in ("scatter", "scatter_add", "scatter_sub", "scatter_max", "scatter_min")
+}
 
 
 def contraction(record: Record, e: Equation) -> View:
@@ -55,16 +60,19 @@ def _contracted(
         if how.is_same:
             if how.output and number in one.gains and other.data:  # the size of a weight's column
                 record.revote([number], Role.NORM_SCALE, Role.GAIN, e)
-        elif e.ins[1 - k] in record.indicators:
+        elif is_lookup(record, e, 1 - k):
             record.vote([number], Role.EMBEDDING, e)
             met[number] = Met(seen.leaves[number], Role.EMBEDDING, e)
         else:
+            chosen = _all_of([one.leaves[number][a] for a in hot_sums(record, e, k)])
+            how = how._replace(reduction=how.reduction - chosen, batch=how.batch | chosen)  # noqa: PLW2901
             record.promote(number, None, how, e)
     for number, m in one.met.items():
         how = record.meeting(k, m.places)
         apart = other.data and number not in other.met and number not in other.leaves
+        how = how._replace(reduction=how.reduction - _AT, output=how.output - _AT)
         if apart and not how.is_same and how.reduction and how.output:
-            record.promote(number, m, how, e)
+            record.promote(number, m, how._replace(batch=how.batch - _AT), e)
             owners.add(number)
     return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
 
@@ -96,7 +104,7 @@ def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
 def _with_coefficients(record: Record, e: Equation, k: int) -> View:
     """The operand at `k` contracted with constants: looked up, or mixed."""
     seen = record.along(k) or DATA
-    if e.ins[1 - k] in record.indicators:
+    if is_lookup(record, e, 1 - k):
         return seen
     return View(data=seen.data, made=seen.made, gains=seen.gains, features=seen.features)
 
@@ -147,14 +155,54 @@ def lookup(record: Record, e: Equation) -> View:
         return seen._replace(piece=e.out) if seen.leaves else seen
     record.gauges.start(e.out)
     record.vote(seen.leaves, Role.EMBEDDING, e)
-    met = {n: Met(places, Role.EMBEDDING, e) for n, places in seen.leaves.items()}
+    rows = [a for a, own in enumerate(_by_places(record, e)) if own]
+    met = {n: Met(_looked_up(places, rows), Role.EMBEDDING, e) for n, places in seen.leaves.items()}
     features = features_of([seen, *(_made_by(n, seen) for n in seen.leaves)])
     return View(met=met, owners=frozenset(met), features=features)
 
 
+_AT = frozenset({-1})
+"""In the place of a leaf's own axes: the leaf was looked up by data along this one."""
+
+
+def _by_places(record: Record, e: Equation) -> list[bool]:
+    """Along which axes of the result of a gather are the places that it was read at."""
+    shown, rank = len(record.tape.shapes[e.out]), len(record.tape.full[e.out])
+    offset = e.params["dimension_numbers"].offset_dims
+    return [a < shown and a not in offset for a in range(rank)]
+
+
+def _looked_up(places: Places, rows: Sequence[int]) -> Places:
+    return tuple(_AT if a in rows and not own else own for a, own in enumerate(places))
+
+
 def join(record: Record, e: Equation) -> View:
     """Leaves beside data are learned inputs; leaves beside leaves remain leaves."""
+    if e.op in _SCATTERS:
+        views = (_scattered(record, e, k) for k in (0, 2))
+        return _joined(record, e, [v for v in views if v is not None])
     return _joined(record, e, record.all_along())
+
+
+def _scattered(record: Record, e: Equation, k: int) -> View | None:
+    """The view of what is put into an array, or of that array, along the axes of the result.
+
+    Axes along which it is put at some places only may come to lie along any that is left.
+    """
+    view, seen = record.views.get(e.ins[k]), record.along(k)
+    if view is None or seen is None or not view.leaves:
+        return seen
+    if k == 0:  # which has the axes of the result
+        return view
+    leaves = {}
+    for number, places in seen.leaves.items():
+        lost = _all_of(view.leaves[number]) - _all_of(places)
+        leaves[number] = tuple(own or lost for own in places)
+    return seen._replace(leaves=leaves)
+
+
+def _all_of(places: Iterable[frozenset[int]]) -> frozenset[int]:
+    return frozenset[int]().union(*places)
 
 
 def _joined(record: Record, e: Equation, views: list[View]) -> View:

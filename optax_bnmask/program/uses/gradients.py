@@ -7,6 +7,9 @@ from optax_bnmask.program.facts import dependents
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Tape
 
+_STOP, _TRIANGULAR, _SOLVE = (
+    compat.primitive(f"{name}_p") for name in ("stop_gradient", "triangular_solve", "linear_solve")
+)
 _CUTS = {
     compat.primitive(f"{name}_p")
     for name in ("stop_gradient", "sign", "round", "floor", "ceil", "is_finite")
@@ -24,7 +27,27 @@ def differentiable(tape: Tape) -> bytearray:
         if tape.floats[e.out] and not (e.op in RULES and RULES[e.op].kind is Kind.UNSCALED):
             cut = e.op in _CUTS and not any(call.primitive in _RULED for call in e.calls)
             out[e.out] = not cut
+    for e in tape.equations:
+        if e.op is _TRIANGULAR and any(call.primitive is _SOLVE for call in e.calls):
+            _uncut(tape, e.ins[0], out)
     return out
+
+
+def _uncut(tape: Tape, x: int, differentiable: bytearray) -> None:
+    """Opens the cuts before a matrix that a linear system is solved with.
+
+    `jax.lax.custom_linear_solve` has its derivative from the matrix itself, and is given factors of
+    it that are cut off, since none is needed through them.
+    """
+    waiting, seen = [x], {x}
+    while waiting:
+        e = tape.writers.get(waiting.pop())
+        if e is not None and e.op is _STOP:
+            differentiable[e.out] = 1
+        elif e is not None:
+            new = [y for y in e.ins if y not in seen]
+            seen.update(new)
+            waiting += new
 
 
 def moved(tape: Tape, differentiable: Sequence[int]) -> bytearray:

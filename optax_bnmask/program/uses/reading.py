@@ -11,19 +11,13 @@ from optax_bnmask.program.constants import is_here
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EVERY
 from optax_bnmask.program.registry import RULES, Kind
-from optax_bnmask.program.tape import CARRY, RESHAPE, SLICE, Equation
-from optax_bnmask.program.uses import contractions, entrywise
+from optax_bnmask.program.tape import CARRY, MOVE, RESHAPE, SLICE, Equation
+from optax_bnmask.program.uses import contractions, entrywise, indicating
 from optax_bnmask.program.uses.dimensions import reshaped
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, View, renamed
 
-_DOT, _EQUAL, _SCATTER, _DYNAMIC_SLICE = (
-    compat.primitive(f"{name}_p") for name in ("dot_general", "eq", "scatter", "dynamic_slice")
-)
-_FIRST = {_EQUAL, _SCATTER}
-"""Operations that make an indicator of what is none."""
-_INDICATING = {Kind.VIEW, Kind.CAST, Kind.LOOKUP, Kind.SELECT, Kind.JOIN, Kind.REDUCTION}
-"""Kinds that make an indicator, or counts, of an indicator."""
+_DOT, _DYNAMIC_SLICE = (compat.primitive(f"{name}_p") for name in ("dot_general", "dynamic_slice"))
 _LARGEST: Final = 1 << 22
 """Constant arrays with more entries than this are not looked into."""
 
@@ -61,8 +55,8 @@ def uses(
             if e.op is CARRY:  # what a loop makes of constants is as good as data
                 record.begin(e)
                 views[e.out] = contractions.carried(record, e, DATA)
-        if (e.op in _FIRST or not indicators.isdisjoint(e.ins)) and _indicates(record, e):
-            indicators.add(e.out)
+        if e.op in indicating.FIRST or not indicators.keys().isdisjoint(e.ins):
+            indicating.read(record, e, _kind(e))
     return record
 
 
@@ -82,7 +76,7 @@ def _inputs(record: Record, leaves: Sequence[int | None]) -> None:
             gauges.start_input(x)
             record.views[x] = View(fixed=size)
             if _has_unit_rows(value):
-                record.indicators.add(x)
+                record.indicators[x] = indicating.along_last(tape, x)
 
 
 def _kind(e: Equation) -> Kind:
@@ -92,18 +86,6 @@ def _kind(e: Equation) -> Kind:
     if e.op is _DOT and not e.params["dimension_numbers"][0][0]:
         return Kind.PRODUCT
     return RULES[e.op].kind
-
-
-def _indicates(record: Record, e: Equation) -> bool:
-    """Whether a value is 1 where something has an index, and 0 elsewhere, times a factor."""
-    if e.op is _EQUAL:
-        return True
-    kind = _kind(e)
-    if kind is Kind.PRODUCT:
-        return any(x in record.indicators for x in e.ins)
-    if e.op is _SCATTER:
-        return [record.facts.numbers[x] for x in (e.ins[0], e.ins[2])] == [0, 1]
-    return kind in _INDICATING and e.ins[0] in record.indicators
 
 
 def _has_unit_rows(value: Any) -> bool:  # noqa: ANN401 - a captured array
@@ -123,6 +105,8 @@ def _view(record: Record, e: Equation) -> View:
         return renamed(view, lambda p: reshaped(p, old, new), broad=view.broad)
     if e.op is SLICE or e.op is _DYNAMIC_SLICE:
         return view._replace(piece=e.out) if view.leaves else view
+    if e.op is not MOVE and record.is_alike(x):  # reversed, say: each axis is the one that it was
+        return view
     return record.along(k) or DATA
 
 

@@ -14,6 +14,7 @@ from optax_bnmask.program.uses.dimensions import (
     operand_map,
 )
 from optax_bnmask.program.uses.gauges import Gauges
+from optax_bnmask.program.uses.indicating import Hot
 from optax_bnmask.program.uses.views import (
     PRECEDENCE,
     Met,
@@ -38,7 +39,8 @@ class Record:
       biases: For each leaf, the biases added to its own output.
       views: What is remembered of each value; nothing of constants.
       moves: For each value, whether a gradient connects it with a leaf.
-      indicators: The values that are 1, times a factor, where something has an index, and else 0.
+      indicators: The values that are 1 where something has an index, and else 0, times a factor,
+        with the axes along which that is so: see `indicating`.
       e: The equation that is read.
       law: Its law; `PIN` if it has none.
     """
@@ -53,7 +55,7 @@ class Record:
         self.seen = [Seen() for _ in shapes]
         self.biases: list[set[int]] = [set() for _ in shapes]
         self.views: dict[int, View] = {}
-        self.indicators: set[int] = set()
+        self.indicators: dict[int, Hot] = {}
         self._maps: dict[int, Map] = {}
         self._along: dict[int, View] = {}
 
