@@ -13,7 +13,8 @@ A small constant beside a value that scales, ``v + c`` or ``max(v, c)``, is take
   saturation constant). Own divisors that are of another kind than what they divide will do: the
   norms of two vectors under their dot product, that of a kernel alone under its output;
 - where `v` may be exactly 0, so may what is divided, since both come of the same values: ``1 / (d +
-  c)`` with distances `d` that may be 0 is about `c`;
+  c)`` with distances `d` that may be 0 is about `c`, and so is ``z / (norm(z * mask) + c)``, in the
+  rows that are masked whole;
 - the sum is not carried to the next iteration: there it accumulates, as in a clock ``t += 1e-3``.
 
 Whether `c` really is negligible at somebody's parameters is for `verify` to measure; each one is
@@ -114,7 +115,7 @@ class Epsilons:
         return (nonneg or e.op in (_ADD, _SUB)) and any(
             bool(others)
             and (use.shared or self._is_of_another_kind(factors, others))
-            and (not may_be_0 or self._are_near(beside, others))
+            and (not may_be_0 or self._are_0_together(beside, others))
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
@@ -217,6 +218,16 @@ class Epsilons:
             return True
         knows = self._knows_data
         return not any(knows[f] for f in factors) and any(knows[o] for o in others)
+
+    def _are_0_together(self, divisor: list[int], divided: list[int]) -> bool:
+        """Whether what is divided may be 0 where the divisor is: both come of the same values.
+
+        Of a sum that a loop has made nothing is known, and so nothing of its zeros.
+        """
+        factors = self._factors(divisor)
+        of_loops = all(self._kind(self.tape.writers.get(f)) is Kind.LOOP for f in factors)
+        zeros = divided if of_loops else [x for x in divided if self.facts.may_be_zero(x)]
+        return any(self._are_near(divisor, [x]) for x in zeros)
 
     def _are_near(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
         """Whether some values and some others are, or are functions of, a value near to both."""

@@ -5,6 +5,7 @@ known of their operands; a rule may know more. A value without `NONNEG` may be n
 `CLIPPED` or `MASKED` may be exactly 0, and where nothing is known it has these two.
 """
 
+import functools
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
@@ -23,15 +24,16 @@ from optax_bnmask.program.flags import (
     NONNEG,
     NONZERO,
     NOW,
+    RECTIFIED,
     SOLID,
     ZERO_TEST,
 )
 from optax_bnmask.program.registry import PIN, RULES, Kind, Law
 from optax_bnmask.program.tape import BRANCH, CARRIED, Equation, Tape
 
-_SUB, _MAX = compat.primitive("sub_p"), compat.primitive("max_p")
+_SUB, _MAX, _DOT = (compat.primitive(f"{name}_p") for name in ("sub", "max", "dot_general"))
 
-_KEPT: Final = NONNEG | MAY_BE_0
+_KEPT: Final = NONNEG | MAY_BE_0 | RECTIFIED
 
 
 class Facts:
@@ -109,6 +111,14 @@ class Facts:
         """Whether a value is no function of leaves, and may hold a 0 for all that is known."""
         return not self.depends[x] and self.numbers[x] is None and not self.flags[x] & SOLID
 
+    def mixes(self, x: int) -> bool:
+        """Whether a value is a function of leaves and of data."""
+        return bool(self.depends[x] and self._knows_data[x])
+
+    @functools.cached_property
+    def _knows_data(self) -> bytearray:
+        return dependents(self.tape, [x for x in self.tape.ins if not self.depends[x]])
+
     def may_be_zero(self, x: int) -> bool:
         """Whether a value may well be exactly 0 where nothing is wrong."""
         return bool(not self.depends[x] or self.flags[x] & (MAY_BE_0 | EVERY))
@@ -177,7 +187,7 @@ def _mixed(facts: Facts, e: Equation) -> int:
 def _of_factors(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros of either factor are zeros; data may be 0 wherever they are a mask."""
     x, y = e.ins[:2]
-    flags = facts.any(e, EVERY | NOW | MAY_BE_0) | _scaled(facts, x, y)
+    flags = facts.any(e, EVERY | NOW | MAY_BE_0 | RECTIFIED) | _scaled(facts, x, y)
     flags |= NONNEG if x == y else facts.all(e, NONNEG)
     masks = facts.depends[e.out] and (facts.is_data(x) or facts.is_data(y))
     return flags | MASKED if masks else flags
@@ -200,10 +210,19 @@ def _scaled(facts: Facts, x: int, y: int) -> int:
 
 
 def _of_contraction(facts: Facts, e: Equation) -> int:
-    """A sum of products: 0 only where a whole row is."""
+    """A sum of products: 0 only where a whole row is. One over nothing is a product.
+
+    Data that mix what is computed of data may leave out all of it, as an adjacency does at a node
+    without neighbours; a row of data that a kernel is applied to is taken to be none of zeros.
+    """
     x, y = e.ins[:2]
-    return (facts.flags[x] | facts.flags[y]) & (EVERY | NOW | MASKED) | (
-        facts.flags[x] & facts.flags[y] & NONNEG
+    if e.op is _DOT and not e.params["dimension_numbers"][0][0]:
+        return _of_factors(facts, e)
+    mixed = (facts.is_data(x) and facts.mixes(y)) or (facts.is_data(y) and facts.mixes(x))
+    return (
+        (MASKED if mixed else 0)
+        | (facts.flags[x] | facts.flags[y]) & (EVERY | NOW | MASKED)
+        | (facts.flags[x] & facts.flags[y] & NONNEG)
     )
 
 
@@ -258,10 +277,10 @@ def _of_cases(facts: Facts, e: Equation, first: int = 1) -> int:
 
 
 def _clipped(facts: Facts, xs: Sequence[int]) -> int:
-    """`CLIPPED` if any of some values may be 0."""
+    """`CLIPPED` and `RECTIFIED` if any of some values may be 0."""
     known = (facts.numbers[x] is not None and not facts.flags[x] & EVERY for x in xs)
     pairs = zip(xs, known, strict=True)
-    return CLIPPED if any(not k and facts.may_be_zero(x) for x, k in pairs) else 0
+    return CLIPPED | RECTIFIED if any(not k and facts.may_be_zero(x) for x, k in pairs) else 0
 
 
 def _of_parts(facts: Facts, e: Equation) -> int:
@@ -276,6 +295,8 @@ def _of_cast(facts: Facts, e: Equation) -> int:
     new = e.source.outvars[e.place].aval.dtype
     if facts.tape.floats[e.out]:
         masks = facts.flags[x] & EVERY | MAY_BE_0  # numbers made of integers
+        if np.issubdtype(e.source.invars[0].aval.dtype, np.complexfloating):
+            return facts.flags[x] & ~(HUGE | NONNEG)
         return facts.flags[x] & ~HUGE if facts.tape.floats[x] else masks
     if new == np.bool_:
         if facts.flags[x] & (NONZERO | ZERO_TEST):

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask.program.equations import Number
@@ -61,8 +62,10 @@ def _fraction(value: float) -> Number:
 
 
 # ``f(a*x) = a * f(x)``.
-rule(Kind.VIEW, "neg_p", "real_p", "imag_p", facts=known(keeps=~(NONNEG | HUGE)))(Law())
-rule(Kind.VIEW, "conj_p", "reduce_precision_p", "copy_p", "stop_gradient_p", "name_p")(Law())
+rule(Kind.VIEW, "neg_p", "real_p", facts=known(keeps=~(NONNEG | HUGE)))(Law())
+# Of the transform of real numbers some entries are real.
+rule(Kind.VIEW, "imag_p", facts=known(keeps=~(NONNEG | HUGE), adds=MAY_BE_0))(Law())
+rule(Kind.VIEW, "conj_p", "copy_p", "stop_gradient_p", "name_p")(Law())
 
 
 def _of_second(reading: Facts, e: Equation, flags: int) -> int:
@@ -137,11 +140,24 @@ def carried(e: Equation, reading: Facts) -> Law:
     return Law((SAME, SAME, *[None for _ in tests]), AGREE, pinned=tuple(tests))
 
 
+_FINE = 7
+"""The bits of bfloat16's mantissa. With fewer, as in 8 bits and in 4, rounding and the bounds of
+the dtype are no accident but what the program is about."""
+
+
+@rule(Kind.VIEW, "reduce_precision_p")
+def rounded(e: Equation, reading: Facts) -> Law | None:
+    """``f(a*x) = a * f(x)`` up to rounding, as between dtypes."""
+    del reading
+    return Law() if e.params["mantissa_bits"] >= _FINE else PIN
+
+
 @rule(Kind.CAST, "convert_element_type_p")
 def cast(e: Equation, reading: Facts) -> Law | None:
     """Between floats ``f(a*x) = a * f(x)``; to bool, whether it is 0; to int, no such law."""
     if reading.tape.floats[e.out]:
-        return Law()
+        is_fine = jnp.finfo(e.source.outvars[e.place].aval.dtype).nmant >= _FINE
+        return Law() if is_fine else PIN
     made_bool = e.source.outvars[0].aval.dtype == np.bool_
     return Law((None,), (0,), scales=False) if made_bool else PIN
 

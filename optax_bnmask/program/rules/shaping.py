@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from math import prod
+from typing import Final
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import CLIPPED, EVERY, MAY_BE_0, MEAN, NONNEG
+from optax_bnmask.program.flags import CLIPPED, EVERY, MAY_BE_0, MEAN, NONNEG, RECTIFIED
 from optax_bnmask.program.registry import PIN, Kind, Law, known, rule
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
 
@@ -49,10 +50,21 @@ def reverse(e: Equation, reading: Facts) -> Law:
 rule(Kind.JOIN, "concatenate_p")(Law())
 
 
+_MANY: Final = 16
+"""Of so many values, one is not 0 in all rows of an ordinary batch."""
+
+
 def _of_sum(reading: Facts, e: Equation, flags: int) -> int:
-    """A sum of several values that are 0 here and there is 0 by accident only."""
+    """A sum of several values that are 0 here and there is 0 by accident only, of many never.
+
+    Of a few that a ReLU puts out all may be 0 at once: of n with a chance of one in two each, in
+    one of ``2**n`` rows.
+    """
     shape = reading.tape.shapes[e.ins[0]]
-    return flags & ~CLIPPED | MEAN if prod(shape[a] for a in e.params["axes"]) > 1 else flags
+    n = prod(shape[a] for a in e.params["axes"])
+    if n == 1:
+        return flags
+    return flags | MEAN if flags & RECTIFIED and n < _MANY else flags & ~CLIPPED | MEAN
 
 
 def reduced(e: Equation, reading: Facts) -> Map:

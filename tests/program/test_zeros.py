@@ -1,0 +1,123 @@
+"""Divisors that are exactly 0 in some row while what they divide is not hide no scale there."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import optax_bnmask as bnmask
+
+RNG = np.random.default_rng(0)
+X, W = RNG.normal(size=(12, 4)), RNG.normal(size=(4, 3))
+MASK = np.array([1.0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 1, 1])[:, None]
+EDGES = (RNG.random((12, 12)) < 0.3) * 1.0
+EDGES[2] = 0  # a node without neighbours
+TINY = 1e-14
+
+
+def rms(z):
+    return z * jax.lax.rsqrt((z * z).mean(-1, keepdims=True))
+
+
+def norm(z):
+    return jnp.linalg.norm(z, axis=-1, keepdims=True)
+
+
+def guarded(s):
+    return jnp.where(s > 0, s, 1.0)
+
+
+def of_its_norm(y):
+    return y / (norm(y) + TINY)
+
+
+def of_its_mean(s):
+    return s / s.mean()
+
+
+def of_its_imaginary_part(f):
+    return f.real / jnp.where(f.imag == 0, 1.0, f.imag)
+
+
+MOVING = {
+    "a mask in the norm": lambda z: z / (norm(z * MASK) + TINY),
+    "a mask in the mean": lambda z: (
+        z * jax.lax.rsqrt((z * z * MASK).mean(-1, keepdims=True) + TINY)
+    ),
+    "a mask in the maximum": lambda z: (
+        z / jnp.maximum(jnp.abs(z * MASK).max(-1, keepdims=True), TINY)
+    ),
+    "a choice in the mean": lambda z: (
+        z / jnp.sqrt(jnp.where(MASK > 0, z * z, 0).mean(-1, keepdims=True) + TINY)
+    ),
+    "what a ReLU leaves": lambda z: (
+        z * jax.lax.rsqrt((jax.nn.relu(z) ** 2).mean(-1, keepdims=True) + TINY)
+    ),
+    "a few rectified, guarded": lambda z: z / guarded(jax.nn.relu(z).sum(-1, keepdims=True)),
+    "a mask by einsum": lambda z: of_its_mean(guarded(norm(jnp.einsum("t,td->td", MASK[:, 0], z)))),
+    "neighbours, with an epsilon": lambda z: z / (norm(EDGES @ z) + TINY),
+    "neighbours, guarded": lambda z: z / guarded(EDGES @ jnp.abs(z)),
+    "a part of a transform that is real": lambda z: of_its_imaginary_part(jnp.fft.rfft(z)),
+}
+COARSE = {
+    "8 bits": lambda w: w.astype(jnp.float8_e4m3fn).astype(w.dtype),
+    "4 bits": lambda w: w.astype(jnp.float4_e2m1fn).astype(w.dtype),
+    "few bits": lambda w: jax.lax.reduce_precision(w, 8, 2),
+}
+STILL = {
+    "the masked itself": lambda z: z * MASK / (norm(z * MASK) + TINY),
+    "rectified and normalised": lambda z: of_its_norm(jax.nn.relu(z)),
+    "neighbours, normalised": lambda z: of_its_norm(EDGES @ z),
+    "a spread about a mean": lambda z: (
+        (z - z.mean(-1, keepdims=True)) / guarded(jnp.std(z, -1, keepdims=True))
+    ),
+    "8 bits of a share": lambda z: z / jnp.abs(z).max(),
+}
+
+
+def moved(fn, factor):
+    """By how much of its largest entry the output moves with the scale of the kernel."""
+    one, other = (np.asarray(fn({"w": c * W}, X)) for c in (1.0, factor))
+    return np.abs(one - other).max() / np.abs(one).max()
+
+
+def scale_of(fn):
+    shapes = {"w": jax.ShapeDtypeStruct(W.shape, "float64")}
+    return bnmask.analyze(fn, shapes, jax.ShapeDtypeStruct(X.shape, "float64"))["w"].scale
+
+
+@pytest.fixture(autouse=True)
+def _double_precision():
+    with (
+        jax.enable_x64(True),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        yield
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_a_divisor_that_is_0_by_itself_hides_nothing(name):
+    def fn(p, x):
+        return MOVING[name](x @ p["w"])
+
+    assert moved(fn, 3.0) > 1e-2
+    assert scale_of(fn) is bnmask.Scale.SENSITIVE
+
+
+@pytest.mark.parametrize("name", COARSE)
+def test_few_bits_do_not_scale(name):
+    def fn(p, x):
+        return rms(x @ COARSE[name](p["w"]))
+
+    assert moved(fn, 3.0) > 1e-2
+    assert scale_of(fn) is bnmask.Scale.SENSITIVE
+
+
+@pytest.mark.parametrize("name", STILL)
+def test_what_is_0_where_its_divisor_is_may_be_scaled(name):
+    def fn(p, x):
+        return STILL[name](x @ p["w"])
+
+    assert moved(fn, 3.0) < 1e-9
+    assert scale_of(fn) is bnmask.Scale.INVARIANT
