@@ -1,8 +1,8 @@
 """Muon on a transformer whose layers are stacked by a scan: which leaves it takes, three ways.
 
 `python -m benchmarks.muon` trains a model of characters on the help texts that come with Python,
-and writes muon.json beside this file and the picture of docs/muon.md; about a quarter of an hour on
-two cores. All three ways have the same Muon and the same Adam, and their rates are chosen in the
+and writes muon.json beside this file and the picture of docs/muon.md; about half an hour on two
+cores. All three ways have the same Muon and the same Adam, and their rates are chosen in the
 same way: of six for Muon the one with the lowest loss on held-out text, two seeds each; then five
 new seeds. Adam's is one for all.
 """
