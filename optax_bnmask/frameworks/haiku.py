@@ -48,13 +48,14 @@ def analyze_haiku(
       >>> import haiku as hk, jax
       >>> import optax_bnmask as bnmask
       >>> def net(x):
-      ...     norm = hk.BatchNorm(True, True, 0.9, name="post")
-      ...     return jax.nn.relu(norm(hk.Linear(8, name="dense")(x), is_training=True))
-      >>> net = hk.transform_with_state(net)
+      ...     norm = hk.LayerNorm(-1, True, True, name="post")
+      ...     return jax.nn.relu(norm(hk.Linear(8, with_bias=False, name="dense")(x)))
+      >>> net = hk.transform(net)
       >>> x = jax.ShapeDtypeStruct((32, 3), "float32")
-      >>> params, state = jax.eval_shape(net.init, jax.random.key(0), x)
-      >>> bnmask.analyze_haiku(net, params, x, state=state)["dense/w"].invariant_axes
-      (1,)
+      >>> params = jax.eval_shape(net.init, jax.random.key(0), x)
+      >>> analysis = bnmask.analyze_haiku(net, params, x)
+      >>> str(analysis["dense/w"].scale), str(analysis["post/offset"].role)
+      ('invariant', 'norm_bias')
     """
     call = haiku_call(transformed, params, args, kwargs, state=state, rng=rng, has_aux=has_aux)
     return confirmed(call)
