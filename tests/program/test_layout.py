@@ -14,15 +14,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 from looped_chains import OPERATIONS
 
-
-@pytest.fixture(autouse=True)
-def _double_precision():
-    with (
-        jax.enable_x64(True),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 NUMBER = st.integers(0, 63)

@@ -24,14 +24,7 @@ from optax_bnmask.program.tape import LOWERINGS, Op
 load()
 
 
-@pytest.fixture(autouse=True)
-def _double_precision():
-    with (
-        jax.enable_x64(True),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 RNG = np.random.default_rng(0)

@@ -86,14 +86,7 @@ def scale_of(fn):
     return bnmask.analyze(fn, shapes, jax.ShapeDtypeStruct(X.shape, "float64"))["w"].scale
 
 
-@pytest.fixture(autouse=True)
-def _double_precision():
-    with (
-        jax.enable_x64(True),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 @pytest.mark.parametrize("name", MOVING)

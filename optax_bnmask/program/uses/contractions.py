@@ -1,6 +1,6 @@
 """Leaves and data where entries are summed, looked up or joined: weights and embeddings."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from optax_bnmask import compat
 from optax_bnmask.program.flags import EVERY
@@ -155,8 +155,7 @@ def lookup(record: Record, e: Equation) -> View:
         return seen._replace(piece=e.out) if seen.leaves else seen
     record.gauges.start(e.out)
     record.vote(seen.leaves, Role.EMBEDDING, e)
-    rows = [a for a, own in enumerate(_by_places(record, e)) if own]
-    met = {n: Met(_looked_up(places, rows), Role.EMBEDDING, e) for n, places in seen.leaves.items()}
+    met = {n: Met(_looked_up(record, e, p), Role.EMBEDDING, e) for n, p in seen.leaves.items()}
     features = features_of([seen, *(_made_by(n, seen) for n in seen.leaves)])
     return View(met=met, owners=frozenset(met), features=features)
 
@@ -165,15 +164,11 @@ _AT = frozenset({-1})
 """In the place of a leaf's own axes: the leaf was looked up by data along this one."""
 
 
-def _by_places(record: Record, e: Equation) -> list[bool]:
-    """Along which axes of the result of a gather are the places that it was read at."""
-    shown, rank = len(record.tape.shapes[e.out]), len(record.tape.full[e.out])
-    offset = e.params["dimension_numbers"].offset_dims
-    return [a < shown and a not in offset for a in range(rank)]
-
-
-def _looked_up(places: Places, rows: Sequence[int]) -> Places:
-    return tuple(_AT if a in rows and not own else own for a, own in enumerate(places))
+def _looked_up(record: Record, e: Equation, places: Places) -> Places:
+    """Where a leaf's axes are in the result of a gather, whose axes of places are marked."""
+    shown, offset = len(record.tape.shapes[e.out]), e.params["dimension_numbers"].offset_dims
+    is_place = [a < shown and a not in offset for a in range(len(places))]
+    return tuple(_AT if at and not own else own for at, own in zip(is_place, places, strict=True))
 
 
 def join(record: Record, e: Equation) -> View:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from optax_bnmask.program.uses.record import Record
 
 Hot = Places
-"""For each axis of a value, whether it is hot along it: `HOT`, or nothing."""
+"""For each axis of a value, whether it is hot along it."""
 
 _HOT: frozenset[int] = frozenset({0})
 _COLD: frozenset[int] = frozenset()
