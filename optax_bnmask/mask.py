@@ -48,7 +48,10 @@ class Mask(Labels):
 
     @staticmethod
     def _guarded(by_path: Mapping[str, Any]) -> dict[str, Any]:
-        for kind in set(map(type, by_path.values())) - {bool, np.bool_}:
+        kinds = set(map(type, by_path.values()))
+        if kinds == {bool}:
+            return dict(by_path)
+        for kind in kinds - {bool, np.bool_}:
             path = next(path for path, value in by_path.items() if type(value) is kind)
             raise wrong_kind(
                 f"by_path[{path!r}]",

@@ -122,10 +122,12 @@ class _Walk:
             optax.MaskedNode: "hole",
         }
 
-    def level(self, node: Any, prefix: str) -> None:  # noqa: ANN401 - any pytree
-        """Visits the children of a container."""
-        node, keys = self._ordered(node, prefix)
-        kinds, leaves, scopes_before = self._kinds, self.leaves, len(self.scopes)
+    def level(self, node: Any, prefix: str) -> bool:  # noqa: ANN401 - any pytree
+        """Visits the children of a container; whether there are arrays in it at any depth."""
+        keys: Any = sorted(node) if type(node) is dict else ()
+        if not keys or type(keys[0]) is tuple:  # keys can be sorted: all are tuples, or none
+            node = keys = self._named(node, prefix)  # ten times slower
+        kinds, leaves, below = self._kinds, self.leaves, False
         here: dict[str, str] = {}
         for key in keys:
             child = node[key]
@@ -136,25 +138,24 @@ class _Walk:
                 here[key] = path = f"{prefix}{key}"
                 leaves[path] = child
             elif kind == "level":
-                self.level(child, f"{prefix}{key}/")
-        if here:
-            self.count += len(here)
-            if len(self.scopes) > scopes_before:
-                self.nested.add(prefix[:-1])
-            self.scopes[prefix[:-1]] = here
+                below = self.level(child, f"{prefix}{key}/") or below
+        if not here:
+            return below
+        scope = prefix[:-1]
+        self.count += len(here)
+        self.scopes[scope] = here
+        if below:
+            self.nested.add(scope)
+        return True
 
-    def _ordered(self, node: Any, prefix: str) -> tuple[Any, Any]:  # noqa: ANN401 - any pytree
-        """A container as a mapping, and its keys in JAX's order: strings, or what spells as one."""
-        if type(node) is dict:  # the general way is ten times slower
-            keys = sorted(node)
-            if keys and type(keys[0]) is not tuple:  # keys can be sorted: all are tuples, or none
-                return node, keys
+    def _named(self, node: Any, prefix: str) -> dict[str, Any]:  # noqa: ANN401 - any pytree
+        """The children of any container by their keys as strings, in JAX's order."""
         children = _children(node)
         named = dict(children)
         if len(named) < len(children):
             (twice, _), *_ = collections.Counter(key for key, _ in children).most_common(1)
             self.clash = f"{prefix}{twice}"
-        return named, named
+        return named
 
     def opened(self, node: Any) -> tuple[_Kind, Any]:  # noqa: ANN401 - any pytree
         """A node without the boxes around it, and what it is then."""

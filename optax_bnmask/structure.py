@@ -26,8 +26,8 @@ from optax_bnmask.statistics import (
 )
 from optax_bnmask.vocabulary import Role
 
-Arrays = tuple[tuple[str, Shape, Any], ...]
-"""The name, shape and dtype of each array of a scope: what its verdicts depend on."""
+Arrays = tuple[Any, ...]
+"""The name, shape and dtype of each array of a scope in turn: what its verdicts depend on."""
 
 CONFIRMED: Final = "a running mean and var of its shape are kept in its scope"
 """The reason of a leaf that statistics of its own show to be a BatchNorm's."""
@@ -63,6 +63,12 @@ def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - 
 
     A model has many scopes and few kinds of scope, so each kind is ruled on once.
     """
+    with compat.without_collection():
+        return _read(params, batch_stats)
+
+
+def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytree
+    """The verdicts on each scope."""
     refuse_state(params)
     params, batch_stats = parted(params, batch_stats)
     batch_stats = beside(params, batch_stats)
@@ -95,12 +101,14 @@ def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - 
 
 def _arrays(scope: dict[str, str], leaves: dict[str, Any]) -> Arrays:
     """The names, shapes and dtypes of a scope's arrays."""
-    try:
-        return tuple(
-            [(name, x.shape, x.dtype) for name, path in scope.items() for x in (leaves[path],)]
-        )
-    except AttributeError:  # a Python number, or no array at all
-        return tuple((name, *_described(path, leaves[path])) for name, path in scope.items())
+    out: list[Any] = []  # flat: of many scopes, a tuple for each array would cost as much again
+    for name, path in scope.items():
+        leaf = leaves[path]
+        try:
+            out += name, leaf.shape, leaf.dtype
+        except AttributeError:  # a Python number, or no array at all
+            out += name, *_described(path, leaf)
+    return tuple(out)
 
 
 def _described(path: str, leaf: Any) -> tuple[Shape, Any]:  # noqa: ANN401 - any leaf at all
@@ -128,7 +136,7 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
 ) -> tuple[Verdict, ...]:
     """The verdicts on the arrays of a scope, for which statistics of `shape` may be kept."""
     has_statistics = shape is not None or refused is not None
-    shapes = {name: own for name, own, _ in arrays}
+    shapes = dict(zip(arrays[::3], arrays[1::3], strict=True))
     verdicts = by_convention(shapes, nested=nested, has_statistics=has_statistics)
     for name in filter((GAINS | OFFSETS).__contains__, shapes if has_statistics else ()):
         if shape is None:
@@ -144,8 +152,8 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
                 f"kept in its scope is {shape}"
             )
             verdicts[name] = verdicts[name].refusing(why)
-    moved = {dtype: compat.is_inexact(dtype) for _, _, dtype in arrays}
-    return tuple(verdicts[name] if moved[dtype] else _UNTRAINABLE for name, _, dtype in arrays)
+    dtypes = zip(arrays[::3], arrays[2::3], strict=True)
+    return tuple(verdicts[name] if compat.is_inexact(x) else _UNTRAINABLE for name, x in dtypes)
 
 
 def _refuse_misfit(path: str, name: str, shapes: dict[str, Shape], shape: Shape) -> None:
