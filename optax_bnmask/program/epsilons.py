@@ -21,6 +21,7 @@ Whether `c` really is negligible at somebody's parameters is for `verify` to mea
 recorded.
 """
 
+import functools
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from math import prod
@@ -74,8 +75,6 @@ class Epsilons:
 
     def __init__(self, facts: Facts) -> None:
         self.facts, self.tape = facts, facts.tape
-        self._readers: dict[int, list[Equation]] = {}
-        self._knows_data = bytearray()
         self._known: dict[int, bool] = {}
 
     def is_epsilon(self, e: Equation, place: int) -> bool:
@@ -84,18 +83,13 @@ class Epsilons:
         if number is None or not _bounds_from_below(e, place, number):
             return False
         if e.out not in self._known:
-            self._index()
             self._known[e.out] = self._keeps_from_0(e, number) and not self._accumulates(e.out)
         return self._known[e.out]
 
-    def _index(self) -> None:
-        """Finds who reads each value, at the first question."""
-        if not self._readers:
-            data = (x for x in self.tape.ins if not self.facts.depends[x])
-            self._knows_data = dependents(self.tape, data)
-            for e in self.tape.equations:
-                for x in set(e.ins) if len(e.ins) > 1 else e.ins:
-                    self._readers.setdefault(x, []).append(e)
+    @functools.cached_property
+    def _knows_data(self) -> bytearray:
+        """For each value, whether data go into it."""
+        return dependents(self.tape, (x for x in self.tape.ins if not self.facts.depends[x]))
 
     @staticmethod
     def _kind(e: Equation | None) -> Kind | None:
@@ -127,7 +121,7 @@ class Epsilons:
                 return
             use = waiting.pop()
             yield use
-            steps = (self._step(e, use, number) for e in self._readers.get(use.at, ()))
+            steps = (self._step(e, use, number) for e in self.tape.readers.get(use.at, ()))
             waiting += [step for step in steps if step is not None]
 
     def _step(self, e: Equation, use: Use, number: float) -> Use | None:
@@ -160,7 +154,7 @@ class Epsilons:
         """Whether a loop hands the sum on to its next iteration, as a summand or an entry."""
         waiting, seen = [x], {x}
         while waiting:
-            for e in self._readers.get(waiting.pop(), ()):
+            for e in self.tape.readers.get(waiting.pop(), ()):
                 if e.op is CARRIED and e.ins[1] in seen:
                     return True
                 known = any(self.facts.numbers[y] is not None for y in e.ins)

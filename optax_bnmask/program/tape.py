@@ -143,6 +143,15 @@ class Tape:
         """For each value the equation that writes it, if any does."""
         return {e.out: e for e in self.equations}
 
+    @functools.cached_property
+    def readers(self) -> dict[int, list[Equation]]:
+        """For each value the equations that read it."""
+        out: dict[int, list[Equation]] = {}
+        for e in self.equations:
+            for x in set(e.ins) if len(e.ins) > 1 else e.ins:
+                out.setdefault(x, []).append(e)
+        return out
+
     def value(self, aval: Any) -> int:  # noqa: ANN401 - an abstract array
         """A new value of that shape and dtype, which hides no axes."""
         return self.add(aval.shape, (), floats=compat.is_inexact(aval.dtype))

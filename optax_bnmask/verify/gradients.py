@@ -21,8 +21,10 @@ class Certificate(NamedTuple):
     Attributes:
       violation: The largest of `violations`; 0 where nothing is claimed.
       violations: By claim (``"conv/kernel"``, ``"conv/kernel[axis 3]"``, ``"group 0"``,
-        ``"symmetry 2"``): ``|sum_i s_i <p_i, g_i>|`` relative to ``sum_i |s_i| |p_i| |g_i|``; of a
-        dead leaf (``"conv/bias[dead]"``) ``|g|`` relative to the largest there is.
+        ``"symmetry 2"``): ``|sum_i s_i <p_i, g_i>|`` relative to ``sum_i |s_i| |p_i| |g_i|``, or to
+        the largest ``|p_j| |g_j|`` of all leaves where a gradient should be 0 entry by entry; of a
+        dead leaf (``"conv/bias[dead]"``) ``|g|`` relative to the largest there is. Not a number
+        where the gradient is none.
     """
 
     violation: Array
@@ -99,4 +101,11 @@ def _leaves(analysis: Analysis, tree: Any, name: str) -> list[Array]:  # noqa: A
     found = [leaves[leaf.path] for leaf in analysis.leaves]
     if shapes := [x for x in found if isinstance(x, jax.ShapeDtypeStruct)]:
         raise wrong_kind(name, "a tree of arrays", shapes[0], "A gradient is judged by its values.")
+    for leaf, x in zip(analysis.leaves, found, strict=True):
+        if jnp.shape(x) != leaf.shape:
+            raise StructureError(
+                f"The leaves of `{name}` must have the shapes that `analysis` knows. {leaf.path!r} "
+                f"has {jnp.shape(x)} for {leaf.shape}. Of gradients on several devices, pass their "
+                f"mean."
+            )
     return found

@@ -6,10 +6,12 @@ If ``L(c**s * p) = L(p)`` for all ``c > 0``, then its derivative by `c` at 1 is 
 
 The gradient of a scale-invariant leaf is orthogonal to it, that of each index of an invariant axis
 to that index, that of a joint group to the group. Each kind of claim is a function below that
-yields names and violations. The gradient of a dead leaf is 0, and has no angle to it.
+yields names and violations. The gradient of a dead leaf is 0, and has no angle to it; so is that of
+a leaf each entry of which may be scaled by itself, such as a gain before a normaliser.
 """
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +32,8 @@ _ROUNDING = 16
 
 def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> dict[str, Array]:
     """By claim, how far the gradients `g` at the leaves `p` are from what it demands."""
-    proof, products = proof_of(analysis, p), _Products(p, g)
+    proof = proof_of(analysis, p)
+    products = _Products(p, g, _vanishing(analysis, proof))
     return dict(
         [
             *_alone(analysis, proof, products),
@@ -41,20 +44,47 @@ def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> di
     )
 
 
-class _Products:
-    """Products of parameters with their gradients, entry by entry, and of their norms."""
+def _vanishing(analysis: Analysis, proof: Explainer) -> frozenset[int]:
+    """The leaves whose gradient is 0, entry by entry, if what is claimed of them is so."""
+    return frozenset(
+        i
+        for i, leaf in enumerate(analysis.leaves)
+        if leaf.dead
+        or (
+            leaf.scale is Scale.INVARIANT
+            and leaf.size in (1, *(leaf.shape[axis] for axis in leaf.invariant_axes))
+            and claims.witness(proof, i).keys() == {i}
+        )
+    )
 
-    def __init__(self, p: Sequence[Array], g: Sequence[Array]) -> None:
+
+class _Products:
+    """Products of parameters with their gradients, entry by entry, and of their norms.
+
+    Both are taken relative to the largest there is, so that no square overflows.
+    """
+
+    def __init__(self, p: Sequence[Array], g: Sequence[Array], vanishing: frozenset[int]) -> None:
         pairs = [_promoted(x, y) for x, y in zip(p, g, strict=True)]
+        largest_p, largest_g = (_largest_of(side) for side in zip(*pairs, strict=True))
+        pairs = [(x / largest_p, y / largest_g) for x, y in pairs]
         self._products = [jnp.real(x * y) for x, y in pairs]
         self._squares = [(jnp.square(jnp.abs(x)), jnp.square(jnp.abs(y))) for x, y in pairs]
         eps = max(
             (float(jnp.finfo(y.dtype).eps) for y in g if compat.is_inexact(y.dtype)), default=0.0
         )
-        sizes = [self.size(i) for i in range(len(pairs))]
-        norms = [jnp.sqrt(jnp.sum(g)) for _, g in self._squares]
-        self.gradients = jnp.stack(norms) if norms else jnp.zeros(0)
-        self.floor = _ROUNDING * eps * (jnp.max(jnp.stack(sizes)) if sizes else jnp.zeros(()))
+        self.gradients = jnp.stack([jnp.sqrt(jnp.sum(g)) for _, g in self._squares])
+        self._vanishing = vanishing
+        self._largest = jnp.max(jnp.stack([self.size(i) for i in range(len(pairs))]))
+        self._rounding = _ROUNDING * eps * self._largest
+
+    def floor(self, leaves: Collection[int]) -> Array:
+        """What a violation by some leaves is relative to at least.
+
+        A gradient of rounding has any angle. Where all of it should be 0, it is compared with the
+        largest there is.
+        """
+        return self._largest if self._vanishing.issuperset(leaves) else self._rounding
 
     def inner(self, i: int) -> Array:
         """``<p_i, g_i>``."""
@@ -73,6 +103,14 @@ class _Products:
         """``|p_ij| |g_ij|`` for each index `j` of an axis."""
         p, g = self._squares[i]
         return jnp.sqrt(_along(p, axis) * _along(g, axis))
+
+
+def _largest_of(arrays: Sequence[Array]) -> Array:
+    """The largest magnitude in some arrays; 1 where there is none."""
+    most = [jnp.max(jnp.abs(x)) for x in arrays if x.size]
+    with jax.numpy_dtype_promotion("standard"):
+        found = functools.reduce(jnp.maximum, most, jnp.zeros(()))
+    return jnp.where(found == 0, 1, found)
 
 
 def _along(x: Array, axis: int) -> Array:
@@ -125,11 +163,12 @@ def _violation(claim: claims.Scaling, products: _Products) -> Array:
     exponents = claim.exponents.items()
     inner = sum(float(s) * products.inner(i) for i, s in exponents)
     size = sum(abs(float(s)) * products.size(i) for i, s in exponents)
-    return _relative(inner, jnp.maximum(size, products.floor))
+    return _relative(inner, jnp.maximum(size, products.floor(claim.exponents)))
 
 
 def _relative(inner: Array, size: Array) -> Array:
-    return jnp.where(size > 0, jnp.abs(inner) / jnp.where(size > 0, size, 1), 0)
+    """Of what is not a number, it is no number."""
+    return jnp.where(size == 0, 0, jnp.abs(inner) / jnp.where(size == 0, 1, size))
 
 
 def _each_index(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
@@ -151,7 +190,8 @@ def _largest(claim: claims.EachIndex, products: _Products) -> Array:
         inner += place.exponent * _of(place, products.inner, products.inner_along, claim.size)
         size += abs(place.exponent) * _of(place, products.size, products.size_along, claim.size)
     # An index that no gradient reaches just now, behind a rectifier, has one of rounding.
-    size = jnp.maximum(jnp.maximum(size, jnp.mean(size)), products.floor)
+    floor = products.floor((claim.leaf, *(place.leaf for place in claim.places)))
+    size = jnp.maximum(jnp.maximum(size, jnp.mean(size)), floor)
     return jnp.max(_relative(inner, size))
 
 

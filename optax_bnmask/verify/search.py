@@ -1,7 +1,7 @@
 """Many claims by few evaluations: all at once, and halving where that fails."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Final
+from typing import Final, NoReturn
 
 import numpy as np
 
@@ -40,6 +40,42 @@ def largest_error(trial: Trial, claims: Sequence[Claim], far: float) -> float:
             chosen = [claims[i] for i in part]
             worst = max(worst, _error(trial, draw, chosen, [moves[i] for i in part]))
     return worst
+
+
+def dead_error(trial: Trial) -> float:
+    """The largest change of an output when leaves that are called dead take other values.
+
+    Raises:
+      VerificationError: One of them is not.
+    """
+    dead, worst = [i for i, leaf in enumerate(trial.analysis.leaves) if leaf.dead], 0.0
+
+    def error_of(draw: int, some: Sequence[int]) -> float:
+        base = [others[i] if i in some else x for i, x in enumerate(trial.draws[draw])]
+        return trial.error_at(draw, base)
+
+    for draw in range(DRAWS if dead else 0):
+        others = {i: trial.leaf(i) for i in dead}
+        error = error_of(draw, dead)
+        if np.isfinite(error) and error > trial.measured.tolerance:
+            culprits = _smallest(
+                dead, lambda some, d=draw: error_of(d, some) > trial.measured.tolerance
+            )
+            paths = ", ".join(repr(trial.analysis.leaves[i].path) for i in culprits[:3])
+            _refuse(trial, f"Other values of {paths}, which it calls dead, change", error)
+        worst = max(worst, error if np.isfinite(error) else 0.0)
+        if not np.isfinite(error):
+            trial.unseen["Other values of the dead leaves"] += 1
+    return worst
+
+
+def _refuse(trial: Trial, said: str, error: float) -> NoReturn:
+    raise VerificationError(
+        f"What `analysis` calls a symmetry must leave the outputs of `fn` as they are. {said} them "
+        f"by {error:.1e}, beside what they do elsewhere; the tolerance is "
+        f"{trial.measured.tolerance:.1e}, computed in {np.dtype(trial.measured.dtype)}. "
+        f"{_way_out(trial)}"
+    )
 
 
 def _parts(moves: list[Move], most: float) -> Iterator[list[int]]:
@@ -103,15 +139,13 @@ def _blamed(trial: Trial, draw: int, claims: Sequence[Claim], moves: Sequence[Mo
         said += f", together with {len(culprits) - 1} more that each may be scaled,"
     elif isinstance(claim, EachIndex):
         said = _said_of_indices(trial, draw, claim)
-    said = f"{said} changes them by {error:.1e}"
     if trial.measured.unmet and not trial.measured.is_double:
-        trial.notes.append(f"{said}, where {_unmet(trial)} could not be made smaller to look on.")
+        trial.notes.append(
+            f"{said} changes the outputs by {error:.1e}, where {_unmet(trial)} could not be made "
+            f"smaller to look on."
+        )
         return 0.0
-    raise VerificationError(
-        f"What `analysis` calls a symmetry must leave the outputs of `fn` as they are. {said}, "
-        f"beside what they do elsewhere; the tolerance is {trial.measured.tolerance:.1e}, computed "
-        f"in {np.dtype(trial.measured.dtype)}. {_way_out(trial)}"
-    )
+    _refuse(trial, f"{said} changes", error)
 
 
 def _said_of_indices(trial: Trial, draw: int, claim: EachIndex) -> str:
@@ -166,12 +200,5 @@ def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIn
 
 
 def unseen(trial: Trial) -> tuple[str, ...]:
-    """A sentence on the claims that could not be looked at, if there are any."""
-    claims = [said for said, draws in trial.unseen.items() if draws == DRAWS]
-    if not claims:
-        return ()
-    more = f", and {len(claims) - 1} more claims" if len(claims) > 1 else ""
-    return (
-        f"Not looked at: {claims[0]}{more}. However little that is done, values overflow, or "
-        f"rounding moves the outputs by as much.",
-    )
+    """The claims that could not be looked at, at any of the draws."""
+    return tuple(said for said, draws in trial.unseen.items() if draws == DRAWS)

@@ -20,6 +20,7 @@ from optax_bnmask.verify.drawing import drawn_input, drawn_leaf, is_abstract, is
 from optax_bnmask.verify.interpreter import Constant
 from optax_bnmask.verify.measuring import Measured, Outputs, inputs_of
 from optax_bnmask.verify.yardstick import Yardstick, yardstick
+from optax_bnmask.vocabulary import Evidence
 
 DRAWS = 3
 """At so many parameters each claim is tried: a unit that a rectifier keeps at 0 for all of a batch
@@ -166,12 +167,15 @@ class Trial:
         return [x * (1 + by * self.rng.normal(size=x.shape)) if is_float(x) else x for x in base]
 
     def error(self, draw: int, move: Move) -> float:
-        """The change by a move, where epsilons are negligible.
+        """The change by a move, where epsilons are negligible."""
+        return self.error_at(draw, moved(self.draws[draw], move))
 
-        It is infinite where the move overflows, or where rounding has grown with it: the variance
-        of what is the same everywhere is rounding, and may be made as large as one likes.
+    def error_at(self, draw: int, base: Sequence[np.ndarray]) -> float:
+        """The change from a drawn setting to another, where epsilons are negligible.
+
+        It is infinite where values overflow, or where rounding has grown: the variance of what is
+        the same everywhere is rounding, and may be made as large as one likes.
         """
-        base = moved(self.draws[draw], move)
         errors, first = list[float](), self.yardstick(draw, self.steps[0]).n_looked
         for by in self.steps:
             ruler = self.yardstick(draw, by)
@@ -274,6 +278,12 @@ def _constants(assumptions: Sequence[Assumption]) -> dict[Constant, str]:
 def proof_of(analysis: Analysis, leaves: Sequence[Any]) -> Explainer:
     """The proof behind an analysis, after what it is of has been compared with `leaves`."""
     if not isinstance(analysis.proof, Explainer):
+        if Evidence.PROGRAM in analysis.evidence:
+            raise StructureError(
+                "`analysis` must come with the program that it was proved from. This one was read "
+                "from JSON or from a pickle, which hold what was found, and not the program. Call "
+                "`optax_bnmask.analyze` in this process."
+            )
         raise StructureError(
             "`analysis` must have been proved from a program to be verified. This one rests on "
             "structure alone and claims nothing of scale. Use `optax_bnmask.analyze`."

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from optax_bnmask.wording import counted
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Weak:
@@ -42,6 +44,7 @@ class Verification:
       invariant: The number of leaves, claimed invariant, that were scaled.
       joint: The number of leaves, claimed jointly invariant, that were scaled.
       axes: The number of axes, claimed invariant index by index, of which each index was scaled.
+      dead: The number of leaves, claimed dead, that were given other values.
       error: The largest change of an entry of an output under any claimed symmetry, relative to how
         far that entry moves when the parameters are drawn anew.
       tolerance: What that error had to stay below.
@@ -50,34 +53,45 @@ class Verification:
       weak: The invariances that do not hold at the user's own parameters.
       possibly_missed: Leaves not claimed invariant whose scale moved no output.
       dead_biases: Biases whose value moved no output, as before the subtraction of a mean.
-      notes: What could not be looked at, in sentences.
+      unseen: The claims that could not be looked at: however little was done, values overflowed, or
+        rounding moved the outputs by as much.
+      notes: What else could not be looked at, in sentences.
     """
 
     symmetries: int
     invariant: int
     joint: int
     axes: int
+    dead: int
     error: float
     tolerance: float
     dtype: str
     weak: tuple[Weak, ...] = ()
     possibly_missed: tuple[str, ...] = ()
     dead_biases: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
-        """Whether no invariance is weak and no leaf was possibly missed."""
-        return not self.weak and not self.possibly_missed
+        """Whether all was looked at, no invariance is weak and no leaf was possibly missed."""
+        return not self.weak and not self.possibly_missed and not self.unseen
 
     def __str__(self) -> str:
         """A few lines for a person."""
+        looked = "that could be looked at " if self.unseen else ""
         lines = [
-            f"{self.symmetries} symmetries, {self.invariant} invariant and {self.joint} jointly "
-            f"invariant leaves, each index of {self.axes} axes: all hold, to {self.error:.1e} "
-            f"(tolerance {self.tolerance:.1e}, computed in {self.dtype})"
+            f"{counted(self.symmetries, 'symmetry', 'symmetries')}, {self.invariant} invariant and "
+            f"{self.joint} jointly invariant leaves, each index of "
+            f"{counted(self.axes, 'axis', 'axes')}, "
+            f"{counted(self.dead, 'dead leaf', 'dead leaves')}: all {looked}hold, to "
+            f"{self.error:.1e} (tolerance {self.tolerance:.1e}, computed in {self.dtype})"
         ]
         lines += [str(w) for w in self.weak]
         lines += [f"possibly missed: scaling {p!r} moves nothing" for p in self.possibly_missed]
         lines += [f"dead, as measured: the value of {p!r} moves nothing" for p in self.dead_biases]
+        lines += [
+            f"not looked at: {said}: values overflow, or rounding moves the outputs by as much"
+            for said in self.unseen
+        ]
         return "\n".join([*lines, *self.notes])

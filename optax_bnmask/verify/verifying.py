@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.record import require_analysis
@@ -72,10 +73,22 @@ def verify(
       (True, ('b',))
     """
     require_analysis(analysis)
+    if any(isinstance(x, compat.Tracer) for x in jax.tree.leaves((params, args, kwargs, key))):
+        raise wrong_kind(
+            "params",
+            "a tree of arrays, as must all other arguments",
+            params,
+            "`verify` compiles and runs programs of its own and cannot be a part of one: call it "
+            "outside of `jax.jit`. `gradient_certificate` can be.",
+        )
     own = keywords(analysis)  # a `key` of its own is given to it, too
     kwargs |= {"key": key} if "key" in own else {}
     if "factor" in own:
         kwargs["factor"], factor = factor, 256.0
+    if not isinstance(factor, int | float) or not 0 < factor < math.inf:
+        raise wrong_kind(
+            "factor", "a positive number", factor, "It says how far to go: by default, 256 times."
+        )
     return verification_of(
         analysis, fn, params, args, kwargs, key=key, factor=factor, has_aux=has_aux
     )
@@ -97,7 +110,7 @@ def verification_of(
     from optax_bnmask.verify import claims  # noqa: PLC0415 - what `import` need not wait for
     from optax_bnmask.verify.findings import unmoving, weak  # noqa: PLC0415
     from optax_bnmask.verify.measuring import inputs_of  # noqa: PLC0415
-    from optax_bnmask.verify.search import largest_error, placed, unseen  # noqa: PLC0415
+    from optax_bnmask.verify.search import dead_error, largest_error, placed, unseen  # noqa: PLC0415
     from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
 
     rng = _generator(key)
@@ -111,7 +124,7 @@ def verification_of(
         axes,
         claims.symmetries(analysis),
     )
-    error = max(largest_error(trial, some, far) for some in kinds)
+    error = max(*(largest_error(trial, some, far) for some in kinds), dead_error(trial))
     missed, dead = unmoving(trial)
     scales = [leaf.scale for leaf in analysis.leaves]
     return Verification(
@@ -119,13 +132,15 @@ def verification_of(
         invariant=scales.count(Scale.INVARIANT),
         joint=scales.count(Scale.JOINT),
         axes=len(axes),
+        dead=len(analysis.dead),
         error=error,
         tolerance=trial.measured.tolerance,
         dtype=str(np.dtype(trial.measured.dtype)),
         weak=weak(trial),
         possibly_missed=missed,
         dead_biases=dead,
-        notes=(*unseen(trial), *trial.notes),
+        unseen=unseen(trial),
+        notes=tuple(trial.notes),
     )
 
 

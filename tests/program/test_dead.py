@@ -184,6 +184,9 @@ QKV = dict.fromkeys("qkv", (4, 2, 2)) | {f"{w}_bias": (2, 2) for w in "qkv"}
         ({}, ("k_bias",)),
         ({"mask": -math.inf}, ("k_bias",)),
         ({"mask": "finfo"}, ("k_bias",)),
+        ({"mask": -1e9}, ("k_bias",)),
+        ({"mask": -1e4}, ("k_bias",)),
+        ({"mask": -10.0}, ()),
         ({"rotary": True}, ()),
         ({"cap": 5.0}, ()),
     ],
@@ -192,9 +195,26 @@ def test_the_bias_of_keys_is_dead_before_a_softmax(options, expected):
     assert agrees(attention(**options), QKV, drawn(TOKENS, 1)) == expected
 
 
-def test_a_mask_of_the_largest_number_is_an_assumption():
+def filled_and_averaged(p, x):
+    z = x @ p["w"] + p["b"]
+    z = jnp.where(x[..., :1] > 0, z, -1e9)
+    return jnp.tanh(z - z.mean(0))
+
+
+def filled_and_told(p, x):
+    z = jnp.where(jnp.arange(3) > 0, x @ p["w"] + p["b"], -1e9)
+    return jax.nn.log_softmax(z)
+
+
+@pytest.mark.parametrize("fn", [filled_and_averaged, filled_and_told])
+def test_what_masks_are_filled_with_is_infinite_before_a_softmax_alone(fn):
+    assert analysed(fn, drawn({"w": (4, 3), "b": (1,)}), drawn((5, 4), 1)).dead == ()
+
+
+@pytest.mark.parametrize("fill", ["finfo", -1e9])
+def test_what_a_mask_is_filled_with_is_an_assumption(fill):
     params = drawn(QKV)
-    found = analysed(attention("finfo"), params, drawn(TOKENS, 1)).assumptions
+    found = analysed(attention(fill), params, drawn(TOKENS, 1)).assumptions
     assert {(a.kind, a.primitive) for a in found} == {("infinity", "select_n")}
 
 

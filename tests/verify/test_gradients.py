@@ -120,3 +120,44 @@ def test_a_gradient_without_some_leaves_is_refused_in_words(analysis, grads):
 def test_structure_alone_claims_nothing(grads):
     with pytest.raises(bnmask.StructureError, match="proved from a program"):
         bnmask.gradient_certificate(bnmask.analyze_structure(PARAMS), PARAMS, grads)
+
+
+def gained(p, x):
+    """Each entry of the gain may be scaled by itself, and so may a temperature."""
+    z = x @ p["w"] * p["gain"][None] * p["temperature"][None]
+    z = (z - z.mean(0, keepdims=True)) / jnp.sqrt(z.var(0, keepdims=True) + 1e-8)
+    return jnp.tanh(z) @ p["head"]
+
+
+GAINED = {"w": normal(1, 3, 8), "gain": normal(2, 8), "temperature": normal(3, 1),
+          "head": normal(4, 8, 2)}  # fmt: skip
+
+
+def test_a_gradient_that_should_be_0_entry_by_entry_has_no_angle_but_a_size():
+    analysis = bnmask.analyze(gained, GAINED, X)
+    grads = jax.grad(lambda p: jnp.mean(jnp.square(gained(p, X) - 1)))(GAINED)
+    found = bnmask.gradient_certificate(analysis, GAINED, grads)
+    assert {"gain", "gain[axis 0]", "temperature"} <= found.violations.keys()
+    assert found.violation < 1e-5
+    for path in ("gain", "temperature"):
+        wrong = {**grads, path: grads[path] + 0.01}
+        assert bnmask.gradient_certificate(analysis, GAINED, wrong).violations[path] > 1e-4
+
+
+@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
+def test_a_gradient_that_is_no_number_gets_no_certificate(analysis, grads, bad):
+    spoilt = {**grads, "w": grads["w"].at[0, 0].set(bad)}
+    assert not bnmask.gradient_certificate(analysis, PARAMS, spoilt).violation < 1
+
+
+@pytest.mark.parametrize("factor", [1e20, 1e-25])
+def test_neither_large_nor_small_gradients_hide_anything(analysis, grads, factor):
+    wrong = {**grads, "w": PARAMS["w"]}
+    right, wrong = (jax.tree.map(lambda x: x * factor, tree) for tree in (grads, wrong))
+    assert bnmask.gradient_certificate(analysis, PARAMS, right).violation < 1e-5
+    assert bnmask.gradient_certificate(analysis, PARAMS, wrong).violations["w"] > 0.9
+
+
+def test_gradients_of_other_shapes_are_refused(analysis, grads):
+    with pytest.raises(bnmask.StructureError, match=r"'w' has \(8, 3\) for \(3, 8\)"):
+        bnmask.gradient_certificate(analysis, PARAMS, {**grads, "w": grads["w"].T})

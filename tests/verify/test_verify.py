@@ -229,3 +229,47 @@ def test_what_is_divided_over_devices_is_opened(x):
     found = bnmask.verify(bnmask.analyze(fn, p, x), fn, p, x, key=KEY)
     assert found.ok
     assert (found.invariant, found.axes, found.dtype) == (1, 1, "float64")
+
+
+@pytest.mark.parametrize("path", ["head/kernel", "bn/bias"])
+def test_a_leaf_falsely_called_dead_is_named(x, path):
+    p = params()
+    analysis = bnmask.analyze(conv_bn, p, x)
+    (why,) = (leaf.dead for leaf in analysis.leaves if leaf.path == "dense/bias")
+    leaves = (
+        dataclasses.replace(leaf, dead=why) if leaf.path == path else leaf
+        for leaf in analysis.leaves
+    )
+    false = dataclasses.replace(analysis, leaves=tuple(leaves))
+    with pytest.raises(bnmask.VerificationError, match=f"{path!r}, which it calls dead, change"):
+        bnmask.verify(false, conv_bn, p, x, key=KEY)
+    assert bnmask.verify(analysis, conv_bn, p, x, key=KEY).dead == 1
+
+
+def test_what_travelled_without_its_program_is_not_called_structure(x):
+    p = params()
+    read = bnmask.Analysis.from_json(bnmask.analyze(conv_bn, p, x).to_json())
+    with pytest.raises(bnmask.StructureError, match="hold what was found, and not the program"):
+        bnmask.verify(read, conv_bn, p, x, key=KEY)
+
+
+def test_a_claim_that_could_not_be_looked_at_is_not_among_those_that_hold(x):
+    found = bnmask.verify(bnmask.analyze(conv_bn, params(), x), conv_bn, params(), x, key=KEY)
+    partly = dataclasses.replace(found, unseen=("Scaling 'w'",))
+    assert not partly.ok
+    assert "all that could be looked at hold" in str(partly)
+    assert "not looked at: Scaling 'w'" in str(partly)
+
+
+@pytest.mark.parametrize("factor", [0, -1, "a", float("nan"), float("inf")])
+def test_a_factor_is_a_positive_number(x, factor):
+    p = params()
+    with pytest.raises(TypeError, match="`factor` must be a positive number"):
+        bnmask.verify(bnmask.analyze(conv_bn, p, x), conv_bn, p, x, key=KEY, factor=factor)
+
+
+def test_it_is_no_part_of_a_compiled_program(x):
+    p = params()
+    analysis = bnmask.analyze(conv_bn, p, x)
+    with pytest.raises(TypeError, match=r"call it outside of `jax\.jit`"):
+        jax.jit(lambda p: bnmask.verify(analysis, conv_bn, p, x, key=KEY).error)(p)

@@ -32,6 +32,9 @@ Shifting = Callable[["Shifts", Equation], "Changes | None"]
 LAWS: Final[dict[Any, Shifting]] = {}
 """By primitive, `Op` of the tape, or kind, in this order; filled on import, and never after."""
 
+_FILL: Final = -1e4
+"""Masks of weights are filled with such a number, or one farther below."""
+
 
 class Taken(NamedTuple):
     """A huge number taken as infinite, which no addition changes.
@@ -238,11 +241,29 @@ class Shifts:
         number = self.flat.number(x)
         if number is None:
             return False
-        if self.facts.flags[x] & HUGE:
+        if self.facts.flags[x] & HUGE or (-math.inf < number <= _FILL and self.is_weighed(e.out)):
             sources = tuple(source for changes in beside for source, _ in changes)
             self.taken.append(Taken(number, e, sources))
             return True
         return not math.isfinite(number)
+
+    def is_weighed(self, x: int) -> bool:
+        """Whether all that is read of a value is its maximum, and what `exp` makes of it: softmax.
+
+        There `exp` makes 0 of a number far below the others, and of it with anything added.
+        """
+        waiting = [x]
+        for y in waiting:
+            if y in self.tape.outs:
+                return False
+            for e in self.tape.readers.get(y, ()):
+                kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
+                name = getattr(e.op, "name", "")
+                if kind in (Kind.VIEW, Kind.CAST) or (name == "sub" and e.ins[0] == y):
+                    waiting.append(e.out)
+                elif name not in ("exp", "reduce_max", "argmax"):
+                    return False
+        return True
 
     def cancels(self, e: Equation, sources: Sequence[Source]) -> None:
         """Records where changes cancelled."""
