@@ -4,9 +4,10 @@ Flax, Haiku, Equinox and Keras name what their layers own; a scope is read as a 
 names and shapes, and never by where it is in the model.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from optax_bnmask.vocabulary import Role
@@ -69,23 +70,25 @@ _BIAS: Final = Verdict(Role.BIAS, "by convention: beside a weight, of its output
 _EMBEDDING: Final = Verdict(Role.EMBEDDING, "by convention: alone in its scope under that name")
 
 
-def by_convention(
-    shapes: Mapping[str, Shape], *, nested: bool, has_statistics: bool
-) -> dict[str, Verdict]:
+def by_convention(shapes: Mapping[str, Shape], *, nested: bool) -> dict[str, Verdict]:
     """A verdict for each array of a scope, from the names and shapes in it.
 
     Args:
       shapes: The shapes of the arrays directly in the scope, by name.
       nested: Whether the scope holds further scopes.
-      has_statistics: Whether statistics of any kind are kept for the scope: whether it is a
-        normaliser is then theirs to tell.
 
     Returns:
       The verdicts, in the order of `shapes`.
     """
-    verdicts = dict.fromkeys(shapes, UNKNOWN) | _paired(shapes) | _weights(shapes) | _table(shapes)
+    verdicts = (
+        dict.fromkeys(shapes, UNKNOWN)
+        | _paired(shapes)
+        | _weights(shapes)
+        | _table(shapes)
+        | _stemmed_norms(shapes)
+    )
     gain = next((name for name in _NORMS if name in shapes), None)
-    if gain is None or has_statistics or verdicts[gain] is not UNKNOWN:
+    if gain is None or verdicts[gain] is not UNKNOWN:
         return verdicts
     if why := _no_norm(gain, shapes, nested=nested):
         verdicts[gain] = UNKNOWN.refusing(f"not taken for a normaliser's: {why}")
@@ -114,19 +117,61 @@ def _paired(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
     the same name but for that word (``gating_w`` beside ``gating_b``), or any that the bias fits.
     """
     verdicts: dict[str, Verdict] = {}
-    for bias in filter(_BIAS_WORD.search, shapes):
-        fitting = [
-            name
-            for name, shape in shapes.items()
-            if _may_be_weight(name, shape) and shape != shapes[bias] and _fits(shape, shapes[bias])
-        ]
-        stem = _BIAS_WORD.sub("", bias)
-        partners = [name for name in fitting if _WEIGHT_WORD.sub("", name) == stem] or fitting
+    weights = _Weights(shapes)
+    for bias in shapes:
+        if _BIAS_WORD.search(bias) and not _is_second_of_two(bias, shapes):
+            partners = weights.beside(_BIAS_WORD.sub("", bias), shapes[bias])
+        else:  # `b1` beside `w1`, `bi` beside `wi`
+            other = _LETTERS.get(bias[:1], "") + bias[1:]
+            is_pair = other in shapes and _may_be_weight(other, shapes[other])
+            partners = [other] if is_pair and _fits(shapes[other], shapes[bias]) else []
         if partners:
             verdicts[bias] = _BIAS
         if len(partners) == 1:
             verdicts[partners[0]] = _WEIGHT_BY_BIAS
     return verdicts
+
+
+_LETTERS: Final = {"b": "w", "B": "W"}
+"""How the names of a bias and its weight begin in code by hand."""
+
+
+def _is_second_of_two(bias: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether a `b` stands beside an `a`: the second of two factors, and no bias."""
+    return any(
+        m[0].endswith("b") and f"{bias[: m.end() - 1]}a{bias[m.end() :]}" in shapes
+        for m in _BIAS_WORD.finditer(bias)
+    )
+
+
+class _Weights:
+    """The arrays of a scope that may be matrices or filters, by their names and axes.
+
+    A flat scope may have thousands, so that no bias is compared with all of them.
+    """
+
+    def __init__(self, shapes: Mapping[str, Shape]) -> None:
+        self._shapes = {name: shapes[name] for name in shapes if _may_be_weight(name, shapes[name])}
+        self._by_stem: dict[str, list[str]] = {}
+        self._by_length: dict[int, list[str]] = {}
+        for name, shape in self._shapes.items():
+            self._by_stem.setdefault(_WEIGHT_WORD.sub("", name), []).append(name)
+            for n in set(shape):
+                self._by_length.setdefault(n, []).append(name)
+
+    def beside(self, stem: str, bias: Shape) -> list[str]:
+        """Those of a stem whose output a bias of that shape may be added to; else two at most."""
+        if own := list(self._fitting(self._by_stem.get(stem, ()), bias)):
+            return own
+        lists = [self._by_length.get(n, ()) for n in bias if n > 1]
+        return list(
+            itertools.islice(self._fitting(min(lists, key=len, default=self._shapes), bias), 2)
+        )
+
+    def _fitting(self, names: Iterable[str], bias: Shape) -> Iterator[str]:
+        for name in names:
+            if self._shapes[name] != bias and _fits(self._shapes[name], bias):
+                yield name
 
 
 def _may_be_weight(name: str, shape: Shape) -> bool:
@@ -166,6 +211,20 @@ def _no_norm(gain: str, shapes: Mapping[str, Shape], *, nested: bool) -> str:
     if len(shapes) == 1 and (gain == "gamma" or (gain == "weight" and len(shapes[gain]) > 1)):
         return f"a lone {gain!r} may be anything"
     return ""
+
+
+def _stemmed_norms(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
+    """Normalisers in a flat scope: ``ln1_scale`` and ``ln1_bias``, vectors of one shape."""
+    verdicts: dict[str, Verdict] = {}
+    for gain, norm in _NORMS.items():
+        for name in (name for name in shapes if name.endswith(f"_{gain}")):
+            stem = name.removesuffix(gain)
+            for offset in (f"{stem}{word}" for word in norm.offsets):
+                if len(shapes[name]) == 1 and shapes.get(offset) == shapes[name]:
+                    reason = f"by convention: {name!r} and {offset!r} are of one shape"
+                    verdicts[name] = Verdict(Role.NORM_SCALE, reason)
+                    verdicts[offset] = Verdict(Role.NORM_BIAS, reason)
+    return verdicts
 
 
 def _norm(gain: str, shapes: Mapping[str, Shape]) -> dict[str, Verdict]:

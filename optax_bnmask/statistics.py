@@ -34,8 +34,12 @@ class Statistics(NamedTuple):
     refused: dict[str, str]
 
 
-_NAMES: Final = (("mean", "var"), ("moving_mean", "moving_variance"))
-"""What a running mean and variance are called: by Flax and Haiku, and by Keras."""
+_NAMES: Final = (
+    ("mean", "var"),
+    ("moving_mean", "moving_variance"),
+    ("running_mean", "running_var"),
+)
+"""What a running mean and variance are called: by Flax and Haiku, by Keras, and by PyTorch."""
 
 
 def extent(shape: Shape) -> Shape:
@@ -44,6 +48,19 @@ def extent(shape: Shape) -> Shape:
     Where a gain has shape ``(8,)``, statistics of ``(1, 1, 8)`` are its own.
     """
     return tuple(n for n in shape if n != 1)
+
+
+def is_own(gain: Shape, shape: Shape) -> bool:
+    """Whether statistics of some shape may be those of a gain.
+
+    They are of its shape; or stacked along another of its axes, as `scan` and `vmap` can be told
+    to; or one of both has one more axis: for each device, or each member of an ensemble, statistics
+    of its own and common parameters, or the other way round.
+    """
+    short, long = sorted((sorted(extent(gain)), sorted(extent(shape))), key=len)
+    if len(short) == len(long):
+        return short == long
+    return bool(short) and any(short == long[:a] + long[a + 1 :] for a in range(len(long)))
 
 
 def statistics(kept: Layout) -> Statistics:
@@ -131,13 +148,23 @@ def _of_equinox(params: Any, state: Any, index: type) -> dict[str, Any]:  # noqa
     return found
 
 
-def refuse_state(params: Any) -> None:  # noqa: ANN401 - any pytree
-    """Fails on a train state or an optimizer, which hold more than the params."""
-    if hasattr(type(params), "opt_state") or "opt_state" in getattr(params, "__dict__", ()):
+def refuse_state(tree: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
+    """Fails on a train state or an optimizer, which hold more than the params, and on its state."""
+    if hasattr(type(tree), "opt_state") or "opt_state" in getattr(tree, "__dict__", ()):
         raise StructureError(
             f"`params` must be the tree that the optimizer updates. Found a "
-            f"{type(params).__name__}, which holds its state too. Pass `state.params`, or for NNX "
+            f"{type(tree).__name__}, which holds its state too. Pass `state.params`, or for NNX "
             f"the model itself."
+        )
+    parts = [tree]
+    while parts and type(parts[0]) is tuple:  # a chain's state
+        parts = list(parts[0]) + parts[1:]
+    named = next((type(x) for x in parts if hasattr(type(x), "_fields")), None)
+    if named and named.__name__.endswith("State") and named.__module__.startswith("optax."):
+        raise StructureError(
+            f"`{argument}` must be parameters or statistics of a model. Found a {named.__name__}, "
+            f"the state of an optimizer. Pass `variables['params']` and, beside them, "
+            f"`variables['batch_stats']`."
         )
 
 

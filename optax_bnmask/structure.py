@@ -19,6 +19,7 @@ from optax_bnmask.statistics import (
     Statistics,
     beside,
     extent,
+    is_own,
     parted,
     refuse_state,
     refuse_variables,
@@ -69,7 +70,8 @@ def reading(params: Any, batch_stats: Any = None) -> Reading:  # noqa: ANN401 - 
 
 def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytree
     """The verdicts on each scope."""
-    refuse_state(params)
+    refuse_state(params, "params")
+    refuse_state(batch_stats, "batch_stats")
     params, batch_stats = parted(params, batch_stats)
     batch_stats = beside(params, batch_stats)
     refuse_variables(params, batch_stats)
@@ -86,6 +88,7 @@ def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytre
         )
     found = statistics(kept)
     _refuse_swapped(tree, kept, found)
+    _refuse_twice(tree, kept, found)
     _refuse_strangers(tree, found)
     known: dict[object, tuple[Verdict, ...]] = {}
     rulings: list[tuple[Verdict, ...]] = []
@@ -137,14 +140,16 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
     """The verdicts on the arrays of a scope, for which statistics of `shape` may be kept."""
     has_statistics = shape is not None or refused is not None
     shapes = dict(zip(arrays[::3], arrays[1::3], strict=True))
-    verdicts = by_convention(shapes, nested=nested, has_statistics=has_statistics)
+    verdicts = by_convention(shapes, nested=nested)
     for name in filter((GAINS | OFFSETS).__contains__, shapes if has_statistics else ()):
         if shape is None:
             why = f"not a BatchNorm's: statistics are kept in its scope, but {refused}"
             verdicts[name] = verdicts[name].refusing(why)
-        elif extent(shapes[name]) == extent(shape):
+        elif is_own(shapes[name], shape):
             role = Role.NORM_SCALE if name in GAINS else Role.NORM_BIAS
-            verdicts[name] = Verdict(role, CONFIRMED, confirmed=True)
+            is_same = extent(shapes[name]) == extent(shape)
+            why = CONFIRMED if is_same else f"a running mean and var of {shape} are in its scope"
+            verdicts[name] = Verdict(role, why, confirmed=True)
         else:
             _refuse_misfit(path, name, shapes, shape)
             why = (
@@ -177,6 +182,21 @@ def _refuse_swapped(tree: Layout, kept: Layout, found: Statistics) -> None:
                 f"`params` must come first and `batch_stats` second. Found running statistics in "
                 f"`params` at {path!r}, where `batch_stats` has parameters. Swap the two."
             )
+
+
+def _refuse_twice(tree: Layout, kept: Layout, found: Statistics) -> None:
+    """Fails where the statistics are the params, or no arrays."""
+    names = next((path for path, x in kept.leaves.items() if isinstance(x, str)), None)
+    if names is not None:
+        raise StructureError(
+            f"`batch_stats` must be a tree of arrays. Found {kept.leaves[names]!r} in it. The "
+            f"categories that do not decay are `exempt=...`, by name."
+        )
+    if not found.shapes and kept.leaves.keys() == tree.leaves.keys():
+        raise StructureError(
+            "`batch_stats` must be the tree of statistics beside `params`. Found leaves of the "
+            "same names as those of `params`. Pass `variables['batch_stats']`, or leave it out."
+        )
 
 
 def _refuse_strangers(tree: Layout, found: Statistics) -> None:

@@ -1,8 +1,11 @@
 """What structure alone tells: statistics first, then conventions, and refusals with a reason."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -95,10 +98,33 @@ def test_half_statistics_beside_a_bias_are_refused_in_the_reason_and_in_the_note
     assert bnmask.decay_mask({"c": {"bias": zeros(4)}}, {"c": {"mean": zeros(4)}})["c/bias"]
 
 
-def test_half_statistics_make_a_lone_gain_and_bias_unknown():
-    analysis = bnmask.analyze_structure({"c": norm(4)}, {"c": {"mean": zeros(4)}})
-    assert {leaf.role for leaf in analysis.leaves} == {Role.UNKNOWN}
+@pytest.mark.parametrize(
+    "stats",
+    [
+        {"mean": zeros(4)},
+        {"ema_mean": zeros(4), "ema_var": zeros(4)},
+        {"mean": zeros(4), "var": zeros(3, 2)},
+    ],
+)
+def test_statistics_that_settle_nothing_take_nothing_away_from_the_convention(stats):
+    analysis = bnmask.analyze_structure({"c": norm(4)}, {"c": stats})
+    assert {leaf.role for leaf in analysis.leaves} == {Role.NORM_SCALE, Role.NORM_BIAS}
+    assert all("by Flax's and Haiku's convention" in leaf.reason for leaf in analysis.leaves)
+    assert all("not a BatchNorm's" in leaf.reason for leaf in analysis.leaves)
     assert len(analysis.notes) == 3
+
+
+@pytest.mark.parametrize(
+    ("gain", "shape"),
+    [((8,), (4, 8)), ((5, 8), (8,)), ((3, 5), (5, 3)), ((8,), (1, 8)), ((2, 3, 8), (2, 8))],
+)
+def test_statistics_of_each_device_or_member_or_stacked_otherwise_confirm(gain, shape):
+    stats = {"mean": zeros(*shape), "var": zeros(*shape)}
+    analysis = bnmask.analyze_structure(
+        {"c": {"scale": zeros(*gain), "bias": zeros(*gain)}}, {"c": stats}
+    )
+    assert {leaf.role for leaf in analysis.leaves} == {Role.NORM_SCALE, Role.NORM_BIAS}
+    assert "a running mean and var of" in analysis["c/scale"].reason
 
 
 def test_bias_beside_a_kernel_stays_a_bias_where_half_statistics_are_refused():
@@ -184,14 +210,14 @@ def test_lone_gain_and_bias_are_a_normalisers_by_convention(scope):
     ],
 )
 def test_bias_beside_a_weight_is_a_bias(weight, bias):
-    verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False, has_statistics=False)
+    verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False)
     assert verdicts["kernel"].role is Role.WEIGHT
     assert verdicts["bias"].role is Role.BIAS
 
 
 @pytest.mark.parametrize(("weight", "bias"), [((2, 4), (3,)), ((2, 4), (4, 2)), ((2, 4), ())])
 def test_bias_that_does_not_fit_its_weight_is_unknown(weight, bias):
-    verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False, has_statistics=False)
+    verdicts = by_convention({"kernel": weight, "bias": bias}, nested=False)
     assert verdicts["bias"].role is Role.UNKNOWN
 
 
@@ -207,14 +233,14 @@ def test_bias_that_does_not_fit_its_weight_is_unknown(weight, bias):
     ],
 )
 def test_bias_beside_a_weight_of_any_spelling_is_told_by_its_shape(weight, bias):
-    verdicts = by_convention(dict([weight, bias]), nested=False, has_statistics=False)
+    verdicts = by_convention(dict([weight, bias]), nested=False)
     assert verdicts[weight[0]].role is Role.WEIGHT
     assert verdicts[bias[0]].role is Role.BIAS
 
 
 def test_weight_of_a_bias_is_the_one_of_its_stem_where_several_fit():
     shapes = {"query_w": (4, 2, 6), "gating_w": (4, 2, 6), "gating_b": (2, 6)}
-    verdicts = by_convention(shapes, nested=False, has_statistics=False)
+    verdicts = by_convention(shapes, nested=False)
     assert verdicts["gating_w"].role is Role.WEIGHT
     assert verdicts["query_w"].role is Role.UNKNOWN
     assert verdicts["gating_b"].role is Role.BIAS
@@ -231,7 +257,7 @@ def test_weight_of_a_bias_is_the_one_of_its_stem_where_several_fit():
     ],
 )
 def test_array_that_has_no_biass_name_and_shape_is_no_bias(array, beside):
-    verdicts = by_convention(dict([array, beside]), nested=False, has_statistics=False)
+    verdicts = by_convention(dict([array, beside]), nested=False)
     assert verdicts[array[0]].role is Role.UNKNOWN
 
 
@@ -413,3 +439,56 @@ def test_statistics_in_their_wrapper_are_refused(others):
 def test_leaf_that_is_no_array_is_named(thing):
     with pytest.raises(StructureError, match=r"'d/act' is a "):
         bnmask.decay_mask({"d": {"act": thing, "kernel": zeros(2, 4)}})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"kernel": (8, 16), "lora_a": (8, 1), "lora_b": (1, 16)}, {}),
+        ({"a": (8, 8), "b": (8, 1), "c": (1, 8)}, {}),
+        ({"w1": (4, 8), "b1": (8,), "w2": (8, 3), "b2": (3,)}, {"b1", "b2"}),
+        ({"wi": (4, 8), "bi": (8,)}, {"bi"}),
+        ({"W": (4, 8), "B": (8,)}, {"B"}),
+        ({"w1": (4, 8), "b1": (3,)}, {}),
+        ({"wq": (8, 8), "ln1_scale": (8,), "ln1_bias": (8,)}, {}),
+    ],
+)
+def test_biases_in_flat_scopes_are_told_by_their_partners(shapes, expected):
+    found = roles({name: zeros(*shape) for name, shape in shapes.items()})
+    assert {name for name, role in found.items() if role is Role.BIAS} == set(expected)
+
+
+def test_a_gain_and_bias_of_one_stem_are_a_normalisers():
+    found = roles({"wq": zeros(8, 8), "ln1_scale": zeros(8), "ln1_bias": zeros(8)})
+    assert found["ln1_scale"] is Role.NORM_SCALE
+    assert found["ln1_bias"] is Role.NORM_BIAS
+
+
+def test_a_flat_scope_of_thousands_takes_time_linear_in_their_number():
+    def seconds(n):
+        struct = jax.ShapeDtypeStruct
+        params = {f"x{i}_b": struct((i % 7 + 2,), "float32") for i in range(n)}
+        params |= {f"x{i}_w": struct((i, i % 7 + 2), "float32") for i in range(n)}
+        start = time.process_time()
+        bnmask.decay_mask(params)
+        return time.process_time() - start
+
+    seconds(100)
+    assert seconds(4_000) < 20 * max(seconds(1_000), 0.02)
+
+
+@pytest.mark.parametrize("wrong", [("norm", "bias"), ["norm"]])
+def test_names_in_the_place_of_statistics_are_refused(wrong):
+    with pytest.raises(StructureError, match="categories that do not decay"):
+        bnmask.decay_mask({"c": norm(4)}, wrong)
+
+
+def test_params_and_optimizer_states_in_the_place_of_statistics_are_refused():
+    params = {"c": norm(4), "d": {"kernel": zeros(4, 4)}}
+    state = optax.adamw(1e-3).init(params)
+    with pytest.raises(StructureError, match="of the same names as those of `params`"):
+        bnmask.decay_mask(params, params)
+    with pytest.raises(StructureError, match=r"`batch_stats` must be .* the state of an optimizer"):
+        bnmask.decay_mask(params, state)
+    with pytest.raises(StructureError, match=r"`params` must be .* the state of an optimizer"):
+        bnmask.decay_mask(state)
