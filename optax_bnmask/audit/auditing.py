@@ -28,7 +28,7 @@ def audit(
 
     It is asked from outside: given no gradient at all, by how much does a step shrink each leaf? So
     it finds what a mask, labels, groups, schedules and wrappers come to in the end, whoever wrote
-    them. It takes eight steps, or as many as it needs until gradients move the leaves (a warm-up
+    them. It takes 64 steps, or as many as it needs until gradients have moved every leaf (a warm-up
     may start at 0, `optax.MultiSteps` waits), on a state of its own: nothing of the user's is
     touched. Large params are stood in for by small ones of the same paths and ranks, if the program
     of the update shows that the optimizer does the same to them; otherwise a finding says that it

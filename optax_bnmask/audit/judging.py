@@ -60,17 +60,19 @@ def _judged(analysis: Analysis, live: Cases) -> Iterator[Finding]:
     erased = [case for case in live if case.decays and not (case.does.moved and case.reached)]
     climbing = without(_climbing(live), growing, erased)
     elsewhere = [case for case in live if case.does.rate and case.does.centre]
-    recalled = [case for case in live if case.does.recalled and not case.does.rate]
+    recalled = [case for case in live if case.does.recalled]
     yield from _growth(growing)
     yield from _erased(erased)
     yield from _climbs(climbing)
+    if not climbing:
+        yield from _all_climb([case for case in live if case.does.answer > 0])
     yield from _elsewhere(without(elsewhere, growing, erased))
     yield from _recalled(recalled)
     explained = (growing, erased, climbing, elsewhere, recalled)
     rest = without(live, *explained)
     yield from _mask(analysis, rest, alone=not any(explained))
     decayed = [case for case in rest if case.decays]
-    coupled = [case for case in decayed if not case.does.proportional]
+    coupled = [case for case in decayed if case.does.divided or not case.does.proportional]
     yield from _coupled(coupled)
     yield from _lost([case for case in decayed if case.lost])
     yield from _unequal(without(decayed, coupled))
@@ -114,7 +116,7 @@ def _mask(analysis: Analysis, rest: Cases, *, alone: bool) -> Iterator[Finding]:
 def _climbing(live: Cases) -> list[Case]:
     """The leaves that climb their gradient where others descend theirs."""
     if not any(case.does.answer < 0 for case in live):
-        return []  # a part of a chain, whose sign comes after it
+        return []  # of which `_all_climb` tells
     return [case for case in live if case.does.moved and case.does.answer > 0]
 
 
@@ -156,6 +158,20 @@ def _climbs(cases: Cases) -> Iterator[Finding]:
         without(cases, raw),
         "Leaves climb their gradient while others descend theirs, {}. That is right only if they "
         "are to raise the loss.",
+    )
+
+
+def _all_climb(cases: Cases) -> Iterator[Finding]:
+    if all(case.does.bare for case in cases):
+        return iter(())  # a part of a chain, whose sign comes after it
+    return finding(
+        "warning",
+        "climbs",
+        cases,
+        "All leaves climb their gradient, {}: nothing turns the sign of the updates, as a learning "
+        "rate does, or it is turned twice. Added to the params as they are, they raise the loss, "
+        "and what should decay grows. That is right only of a part of a chain, with the learning "
+        "rate after it.",
     )
 
 

@@ -109,11 +109,12 @@ class Machine:
                 return short, state
             state = refined
 
-    def steps(self, scale: float) -> Iterator[Mapping[int, np.ndarray]]:
+    def steps(self, scale: float, pushed: float) -> Iterator[Mapping[int, np.ndarray]]:
         """Starts on the params of `RUNS` and goes on without end, the params where they are.
 
         Args:
           scale: What the params are multiplied with, beside what each run says.
+          pushed: What the gradients are multiplied with.
 
         Yields:
           The updates of a step by label, each with one row for each run.
@@ -127,7 +128,7 @@ class Machine:
             begun[start] = _rows(
                 leaf, [scale * there if r.moved else x for r, x in zip(RUNS, now, strict=True)]
             )
-            given[gradient] = _rows(leaf, [r.gradient * push(leaf.shape) for r in RUNS])
+            given[gradient] = _rows(leaf, [pushed * r.gradient * push(leaf.shape) for r in RUNS])
         values = self._begin.of(begun)
         *once, last = self._stages
         for number, stage in enumerate(once):

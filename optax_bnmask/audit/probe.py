@@ -26,6 +26,12 @@ the same course over the steps. One that is divided by its own size is not in pr
 either; one divided by a constant and the sum of its squares, as by Adagrad, takes another course.
 """
 
+_FAINT: Final = 2.0**-20
+"""Gradients so small that nothing clips them: what `optax.masked` leaves out is handed on."""
+
+_BARE: Final = 0.5
+"""Updates that are no smaller than this part of the gradients have met no learning rate."""
+
 _ROUNDING: Final = 2.0**-36
 """Beside the highest rate, less than this is what rounding leaves where a decay is taken back."""
 
@@ -36,8 +42,8 @@ def probe(update: Update, paths: tuple[str, ...]) -> Mapping[str, Behaviour]:
     A decay is what changes its sign with the params: of the two updates, half the difference. They
     stay where they are; only the state goes on. All is computed in float64.
 
-    What decays without a gradient is what counts. Only where that is nothing, or not a number, the
-    same is asked under a gradient, which some optimizers need to set their step.
+    What decays without a gradient is what counts. Only of leaves where that is nothing, or not a
+    number, the same is asked under a gradient, which some optimizers need to set their step.
 
     Args:
       update: The optimizer, traced.
@@ -50,22 +56,25 @@ def probe(update: Update, paths: tuple[str, ...]) -> Mapping[str, Behaviour]:
         return {}
     with jax.enable_x64(True):  # noqa: FBT003 - JAX's own signature
         machine = Machine(update)
-        found = _run(machine, 1.0)
+        found = _run(machine)
         if any(each.rate and not each.proportional for each in found):
-            fine = _run(machine, _FINE)
+            fine = _run(machine, scale=_FINE)
             found = [
                 b if b.proportional and not a.proportional and alike(a.course, b.course) else a
                 for a, b in zip(found, fine, strict=True)
             ]
+        if any(each.answer > 0 for each in found):
+            faint = _run(machine, pushed=_FAINT)
+            found = [_unscaled(a, b) for a, b in zip(found, faint, strict=True)]
     found = _signed(_rated(found))
     return {path: found[kind] for path, kind in zip(paths, machine.kind_of, strict=True)}
 
 
-def _run(machine: Machine, scale: float) -> list[Behaviour]:
-    """What the optimizer does to each kind of leaf, on params of one scale."""
-    readers = [Reader(kind.leaf.shape, scale) for kind in machine.kinds]
+def _run(machine: Machine, *, scale: float = 1.0, pushed: float = 1.0) -> list[Behaviour]:
+    """What the optimizer does to each kind of leaf, on params and gradients of one scale each."""
+    readers = [Reader(kind.leaf.shape, scale, pushed) for kind in machine.kinds]
     readings: list[list[Reading]] = [[] for _ in readers]
-    for number, updates in enumerate(machine.steps(scale)):
+    for number, updates in enumerate(machine.steps(scale, pushed)):
         for kind, reader, past in zip(machine.kinds, readers, readings, strict=True):
             past.append(reader.read(updates[kind.updates[min(number, len(kind.updates) - 1)]]))
         if number + 1 >= _steps_to_take(readings):
@@ -74,21 +83,34 @@ def _run(machine: Machine, scale: float) -> list[Behaviour]:
 
 
 def _steps_to_take(readings: list[list[Reading]]) -> int:
-    """How long to go on, given what has moved and what has decayed so far."""
-    moved = [any(reading.moved for reading in past) for past in readings]
-    if not any(moved):
-        return AT_MOST
-    decays = any(reading.rate or reading.pushed for past in readings for reading in past)
-    return _LEAST if all(moved) and decays else PATIENCE
+    """How long to go on, given what has moved so far."""
+    moved = all(any(reading.moved for reading in past) for past in readings)
+    return PATIENCE if moved else AT_MOST
+
+
+def _unscaled(here: Behaviour, faint: Behaviour) -> Behaviour:
+    """What an optimizer does to a leaf that climbs its gradient, faint gradients seen too.
+
+    Its steps have met no learning rate if they are about as large as the gradients, or if faint
+    ones, which nothing clips, are; or if each is about 1, as Adam's is, or all together are.
+    """
+    (share, whole), (faint_share, _) = here.steps, faint.steps
+    bare = share >= _BARE or _BARE <= faint_share <= 1 / _BARE or abs(whole - 1) < 1e-2
+    return dataclasses.replace(here, climbs_raw=faint.climbs_raw, bare=bare)
 
 
 def _rated(found: list[Behaviour]) -> list[Behaviour]:
-    """With the rate that counts: that without a gradient, or if there is none, that under one."""
-    if not any(each.rate for each in found):
-        found = [
-            dataclasses.replace(each, rate=each.pushed, proportional=True, centre=0.0)
-            for each in found
-        ]
+    """With the rate that counts: that without a gradient, or if there is none, that under one.
+
+    What keeps its norm is turned and set back, which is no decay.
+    """
+    some = any(each.rate for each in found)
+    found = [
+        each
+        if each.rate or (some and (each.kept or not each.alone))
+        else dataclasses.replace(each, rate=each.pushed, proportional=True, centre=0.0)
+        for each in found
+    ]
     top = max(abs(each.rate) for each in found)
     return [
         each if abs(each.rate) > _ROUNDING * top else dataclasses.replace(each, rate=0.0)

@@ -24,11 +24,21 @@ FLOOR: Final = 2.0**-44
 _ALONG: Final = 0.5
 """The least cosine between a leaf and its decay; less is noise that a trust ratio stretches."""
 
+_PARALLEL: Final = 1 - 1e-9
+"""That cosine where nothing but a decay changes its sign with the leaf."""
+
 _ALIKE: Final = 0.05
 """Rates of even and of uneven params that differ by less are one rate."""
 
 _STEADY: Final = 1e-3
 """What differs by less from one step to another is no noise."""
+
+_FEW: Final = 8
+"""Of fewer entries nothing is said of how their losses go with their gradients."""
+
+_INVERSE: Final = 0.95
+"""The least correlation, of logarithms, between losses and inverse gradients that is none by
+chance."""
 
 _RECOMPUTED: Final = 0.05
 """A state that calls params back by more than this in a step is where they are computed anew."""
@@ -41,12 +51,15 @@ class Reading(NamedTuple):
       rate: The share of itself that it loses, with no gradient: negative if it grows.
       uneven: The same share of params whose entries differ in size.
       pushed: The same share under a gradient.
+      alone: Whether that is all that the sign of the params makes of the update then.
       centre: What it is pulled to, as the mean over its entries, their spread around that, and a
         number that tells two such centres apart.
       recalled: The share of its way that it goes back to the params that the state is of.
       answer: How far it follows a gradient: negative if it descends.
+      steps: How large its updates are on average beside the gradients, and all together.
       moved: Whether the gradient's sign makes a difference.
       climbs_raw: Whether the update is the gradient itself.
+      divided: Whether entries with larger gradients lose less of themselves.
       kept: Whether its norm is what it was although it moved.
       finite: Whether the updates with no gradient are finite, and those with one.
     """
@@ -54,11 +67,14 @@ class Reading(NamedTuple):
     rate: float
     uneven: float
     pushed: float
+    alone: bool
     centre: tuple[float, float, float]
     recalled: float
     answer: float
+    steps: tuple[float, float]
     moved: bool
     climbs_raw: bool
+    divided: bool
     kept: bool
     finite: tuple[bool, bool]
 
@@ -71,39 +87,47 @@ class Behaviour:
       rate: The share of itself that it loses in the first step in which it loses any, with no
         gradient; negative if it grows.
       pushed: The same under a gradient.
+      alone: Whether under a gradient nothing else of the update hangs on the params, in any step.
       proportional: Whether what it loses is in proportion to its size, in every step.
       course: What of the rate is left in the last step, as a share of the first.
       steady: Whether the rate was seen in several steps and does not rise, as in a warm-up.
       centre: What it is pulled to: a number, or NaN for numbers that differ from entry to entry.
       recalled: The share of its way back to where it started that it goes in a step.
-      answer: How far it follows a gradient: negative if it descends.
+      answer: How far it follows a gradient: negative if it descends, in any step.
+      steps: How large its updates are on average beside the gradients, and all together.
       moved: Whether a gradient moves it.
       climbs_raw: Whether the gradient itself is added to it.
+      divided: Whether entries with larger gradients lose less of themselves, in any step.
       kept: Whether gradients turn it and leave its norm alone.
       broken: Whether its updates are not finite, with a gradient and without.
+      bare: Whether it climbs its gradient in steps that have met no learning rate.
     """
 
     rate: float
     pushed: float
+    alone: bool
     proportional: bool
     course: float
     steady: bool
     centre: float
     recalled: float
     answer: float
+    steps: tuple[float, float]
     moved: bool
     climbs_raw: bool
+    divided: bool
     kept: bool
     broken: bool
+    bare: bool = False
 
 
 class Reader:
-    """Reads the updates of leaves of one shape, whose params had one scale."""
+    """Reads the updates of leaves of one shape, whose params and gradients had one scale each."""
 
-    def __init__(self, shape: tuple[int, ...], scale: float) -> None:
+    def __init__(self, shape: tuple[int, ...], scale: float, pushed: float) -> None:
         self._params = scale * board(shape).ravel()
         self._mixed = scale * mixed(shape).ravel()
-        self._push = push(shape).ravel()
+        self._push = pushed * push(shape).ravel()
         self._mark = np.cos(np.arange(self._params.size))
         here, there = self._params, scale * aside(shape).ravel()
         size = max(float(here @ here), np.finfo(float).tiny)
@@ -127,11 +151,14 @@ class Reader:
             rate,
             _pull(u[list(UNEVEN)], self._mixed),
             _pull(plus, params),
+            bool(_pull(plus, params, least=_PARALLEL)),
             self._centre(u[list(QUIET)], rate),
             self._recalled(u[ELSEWHERE] - u[QUIET[0]]),
             _finite(float(np.sum(apart @ push_))),
+            _steps(apart[0] / 2, push_),
             moved,
-            moved and bool(np.all(plus[0] == push_)),
+            moved and np.allclose(plus[0], push_, rtol=1e-9, atol=0),
+            _is_divided(plus, params, push_),
             moved and bool(turned < 1e-9 * length),
             (bool(np.isfinite(u[list(QUIET)]).all()), bool(np.isfinite(plus).all())),
         )
@@ -148,7 +175,26 @@ class Reader:
         return _finite(float(change @ self._aside) / size) if size > 1e-6 else 0.0
 
 
-def _pull(pair: np.ndarray, params: np.ndarray) -> float:
+def _steps(update: np.ndarray, gradient: np.ndarray) -> tuple[float, float]:
+    sizes = [float(np.sum(np.abs(x))) for x in (update, gradient)]
+    share = sizes[0] / sizes[1] if sizes[1] else 0.0
+    return _finite(share), _finite(float(np.linalg.norm(update)))
+
+
+def _is_divided(pair: np.ndarray, params: np.ndarray, by: np.ndarray) -> bool:
+    """Whether entries lose less of themselves the larger their gradient is.
+
+    So it is where a decay is divided by the root of a mean of squares that the gradient is in, and
+    not where the whole leaf is scaled, as by clipping or a trust ratio.
+    """
+    shares = (pair[1] - pair[0]) / 2 / np.where(params == 0, 1, params)
+    if params.size < _FEW or not (np.all(np.isfinite(shares)) and np.all(shares > 0)):
+        return False
+    x, y = np.log(np.abs(by)), np.log(shares)
+    return bool(np.std(y) > _STEADY and np.corrcoef(x, y)[0, 1] < -_INVERSE)
+
+
+def _pull(pair: np.ndarray, params: np.ndarray, least: float = _ALONG) -> float:
     """The share of themselves that params lose: half the difference of theirs and their negative's.
 
     What depends on their norm alone, as a trust ratio does, or not on them at all, as noise, is
@@ -160,7 +206,7 @@ def _pull(pair: np.ndarray, params: np.ndarray) -> float:
         return 0.0
     shape = response / top  # squares neither overflow nor vanish
     inward, size = -float(shape @ params), float(params @ params)
-    along = abs(inward) >= _ALONG * np.sqrt(float(shape @ shape) * size)
+    along = abs(inward) >= least * np.sqrt(float(shape @ shape) * size)
     rate = top * inward / size
     return float(rate) if along and abs(rate) > FLOOR else 0.0
 
@@ -179,14 +225,17 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
     return Behaviour(
         rate,
         pushed,
+        all(reading.alone for reading in readings if reading.pushed),
         all(alike(reading.rate, reading.uneven) for reading in rates),
         rates[-1].rate / first.rate if first.rate else 0.0,
         len(rates) > 1 and abs(rates[-1].rate) <= (1 + _STEADY) * abs(first.rate),
         _centre(first, rates[-1]) if rates else 0.0,
         recalled if 0 < recalled < _RECOMPUTED else 0.0,
-        _first(readings, lambda r: r.answer),
+        _first(readings, lambda r: min(r.answer, 0.0)) or _first(readings, lambda r: r.answer),
+        next((r.steps for r in readings if r.steps[0]), (0.0, 0.0)),
         any(reading.moved for reading in readings),
         any(reading.climbs_raw for reading in readings),
+        any(reading.divided for reading in readings),
         _all_kept(readings),
         not (all(calm) or all(hard) or rate or pushed),
     )

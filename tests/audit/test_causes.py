@@ -82,16 +82,103 @@ def test_growth_of_an_exempt_leaf_fails_the_assertion():
 
 
 @pytest.mark.parametrize(
+    "first",
+    [optax.scale_by_adam(), optax.identity(), optax.clip_by_global_norm(0.1), optax.trace(0.9)],
+    ids=["Adam", "nothing", "clipping", "momentum"],
+)
+def test_part_of_a_chain_whose_learning_rate_is_still_to_come_decays(first):
+    audit = audited(optax.chain(first, optax.add_decayed_weights(DECAY, MASK)))
+    assert (audit.decayed, summary(audit)) == (WEIGHTS, [])
+
+
+@pytest.mark.parametrize(
     "tx",
     [
-        optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(DECAY, MASK)),
         optax.chain(adamw(), optax.scale(-1.0)),
+        adamw(rate=-RATE),
+        optax.chain(
+            optax.scale_by_adam(), optax.add_decayed_weights(DECAY, MASK), optax.scale(RATE)
+        ),
     ],
-    ids=["without its learning rate", "turned to ascent as a whole"],
+    ids=["turned twice", "a negative learning rate", "not turned"],
 )
-def test_part_of_a_chain_whose_sign_is_still_to_come_decays(tx):
+def test_an_optimizer_that_climbs_as_a_whole_is_warned_of(tx):
     audit = audited(tx)
-    assert (audit.decayed, summary(audit)) == (WEIGHTS, [])
+    (each,) = audit.findings
+    assert (each.severity, each.kind, audit.decayed) == ("warning", "climbs", WEIGHTS)
+    assert each.message.startswith("All leaves climb their gradient")
+
+
+def late(steps):
+    """A decay that starts at that step."""
+    return optax.inject_hyperparams(optax.adamw)(
+        RATE, weight_decay=lambda count: jnp.where(count < steps, 0.0, DECAY)
+    )
+
+
+def cautious():
+    """A decay only where it and the gradient agree."""
+
+    def update(updates, state, params):
+        step = jax.tree.map(lambda u, p: -RATE * (u + DECAY * p * (u * p > 0)), updates, params)
+        return step, state
+
+    return optax.chain(
+        optax.scale_by_adam(), optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    )
+
+
+def by_kind(weights, others):
+    """One optimizer for weights, one for all else."""
+    return optax.partition(
+        {"w": weights, "o": others}, jax.tree.map(lambda decays: "wo"[not decays], MASK(PARAMS))
+    )
+
+
+def unfrozen(steps):
+    """Frozen until that step."""
+    rates = [optax.constant_schedule(0.0), optax.constant_schedule(RATE)]
+    return optax.adamw(optax.join_schedules(rates, [steps]), weight_decay=DECAY)
+
+
+ONE_GROUP = {
+    "late": late(30),
+    "cautious": cautious(),
+    "unfrozen": unfrozen(100),
+}
+
+
+@pytest.mark.parametrize("name", ONE_GROUP)
+def test_what_one_group_does_late_or_under_a_gradient_is_seen(name):
+    undecayed, always = optax.adam(RATE), optax.adamw(RATE, weight_decay=DECAY)
+    assert audited(by_kind(ONE_GROUP[name], undecayed)).decayed == WEIGHTS
+    assert "everything_decayed" in [
+        f.kind for f in audited(by_kind(always, ONE_GROUP[name])).findings
+    ]
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        optax.rmsprop(RATE, decay=0.9, eps=1e-3, momentum=0.9),
+        optax.adam(RATE, eps=1e-3),
+        optax.adagrad(RATE),
+    ],
+    ids=["EfficientNet's RMSProp", "Adam with a large epsilon", "Adagrad"],
+)
+def test_decay_that_the_gradients_divide_is_coupled(last):
+    audit = audited(optax.chain(optax.add_decayed_weights(1e-5, MASK), last))
+    assert summary(audit) == [("warning", "coupled", WEIGHTS)]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [optax.clip_by_global_norm(0.1), optax.adaptive_grad_clip(0.01), optax.clip_by_block_rms(0.1)],
+    ids=["by global norm", "adaptively", "by block"],
+)
+def test_decay_that_is_clipped_with_the_gradient_is_not_coupled(between):
+    audit = audited(optax.chain(optax.add_decayed_weights(1e-2, MASK), between, optax.sgd(RATE)))
+    assert summary(audit) == []
 
 
 COUPLED = {
@@ -234,6 +321,15 @@ def test_leaf_that_its_program_gives_no_gradient_is_erased():
 def test_masked_as_a_freeze_lets_leaves_climb():
     trained = jax.tree.map(lambda frozen: not frozen, FROZEN)
     audit = audited(optax.masked(adamw(), trained))
+    assert summary(audit) == [("error", "climbs", {"head/kernel", "head/bias"})]
+
+
+@pytest.mark.parametrize(
+    "first", [optax.clip_by_global_norm(1.0), optax.chain(optax.zero_nans(), optax.clip(0.1))]
+)
+def test_so_it_does_behind_clipping(first):
+    trained = jax.tree.map(lambda frozen: not frozen, FROZEN)
+    audit = audited(optax.chain(first, optax.masked(adamw(), trained)))
     assert summary(audit) == [("error", "climbs", {"head/kernel", "head/bias"})]
 
 

@@ -27,6 +27,9 @@ _GIVEN = {"learning_rate": 1e-3}
 COUPLED = {"adadelta", "cocob", "dog", "dowg"}
 """Those that divide by the size of what a decay is a part of."""
 
+CLIMB = {"adadelta"}
+"""It has no learning rate by default, and its first steps are as small as if it had one."""
+
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
@@ -64,6 +67,8 @@ def test_what_decays_is_what_it_was_told(name, make, decay, mask):
     options = {mask: MASK} if mask else {}
     audit = bnmask.audit(built(make, **{decay: 0.1}, **options), PARAMS, ANALYSIS)
     kinds = {finding.kind for finding in audit.findings} - {"coupled"}
+    assert ("climbs" in kinds) == (name in CLIMB)
+    kinds -= {"climbs"}
     if mask:
         assert (audit.decayed, kinds) == ({"dense/kernel"}, set())
     else:

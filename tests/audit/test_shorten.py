@@ -95,7 +95,7 @@ def test_updates_are_those_of_the_optimizer(name):
     params = {"a": jnp.ones((2, 4)), "b": jnp.ones((2, 4)), "c": jnp.ones(4)}
     with jax.enable_x64(True):
         machine = Machine(traced(tx, params))
-        steps = machine.steps(1.0)
+        steps = machine.steps(1.0, 1.0)
         found = [next(steps) for _ in range(4)]
     run = RUNS[4]
     params = {n: jnp.asarray(run.params * board(p.shape), p.dtype) for n, p in params.items()}
