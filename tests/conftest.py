@@ -32,14 +32,16 @@ LONG = (
 )  # fmt: skip
 """Modules, and a folder, of half a minute or more: `.ci/run --quick` leaves them out."""
 ONCE = (
-    "audit/test_causes.py", "audit/test_every_transformation.py", "audit/test_published_rules.py",
-    "program/test_published.py", "report/test_browser.py", "test_benchmarks.py",
+    "audit/test_audit.py", "audit/test_causes.py", "audit/test_every_transformation.py",
+    "audit/test_published_rules.py", "program/test_published.py", "program/test_soundness.py",
+    "report/test_browser.py", "sharding/test_sharded_training.py", "test_benchmarks.py",
     "test_cli_terminal.py", "test_conformance_optax.py", "test_demo.py", "test_policies.py",
-    "transforms/test_equilibrium.py", "transforms/test_every_base.py",
+    "transforms/test_conformance.py", "transforms/test_equilibrium.py",
+    "transforms/test_every_base.py", "transforms/test_hyperball.py",
     "verify/test_verify_kinds.py",
 )  # fmt: skip
-"""Of these, those that other modules stand for on a newer Python and JAX: they train, draw, or run
-every transformation of Optax, which is the same one there."""
+"""Of these, those that other modules stand for on a newer Python and JAX in the gate: they train,
+draw, or run every transformation of Optax, which is the same one there. At night all run there."""
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,17 +8,18 @@ import jax
 import numpy as np
 
 from optax_bnmask.audit.machine import Machine
+from optax_bnmask.audit.patterns import ELSEWHERE, PUSHED, QUIET, UNEVEN
 from optax_bnmask.audit.readings import Behaviour, Reader, Reading, alike, behaviour_of
 from optax_bnmask.audit.update import Update
 
 _LEAST: Final = 8
-"""Steps that are always taken: a decay may have a schedule of its own that starts at 0."""
+"""Steps of which all is read; of later ones, what has not been seen before."""
 
 PATIENCE: Final = 64
-"""Steps to wait for leaves that do not move, as under `optax.MultiSteps`, and for any decay."""
+"""Steps to wait for a decay: it may have a schedule of its own that starts at 0."""
 
 AT_MOST: Final = 512
-"""Steps to wait while nothing moves at all, as before a long warm-up."""
+"""Steps to wait for leaves that do not move, as before a long warm-up, or as long as frozen."""
 
 _FINE: Final = 2.0**-5
 """Smaller params to ask again with: a pull that is clipped at 1 is in proportion here, and takes
@@ -76,10 +77,21 @@ def _run(machine: Machine, *, scale: float = 1.0, pushed: float = 1.0) -> list[B
     readings: list[list[Reading]] = [[] for _ in readers]
     for number, updates in enumerate(machine.steps(scale, pushed)):
         for kind, reader, past in zip(machine.kinds, readers, readings, strict=True):
-            past.append(reader.read(updates[kind.updates[min(number, len(kind.updates) - 1)]]))
+            made = updates[kind.updates[min(number, len(kind.updates) - 1)]]
+            if number < _LEAST or _is_news(made, past):
+                past.append(reader.read(made))
         if number + 1 >= _steps_to_take(readings):
             break
     return [behaviour_of(past) for past in readings]
+
+
+def _is_news(updates: np.ndarray, past: list[Reading]) -> bool:
+    """Whether a leaf moves that did not, or decays that did not."""
+    if any(reading.rate or reading.pushed for reading in past):
+        return not any(reading.moved for reading in past) and bool(np.any(updates))
+    plus, minus = updates[PUSHED[0]], updates[PUSHED[1]]
+    depends = np.any(updates[[*QUIET, *UNEVEN, ELSEWHERE]]) or np.any(plus != minus)
+    return bool(depends or (np.any(plus) and not any(reading.moved for reading in past)))
 
 
 def _steps_to_take(readings: list[list[Reading]]) -> int:
