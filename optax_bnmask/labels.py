@@ -10,7 +10,7 @@ import numpy as np
 from optax_bnmask import arguments
 from optax_bnmask.compat import without_collection
 from optax_bnmask.errors import PathError
-from optax_bnmask.paths import layout, nearest
+from optax_bnmask.paths import layout, nearest, printable
 from optax_bnmask.vocabulary import Leaf
 from optax_bnmask.wording import counted
 
@@ -202,6 +202,6 @@ class Labels:
 
     def __repr__(self) -> str:
         shown = islice(self._by_path.items(), SHOWN)
-        lines = "".join(f"\n  {path}: {label!r}" for path, label in shown)
+        lines = "".join(f"\n  {printable(path)}: {label!r}" for path, label in shown)
         more = f"\n  and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
         return f"{type(self).__name__}({lines}{more}\n)"

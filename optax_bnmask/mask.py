@@ -12,7 +12,7 @@ from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.categories import BY_ROLE, CATEGORIES, checked, is_in
 from optax_bnmask.errors import CategoryError, PathError
 from optax_bnmask.labels import SHOWN, Labels, parts_of
-from optax_bnmask.paths import matches
+from optax_bnmask.paths import matches, printable
 from optax_bnmask.record import Record
 from optax_bnmask.structure import reading
 from optax_bnmask.vocabulary import Evidence, Leaf, Role, Scale
@@ -73,7 +73,8 @@ class Mask(Labels):
         exempted = self.exempted
         head = f"Mask({len(self) - len(exempted)} of {len(self)} leaves decay"
         more = f" and {len(exempted) - SHOWN} more" if len(exempted) > SHOWN else ""
-        return f"{head}; exempt: {', '.join(exempted[:SHOWN])}{more})" if exempted else f"{head})"
+        shown = ", ".join(map(printable, exempted[:SHOWN]))
+        return f"{head}; exempt: {shown}{more})" if exempted else f"{head})"
 
 
 def decay_mask(

@@ -1,6 +1,7 @@
 """How numbers, lists and names are put into words: one way, for every sentence and report."""
 
 import json
+import re
 from typing import Any
 
 
@@ -15,5 +16,9 @@ def percent(part: float, whole: float) -> str:
 
 
 def json_text(record: dict[str, Any]) -> str:
-    """An object as JSON for files that people keep: indented, names as they are, no NaN."""
-    return json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    """An object as JSON for files that people keep: indented, names as they are, no NaN.
+
+    Lone surrogates, which no encoding of text has, are spelt as JSON spells them.
+    """
+    text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False)
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)

@@ -299,3 +299,6 @@ def test_names_that_no_terminal_or_page_can_show_are_spelt_out():
         assert r"a\x00\x1b[31m\u202eb\ud800\n" in text
         assert not any(c in text for c in "\x00\x1b\u202e\ud800")
         text.encode()
+    text = to_json(analysis).encode()
+    assert Analysis.from_json(text.decode()) == analysis
+    repr(~analysis.decay_mask()).encode()

@@ -175,19 +175,30 @@ def _leaf_of(fields: Fields) -> Leaf:
         _blocks_of(fields, "blocks"),
         _blocks_of(fields, "invariant_blocks"),
         _position_of(fields),
-        fields.record.get("reached") is not False,
+        _reached_of(fields),
         _cancellation_of(fields),
     )
     _check_sizes(fields, leaf)
     return leaf
 
 
+def _reached_of(fields: Fields) -> bool:
+    """Whether a gradient reaches the leaf; not in older texts."""
+    found = fields.record.get("reached", True)
+    if not isinstance(found, bool):
+        raise fields.wrong("be true or false", found, "reached")
+    return found
+
+
 def _check_sizes(fields: Fields, leaf: Leaf) -> None:
     """That the leaf can exist, and that what is said of axes is said of axes that it has."""
     if math.prod(leaf.shape) > _LARGEST:
         raise fields.wrong(f"hold at most {_LARGEST:,} entries", leaf.shape, "shape")
+    every = [a for d in leaf.dimensions or () for a in d]
+    if len(set(every)) < len(every):
+        raise fields.wrong("name each axis once", every, "dimensions")
     parts = {"blocks": leaf.blocks, "invariant_blocks": leaf.invariant_blocks}
-    axes = {*leaf.invariant_axes, *(a for d in leaf.dimensions or () for a in d)}
+    axes = {*leaf.invariant_axes, *every}
     axes = axes.union(*parts.values())
     if any(axis >= len(leaf.shape) for axis in axes):
         raise fields.wrong(

@@ -143,6 +143,9 @@ def _drop(*keys):
     return change
 
 
+TWICE = {"reduction": [0], "output": [0], "batch": []}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -164,6 +167,8 @@ def _drop(*keys):
         (_set("leaves", 0, "blocks", to={"9": [[0, 1, 1]]}), r"must have the axes .*9"),
         (_set("leaves", 0, "blocks", to={"0": [[0, 10**9, 1]]}), "must lie within their axes"),
         (_set("unhandled", "my_op", to=-1), "must hold no negative number"),
+        (_set("leaves", 0, "reached", to="no"), "must be true or false. Found 'no'"),
+        (_set("leaves", 0, "dimensions", to=TWICE), r"must name each axis once. Found \[0, 0\]"),
         (_set("leaves", 0, "dtype", to="float33"), "must be a dtype that this JAX knows"),
         (_set("leaves", 0, "dtype", to="key<mine>"), "must be a dtype that this JAX knows"),
         (_set("leaves", 0, "dtype", to="(2,"), "must be a dtype that this JAX knows"),
