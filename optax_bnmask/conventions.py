@@ -7,7 +7,7 @@ names and shapes, and never by where it is in the model.
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from optax_bnmask.vocabulary import Role
@@ -119,12 +119,11 @@ def _paired(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
     verdicts: dict[str, Verdict] = {}
     weights = _Weights(shapes)
     for bias in shapes:
+        partners: list[str] = []
         if _BIAS_WORD.search(bias) and not _is_second_of_two(bias, shapes):
             partners = weights.beside(_BIAS_WORD.sub("", bias), shapes[bias])
-        else:  # `b1` beside `w1`, `bi` beside `wi`
-            other = _LETTERS.get(bias[:1], "") + bias[1:]
-            is_pair = other in shapes and _may_be_weight(other, shapes[other])
-            partners = [other] if is_pair and _fits(shapes[other], shapes[bias]) else []
+        elif bias[:1] in _LETTERS:  # `b1` beside `w1`, `bi` beside `wi`
+            partners = weights.fitting([_LETTERS[bias[:1]] + bias[1:]], shapes[bias])
         if partners:
             verdicts[bias] = _BIAS
         if len(partners) == 1:
@@ -137,8 +136,8 @@ _LETTERS: Final = {"b": "w", "B": "W"}
 
 
 def _is_second_of_two(bias: str, shapes: Mapping[str, Shape]) -> bool:
-    """Whether a `b` stands beside an `a`: the second of two factors, and no bias."""
-    return any(
+    """Whether a matrix `b` stands beside an `a`: the second of two factors, and no bias."""
+    return len(shapes[bias]) > 1 and any(
         m[0].endswith("b") and f"{bias[: m.end() - 1]}a{bias[m.end() :]}" in shapes
         for m in _BIAS_WORD.finditer(bias)
     )
@@ -161,17 +160,20 @@ class _Weights:
 
     def beside(self, stem: str, bias: Shape) -> list[str]:
         """Those of a stem whose output a bias of that shape may be added to; else two at most."""
-        if own := list(self._fitting(self._by_stem.get(stem, ()), bias)):
-            return own
         lists = [self._by_length.get(n, ()) for n in bias if n > 1]
-        return list(
-            itertools.islice(self._fitting(min(lists, key=len, default=self._shapes), bias), 2)
-        )
+        all_others = min(lists, key=len, default=self._shapes)
+        own = self.fitting(self._by_stem.get(stem, ()), bias)
+        return own or self.fitting(all_others, bias, most=2)
 
-    def _fitting(self, names: Iterable[str], bias: Shape) -> Iterator[str]:
-        for name in names:
-            if self._shapes[name] != bias and _fits(self._shapes[name], bias):
-                yield name
+    def fitting(self, names: Iterable[str], bias: Shape, most: int | None = None) -> list[str]:
+        """Those of some names whose output a bias of that shape may be added to."""
+        fits = (
+            name
+            for name in names
+            if name in self._shapes and self._shapes[name] != bias
+            if _fits(self._shapes[name], bias)
+        )
+        return list(itertools.islice(fits, most))
 
 
 def _may_be_weight(name: str, shape: Shape) -> bool:
