@@ -21,6 +21,7 @@ import numpy as np
 
 import optax_bnmask as bnmask
 from optax_bnmask import Analysis, Scale
+from optax_bnmask.vocabulary import Cancellation
 from tests.program.networks import Network, seeded_network
 from tests.program.soundness import Setting, analysis_of, at_index, errors_of
 
@@ -64,7 +65,7 @@ def accepts(network: Network, false: FalseClaim | None = None) -> bool:
 def false_claims(network: Network, seed: int) -> Iterator[FalseClaim]:
     """One false claim of each kind, as far as the network has something to be wrong about."""
     analysis, rng = analysis_of(network), np.random.default_rng(seed)
-    for kind in (_invariant, _axis, _group, _in_the_limit):
+    for kind in (_invariant, _axis, _group, _dead, _in_the_limit):
         candidates = list(kind(network, analysis, rng))
         for place in rng.permutation(len(candidates)):
             false, settings = candidates[place]
@@ -130,6 +131,18 @@ def _group(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate
             factors = {path: 1.7 ** cone.get(path, 1.0) for path in wrong}
             claim = FalseClaim("group", " ".join(sorted(wrong)), false, network.fn)
             yield claim, [Setting(("false",), factors)]
+
+
+def _dead(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate]:
+    """A leaf that matters is called dead."""
+    for leaf in analysis.leaves:
+        if not leaf.dead:
+            false = _with(analysis, leaf.path, dead=Cancellation("difference", ""))
+            value = network.params[leaf.path]
+            size = float(np.sqrt(np.mean(value**2))) or 1.0
+            values = {leaf.path: value + size * rng.normal(size=value.shape)}
+            claim = FalseClaim("dead", leaf.path, false, network.fn)
+            yield claim, [Setting(("false",), {}, values)]
 
 
 def _in_the_limit(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate]:
