@@ -55,7 +55,8 @@ def dead_error(trial: Trial) -> float:
         return trial.error_at(draw, base)
 
     for draw in range(DRAWS if dead else 0):
-        others = {i: trial.leaf(i) for i in dead}
+        sign = -1 if draw == 1 else 1  # gains are drawn positive, and may matter by their signs
+        others = {i: sign * trial.leaf(i) for i in dead}
         error = error_of(draw, dead)
         if np.isfinite(error) and error > trial.measured.tolerance:
             culprits = _smallest(
