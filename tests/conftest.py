@@ -67,11 +67,7 @@ def optax_promotion():
 
 
 @pytest.fixture
-def double_precision():
+def double_precision(optax_promotion):
     """Numbers in which a claim can be told from rounding, under the promotion that users have."""
-    with (
-        jax.enable_x64(True),
-        jax.numpy_dtype_promotion("standard"),
-        jax.numpy_rank_promotion("allow"),
-    ):
+    with jax.enable_x64(True):
         yield

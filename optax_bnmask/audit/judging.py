@@ -64,8 +64,7 @@ def _judged(analysis: Analysis, live: Cases) -> Iterator[Finding]:
     yield from _growth(growing)
     yield from _erased(erased)
     yield from _climbs(climbing)
-    if not climbing:
-        yield from _all_climb([case for case in live if case.does.answer > 0])
+    yield from _all_climb(live)
     yield from _elsewhere(without(elsewhere, growing, erased))
     yield from _recalled(recalled)
     explained = (growing, erased, climbing, elsewhere, recalled)
@@ -161,13 +160,14 @@ def _climbs(cases: Cases) -> Iterator[Finding]:
     )
 
 
-def _all_climb(cases: Cases) -> Iterator[Finding]:
-    if all(case.does.bare for case in cases):
-        return iter(())  # a part of a chain, whose sign comes after it
+def _all_climb(live: Cases) -> Iterator[Finding]:
+    climbing = [case for case in live if case.does.answer > 0]
+    if any(case.does.answer < 0 for case in live) or all(case.does.bare for case in climbing):
+        return iter(())  # some descend; or it is a part of a chain, whose sign comes after it
     return finding(
         "warning",
         "climbs",
-        cases,
+        climbing,
         "All leaves climb their gradient, {}: nothing turns the sign of the updates, as a learning "
         "rate does, or it is turned twice. Added to the params as they are, they raise the loss, "
         "and what should decay grows. That is right only of a part of a chain, with the learning "
