@@ -28,10 +28,7 @@ PAGE = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
 RESULTS = load([ROOT / "benchmarks" / "policies" / "results.json"])
 
 
-@pytest.fixture(autouse=True)
-def flax_promotion():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def test_page_shows_the_table_on_record():

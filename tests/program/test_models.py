@@ -18,14 +18,7 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 6))
 TOKENS = np.random.default_rng(0).normal(size=(3, 5, 8))
 
 
-@pytest.fixture(autouse=True)
-def _frameworks_promote():
-    with (
-        jax.enable_x64(True),
-        jax.numpy_rank_promotion("allow"),
-        jax.numpy_dtype_promotion("standard"),
-    ):
-        yield
+pytestmark = pytest.mark.usefixtures("double_precision")
 
 
 def linen(module, x, **kwargs):
