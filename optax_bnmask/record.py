@@ -125,6 +125,7 @@ def in_words(leaf: Leaf) -> list[str]:
             for b in own
         )
         said.append(f"along axis {axis}, {places} may be scaled without the rest")
+    said += [f"along axis {axis}, the same may be added to all" for axis in leaf.shift_axes]
     return [*said, *([] if leaf.reached else ["no gradient reaches it"])]
 
 

@@ -11,7 +11,7 @@ from optax_bnmask.program.exponents import Degrees
 from optax_bnmask.program.freedom import LeafExponents, leaf_exponents
 from optax_bnmask.program.indices import Atom, Segments
 from optax_bnmask.program.registry import RULES, Kind
-from optax_bnmask.program.shifts.changes import leaves_of
+from optax_bnmask.program.shifts.changes import starts_of
 from optax_bnmask.program.shifts.reading import Shifts
 from optax_bnmask.program.tape import COLLECT, MOVE, Equation
 from optax_bnmask.record import Assumption
@@ -32,7 +32,7 @@ def cancellations(shifts: Shifts) -> dict[int, Cancellation]:
     found: dict[int, Cancellation] = {}
     dead = set(shifts.dead)
     for e, sources in shifts.cancelled if dead else ():
-        new = [x for x in leaves_of(s for s in sources if s.square is None) if x in dead]
+        new = [x for x, _ in starts_of(s for s in sources if s.square is None) if x in dead]
         if why := [x for x in new if x not in found]:
             found |= dict.fromkeys(why, Cancellation(_kind(shifts, e), e.where))
     return {x: found.get(x, Cancellation("difference", "")) for x in dead}

@@ -14,8 +14,8 @@ from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import LeafExponents, free_parts, leaf_exponents
 from optax_bnmask.program.rules import load
 from optax_bnmask.program.running import running_statistics
-from optax_bnmask.program.shifts import Shifts
-from optax_bnmask.program.shifts.exposed import exposed
+from optax_bnmask.program.shifts import Flatness, Shifts
+from optax_bnmask.program.shifts.candidates import Candidates
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
@@ -57,8 +57,14 @@ def _analysis_of(program: Program) -> Analysis:
     everything = Facts(tape)
     flows = differentiable(tape)
     uses = uses_of(everything, program.inputs, program.shapes, moved(tape, flows))
-    shifts = Shifts(everything, exposed(everything, uses))
+    flat = Flatness(everything)
+    candidates = Candidates(everything, uses, flat)
+    shifts = Shifts(flat, candidates.anything())
     dead = cancellations(shifts)
+    along = Shifts(flat, candidates.along_axes(dead))
+    shift_axes: dict[int, list[int]] = {}
+    for x, axis in along.harmless:
+        shift_axes.setdefault(x, []).append(axis or 0)
     facts = Facts(tape, zeros=dead) if dead else everything
     axes = Axes(facts)
     known = {i: x for x, i in zip(tape.ins, program.inputs, strict=True) if i is not None}
@@ -102,6 +108,7 @@ def _analysis_of(program: Program) -> Analysis:
             "position": where[i],
             "reached": bool(touched[x]) or not tape.floats[x],
             "dead": dead.get(x),
+            "shift_axes": tuple(shift_axes.get(x, ())),
         }
 
     running = running_statistics(program, tape)
@@ -115,7 +122,7 @@ def _analysis_of(program: Program) -> Analysis:
             {names[i]: Fraction(c) for i, c in sorted(vector.items())} for vector in found.basis
         ),
         groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
-        assumptions=_assumptions(solution, shifts),
+        assumptions=_assumptions(solution, shifts, along),
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
             *_narrowing_outputs(program, axes, found, found_by),
@@ -291,11 +298,11 @@ def _joined(ranges: Sequence[Block]) -> list[tuple[int, int]]:
     return out
 
 
-def _assumptions(solution: Solution, shifts: Shifts) -> tuple[Assumption, ...]:
+def _assumptions(solution: Solution, *shifts: Shifts) -> tuple[Assumption, ...]:
     """The approximations that mattered: those made for values that do scale, or do not matter."""
     out = {
         Assumption(t.kind, t.value, str(t.equation.op), t.equation.where)
         for t in solution.taken
         if t.degree is None or not solution.is_zero(t.degree)
     }
-    return tuple(sorted(out | set(assumptions(shifts))))
+    return tuple(sorted(out.union(*map(assumptions, shifts))))

@@ -13,7 +13,7 @@ from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.facts import Facts, dependents
 from optax_bnmask.program.freedom import leaf_exponents
 from optax_bnmask.program.registry import RULES, Kind
-from optax_bnmask.program.shifts import Shifts
+from optax_bnmask.program.shifts import Flatness, Shifts
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import symmetries
 from optax_bnmask.program.tape import Tape
@@ -139,7 +139,9 @@ def _orthogonal(program: Program, tape: Tape) -> tuple[str, ...]:
 
 def _invariant(program: Program, tape: Tape) -> list[str]:
     """The leaves that may be scaled while no other is, as far as their value matters."""
-    facts = Facts(tape, zeros=Shifts(Facts(tape)).dead)
+    everything = Facts(tape)
+    dead = Shifts(Flatness(everything), [(x, None) for x in everything.leaves]).dead
+    facts = Facts(tape, zeros=dead)
     axes = Axes(facts)
     solution = Solution(axes)
     solution.read(tape.outs)

@@ -23,8 +23,9 @@ class Certificate(NamedTuple):
       violations: By claim (``"conv/kernel"``, ``"conv/kernel[axis 3]"``, ``"group 0"``,
         ``"symmetry 2"``): ``|sum_i s_i <p_i, g_i>|`` relative to ``sum_i |s_i| |p_i| |g_i|``, or to
         the largest ``|p_j| |g_j|`` of all leaves where a gradient should be 0 entry by entry; of a
-        dead leaf (``"conv/bias[dead]"``) ``|g|`` relative to the largest there is. Not a number
-        where the gradient is none.
+        dead leaf (``"conv/bias[dead]"``) ``|g|`` relative to the largest there is; of an axis along
+        which the same may be added (``"head/kernel[shift along axis 1]"``) ``|sum g|`` along it
+        relative to ``sum |g|``. Not a number where the gradient is none.
     """
 
     violation: Array

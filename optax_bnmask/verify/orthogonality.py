@@ -7,7 +7,8 @@ If ``L(c**s * p) = L(p)`` for all ``c > 0``, then its derivative by `c` at 1 is 
 The gradient of a scale-invariant leaf is orthogonal to it, that of each index of an invariant axis
 to that index, that of a joint group to the group. Each kind of claim is a function below that
 yields names and violations. The gradient of a dead leaf is 0, and has no angle to it; so is that of
-a leaf each entry of which may be scaled by itself, such as a gain before a normaliser.
+a leaf each entry of which may be scaled by itself, such as a gain before a normaliser. Along an
+axis along which the same number may be added, a gradient sums to 0.
 """
 
 import functools
@@ -40,6 +41,7 @@ def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> di
             *_each_index(analysis, proof, products),
             *_together(analysis, proof, products),
             *_dead(analysis, products),
+            *_shifted(analysis, products),
         ]
     )
 
@@ -68,6 +70,7 @@ class _Products:
         pairs = [_promoted(x, y) for x, y in zip(p, g, strict=True)]
         largest_p, largest_g = (_largest_of(side) for side in zip(*pairs, strict=True))
         pairs = [(x / largest_p, y / largest_g) for x, y in pairs]
+        self.entries = [y for _, y in pairs]
         self._products = [jnp.real(x * y) for x, y in pairs]
         self._squares = [(jnp.square(jnp.abs(x)), jnp.square(jnp.abs(y))) for x, y in pairs]
         eps = max(
@@ -77,6 +80,7 @@ class _Products:
         self._vanishing = vanishing
         self._largest = jnp.max(jnp.stack([self.size(i) for i in range(len(pairs))]))
         self._rounding = _ROUNDING * eps * self._largest
+        self.rounding_of_gradients = _ROUNDING * eps * jnp.max(self.gradients)
 
     def floor(self, leaves: Collection[int]) -> Array:
         """What a violation by some leaves is relative to at least.
@@ -146,6 +150,21 @@ def _dead(analysis: Analysis, products: _Products) -> Violations:
                 f"{leaf.path}[dead]",
                 _relative(products.gradients[i], jnp.max(products.gradients)),
             )
+
+
+def _shifted(analysis: Analysis, products: _Products) -> Violations:
+    """Of each axis along which the same may be added: the largest sum of a gradient along it.
+
+    That is relative to the gradient of one index of the other axes, or where that is rounding, as
+    for a class that does not occur, to the mean of them all.
+    """
+    for i, leaf in enumerate(analysis.leaves):
+        for axis in leaf.shift_axes:
+            entries = products.entries[i]
+            size = jnp.sum(jnp.abs(entries), axis)
+            floor = jnp.maximum(jnp.mean(size), products.rounding_of_gradients)
+            violation = _relative(jnp.abs(jnp.sum(entries, axis)), jnp.maximum(size, floor))
+            yield f"{leaf.path}[shift along axis {axis}]", jnp.max(violation)
 
 
 def _together(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:

@@ -16,6 +16,9 @@ _DOWN: Final = 2.0
 _DOWN_ALL: Final = 16.0
 """And all of them together by so many powers of 2."""
 
+_FLIPS: Final = 12
+"""So many more moves tell ways apart in which biases may go along with an axis."""
+
 _RETREATS: Final = (0.25, 0.05, 0.01)
 """A claim whose move overflows by itself is tried with these parts of it."""
 
@@ -42,32 +45,58 @@ def largest_error(trial: Trial, claims: Sequence[Claim], far: float) -> float:
     return worst
 
 
-def dead_error(trial: Trial) -> float:
-    """The largest change of an output when leaves that are called dead take other values.
+def added_error(trial: Trial) -> float:
+    """The largest change of an output by what may be added to leaves, as is claimed.
+
+    Leaves that are called dead take other values, and those that may be shifted along an axis get
+    others that differ by the same along it.
 
     Raises:
-      VerificationError: One of them is not.
+      VerificationError: Something that is added changes an output.
     """
-    dead, worst = [i for i, leaf in enumerate(trial.analysis.leaves) if leaf.dead], 0.0
-
-    def error_of(draw: int, some: Sequence[int]) -> float:
-        base = [others[i] if i in some else x for i, x in enumerate(trial.draws[draw])]
-        return trial.error_at(draw, base)
-
-    for draw in range(DRAWS if dead else 0):
+    leaves = trial.analysis.leaves
+    claimed: list[tuple[int, int | None]] = [(i, None) for i, x in enumerate(leaves) if x.dead]
+    claimed += [(i, axis) for i, leaf in enumerate(leaves) for axis in leaf.shift_axes]
+    worst, tolerance = 0.0, trial.measured.tolerance
+    for draw in range(DRAWS if claimed else 0):
         sign = -1 if draw == 1 else 1  # gains are drawn positive, and may matter by their signs
-        others = {i: sign * trial.leaf(i) for i in dead}
-        error = error_of(draw, dead)
-        if np.isfinite(error) and error > trial.measured.tolerance:
-            culprits = _smallest(
-                dead, lambda some, d=draw: error_of(d, some) > trial.measured.tolerance
-            )
-            paths = ", ".join(repr(trial.analysis.leaves[i].path) for i in culprits[:3])
-            _refuse(trial, f"Other values of {paths}, which it calls dead, change", error)
-        worst = max(worst, error if np.isfinite(error) else 0.0)
+        base = trial.draws[draw]
+        added = [_other(trial, base[i], i, axis, sign) for i, axis in claimed]
+
+        def error_of(
+            some: Sequence[int], draw: int = draw, added: Sequence[np.ndarray] = added
+        ) -> float:
+            values = list(trial.draws[draw])
+            for n in some:
+                values[claimed[n][0]] = values[claimed[n][0]] + added[n]
+            return trial.error_at(draw, values)
+
+        error = error_of(range(len(claimed)))
         if not np.isfinite(error):
-            trial.unseen["Other values of the dead leaves"] += 1
+            trial.unseen["What may be added to leaves"] += 1
+            continue
+        if error > tolerance:
+            some = _smallest(range(len(claimed)), lambda some, of=error_of: of(some) > tolerance)
+            said = ", ".join(_said_of_added(trial, *claimed[n]) for n in some[:3])
+            _refuse(trial, f"{said} changes", error)
+        worst = max(worst, error)
     return worst
+
+
+def _other(trial: Trial, base: np.ndarray, i: int, axis: int | None, sign: int) -> np.ndarray:
+    """What is added to a leaf: anything, or what is constant along an axis."""
+    if axis is None:
+        return sign * trial.leaf(i) - base
+    size = float(np.sqrt(np.mean(np.square(np.abs(base))))) or 1.0
+    shape = [1 if a == axis else n for a, n in enumerate(base.shape)]
+    return size * trial.rng.normal(size=shape)
+
+
+def _said_of_added(trial: Trial, i: int, axis: int | None) -> str:
+    path = trial.analysis.leaves[i].path
+    if axis is None:
+        return f"Another value of {path!r}, which it calls dead,"
+    return f"Adding the same number along axis {axis} of {path!r}"
 
 
 def _refuse(trial: Trial, said: str, error: float) -> NoReturn:
@@ -188,16 +217,30 @@ def _unmet(trial: Trial) -> str:
 
 
 def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIndex:
-    """The claim about an axis, with its biases going along in a way that makes it right, if any."""
-    first: EachIndex | None = None
-    for way in claim.alternatives(biases):
-        first = first or way
-        # Two entries, normalised, are signs: a wrong way may pass until one of them flips.
-        moves = [way.move(far, trial.rng) for _ in range(DRAWS)]
-        errors = (trial.error(draw, move) for draw, move in enumerate(moves))
-        if all(error <= trial.measured.tolerance for error in errors):
-            return way
-    return first or claim
+    """The claim about an axis, with its biases going along in a way that makes it right, if any.
+
+    A way that cannot be looked at, as values overflow, comes before one that is wrong.
+    """
+    ways = list(claim.alternatives(biases))
+    tolerance = trial.measured.tolerance
+    right, blurred = list[EachIndex](), list[EachIndex]()
+    for way in ways:
+        errors = [_error_of_way(trial, draw, way, far) for draw in range(DRAWS)]
+        if max(errors) <= tolerance:
+            right.append(way)
+        elif all(error <= tolerance or np.isinf(error) for error in errors):
+            blurred.append(way)
+    # Two entries, normalised, are signs: a wrong way may pass until one of them flips.
+    for n in range(_FLIPS):
+        if len(right) < 2:
+            break
+        still = [way for way in right if _error_of_way(trial, n % DRAWS, way, far) <= tolerance]
+        right = still or right
+    return next(iter([*right, *blurred, *ways]), claim)
+
+
+def _error_of_way(trial: Trial, draw: int, way: EachIndex, far: float) -> float:
+    return trial.error(draw, way.move(far, trial.rng))
 
 
 def unseen(trial: Trial) -> tuple[str, ...]:

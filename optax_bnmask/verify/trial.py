@@ -40,6 +40,10 @@ _TRIES = 2
 _MANY = 8
 """How often; and how often before a claim is called wrong. Rounding is erratic: a mean of equal
 numbers is exact for one number and not for the next."""
+_NEAR = 2.0**-10
+"""This part of the way to other parameters changes outputs, if the whole way does, but by jumps."""
+_UNLUCKY = 32
+"""So many times parameters are drawn before no outputs at all are thought to be finite."""
 
 
 class Trial:
@@ -87,6 +91,10 @@ class Trial:
             if not self._is_finite():
                 given = _drawn((tuple(args), dict(kwargs)), rng, keep_signs=True)
                 self.measured.inputs = inputs_of(*given)
+        for _ in range(_UNLUCKY):  # or an example of which a rectifier leaves nothing to normalise?
+            if self._is_finite():
+                break
+            self.draws = [self._leaves(keep_signs=False) for _ in range(DRAWS)]
         self._require_finite()
         self._draw_until_something_is_seen()
         self.inputs = examined(self.measured.inputs, n_state, rng)
@@ -180,7 +188,7 @@ class Trial:
         for by in self.steps:
             ruler = self.yardstick(draw, by)
             if ruler.n_looked < first:  # rounding, divided by next to nothing
-                return _still(errors)
+                return np.inf if self._jumps(draw, base) else _still(errors)
             outputs = self.at(base, by)
             found = ruler.change(outputs)
             if self.measured.tolerance < found < np.inf:
@@ -200,6 +208,16 @@ class Trial:
         rounded = [self.at(self._rounded(base), by) for _ in range(_MANY)]
         finer = ruler.less_rounding(outputs, rounded)
         return finer.change(outputs) if 2 * finer.n_looked >= ruler.n_looked else np.inf
+
+    def _jumps(self, draw: int, base: Sequence[np.ndarray]) -> bool:
+        """Whether the outputs do not change at all on the first part of the way to `base`.
+
+        A normaliser of what is the same for all examples divides an epsilon by the root of an
+        epsilon, and the next normaliser makes 1 of it, or -1, however small the epsilons are.
+        """
+        start, by = self.draws[draw], self.steps[0]
+        near = [x + _NEAR * (y - x) if is_float(x) else x for x, y in zip(start, base, strict=True)]
+        return self.yardstick(draw, by).change(self.at(near, by)) <= self.measured.tolerance
 
     def _is_finite(self) -> bool:
         outs = self.at(self.draws[0], self.steps[0])

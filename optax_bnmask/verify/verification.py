@@ -45,6 +45,7 @@ class Verification:
       joint: The number of leaves, claimed jointly invariant, that were scaled.
       axes: The number of axes, claimed invariant index by index, of which each index was scaled.
       dead: The number of leaves, claimed dead, that were given other values.
+      shifts: The number of axes along which leaves, as claimed, were shifted.
       error: The largest change of an entry of an output under any claimed symmetry, relative to how
         far that entry moves when the parameters are drawn anew.
       tolerance: What that error had to stay below.
@@ -63,6 +64,7 @@ class Verification:
     joint: int
     axes: int
     dead: int
+    shifts: int
     error: float
     tolerance: float
     dtype: str
@@ -84,7 +86,8 @@ class Verification:
             f"{counted(self.symmetries, 'symmetry', 'symmetries')}, {self.invariant} invariant and "
             f"{self.joint} jointly invariant leaves, each index of "
             f"{counted(self.axes, 'axis', 'axes')}, "
-            f"{counted(self.dead, 'dead leaf', 'dead leaves')}: all {looked}hold, to "
+            f"{counted(self.dead, 'dead leaf', 'dead leaves')}, "
+            f"{counted(self.shifts, 'shift', 'shifts')} along axes: all {looked}hold, to "
             f"{self.error:.1e} (tolerance {self.tolerance:.1e}, computed in {self.dtype})"
         ]
         lines += [str(w) for w in self.weak]

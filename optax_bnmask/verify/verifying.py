@@ -110,7 +110,7 @@ def verification_of(
     from optax_bnmask.verify import claims  # noqa: PLC0415 - what `import` need not wait for
     from optax_bnmask.verify.findings import unmoving, weak  # noqa: PLC0415
     from optax_bnmask.verify.measuring import inputs_of  # noqa: PLC0415
-    from optax_bnmask.verify.search import dead_error, largest_error, placed, unseen  # noqa: PLC0415
+    from optax_bnmask.verify.search import added_error, largest_error, placed, unseen  # noqa: PLC0415
     from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
 
     rng = _generator(key)
@@ -124,7 +124,7 @@ def verification_of(
         axes,
         claims.symmetries(analysis),
     )
-    error = max(*(largest_error(trial, some, far) for some in kinds), dead_error(trial))
+    error = max(*(largest_error(trial, some, far) for some in kinds), added_error(trial))
     missed, dead = unmoving(trial)
     scales = [leaf.scale for leaf in analysis.leaves]
     return Verification(
@@ -133,6 +133,7 @@ def verification_of(
         joint=scales.count(Scale.JOINT),
         axes=len(axes),
         dead=len(analysis.dead),
+        shifts=sum(len(leaf.shift_axes) for leaf in analysis.leaves),
         error=error,
         tolerance=trial.measured.tolerance,
         dtype=str(np.dtype(trial.measured.dtype)),

@@ -1,15 +1,16 @@
 # ruff: noqa: T201
-"""Claims that leaves do not matter against numbers, on random networks.
+"""Claims that what is added to leaves has no effect against numbers, on random networks.
 
 ``python -m tests.program.dead --count 10000 --seed 0`` examines that many and prints every leaf
-that is called dead and moves an output, and every one that moves none and is not called dead.
+that is called dead and moves an output, and every one that moves none and is not called dead; and
+so of what is constant along an axis of a leaf.
 Nothing here is shared with `optax_bnmask.verify`.
 """
 
 import argparse
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +20,9 @@ import optax_bnmask as bnmask
 from tests.program.evaluating import traced
 from tests.program.networks import Network, seeded_network
 from tests.program.soundness import analysis_of
+
+Start = tuple[str, int | None]
+"""A leaf, and what is added to it: anything (`None`), or what is constant along this axis."""
 
 SIZES = (0.1, 10.0)
 """So much is added, to parameters and values of the size of 1."""
@@ -31,15 +35,20 @@ class Examined:
     """What came out.
 
     Attributes:
-      wrong: Leaves that are called dead and move an output, with the relative change.
+      wrong: Leaves that are called dead and move an output, with the relative change; and axes
+        along which it is said that they may be shifted.
       missed: Leaves that move no output and are not called dead.
+      missed_axes: Axes along which they may be shifted, and it is not said.
       dead: How many are called dead.
+      shifts: Along how many axes leaves are said to be free to be shifted.
       skipped: Whether nothing can be said: outputs are not finite, or hang on rounding.
     """
 
     wrong: tuple[str, ...] = ()
     missed: tuple[str, ...] = ()
+    missed_axes: tuple[str, ...] = ()
     dead: int = 0
+    shifts: int = 0
     skipped: bool = False
 
 
@@ -52,32 +61,50 @@ def examine(network: Network, analysis: bnmask.Analysis | None = None) -> Examin
         return apply(params, network.x)
 
     params = {path: np.asarray(value, np.float64) for path, value in network.params.items()}
+
+    def of(starts: Iterable[Start]) -> float:
+        return change(run, params, starts)
+
     rng = np.random.default_rng(1)
     near = {k: v * (1 + 1e-13 * rng.normal(size=v.shape)) for k, v in params.items()}
     if not _difference(run(near), run(params)) < 1e-3 * SAME:
         return Examined(skipped=True)
-    dead = analysis.dead
-    wrong = [f"{path}: {e:.1e}" for path, e in _changes(run, params, dead) if not e < SAME]
-    if dead and not (e := change(run, params, dead)) < SAME:
+    claimed: list[Start] = [(path, None) for path in analysis.dead]
+    claimed += [(leaf.path, axis) for leaf in analysis.leaves for axis in leaf.shift_axes]
+    wrong = [f"{_named(start)}: {e:.1e}" for start in claimed if not (e := of([start])) < SAME]
+    if claimed and not (e := of(claimed)) < SAME:
         wrong.append(f"all at once: {e:.1e}")
-    others = [path for path in params if path not in dead]
-    missed = [path for path, e in _changes(run, params, others) if e < 1e-12]
-    return Examined(tuple(wrong), tuple(missed), len(dead))
+    missed: list[Start] = [
+        (path, axis)
+        for path, value in params.items()
+        if path not in analysis.dead
+        for axis in (None, *(a for a, n in enumerate(value.shape) if n > 1))
+        if (path, axis) not in claimed and of([(path, axis)]) < 1e-12
+    ]
+    free = [path for path, axis in missed if axis is None]
+    return Examined(
+        tuple(wrong),
+        tuple(free),
+        tuple(_named(x) for x in missed if x[0] not in free),
+        len(analysis.dead),
+        len(claimed) - len(analysis.dead),
+    )
 
 
-def _changes(
-    run: Callable[..., Any], params: Mapping[str, Any], paths: Iterable[str]
-) -> Iterator[tuple[str, float]]:
-    for path in paths:
-        yield path, change(run, params, [path])
+def _named(start: Start) -> str:
+    path, axis = start
+    return path if axis is None else f"{path}[axis {axis}]"
 
 
-def change(run: Callable[..., Any], params: Mapping[str, Any], paths: Iterable[str]) -> float:
-    """The largest relative change of an output when anything is added to some leaves."""
+def change(run: Callable[..., Any], params: Mapping[str, Any], starts: Iterable[Start]) -> float:
+    """The largest relative change of an output when something is added to some leaves."""
     rng, base, worst = np.random.default_rng(3), run(params), 0.0
     for size in SIZES:
-        moved = {path: params[path] + size * rng.normal(size=params[path].shape) for path in paths}
-        worst = max(worst, _difference(run({**params, **moved}), base))
+        moved = dict(params)
+        for path, axis in starts:
+            shape = [1 if a == axis else n for a, n in enumerate(params[path].shape)]
+            moved[path] = moved[path] + size * rng.normal(size=shape)
+        worst = max(worst, _difference(run(moved), base))
     return worst
 
 
@@ -95,6 +122,11 @@ def _difference(outs: Iterable[np.ndarray], base: Iterable[np.ndarray]) -> float
 
 def gradient(fn: Callable[..., Any], params: Any, *args: Any) -> Any:
     """The largest entry of the gradient of a random combination of the outputs, by each leaf."""
+    return jax.tree.map(lambda g: float(abs(g).max(initial=0)), gradients(fn, params, *args))
+
+
+def gradients(fn: Callable[..., Any], params: Any, *args: Any) -> Any:
+    """The gradient of a random combination of the outputs, in double precision."""
     with jax.enable_x64(True):
         params, args = jax.tree.map(lambda x: jax.numpy.asarray(x, _wide(x)), (params, args))
 
@@ -103,7 +135,7 @@ def gradient(fn: Callable[..., Any], params: Any, *args: Any) -> Any:
             outs = [y for y in jax.tree.leaves(fn(params, *args)) if y.dtype == np.float64]
             return sum((y * rng.normal(size=y.shape)).sum() for y in outs)
 
-        return jax.tree.map(lambda g: float(abs(g).max(initial=0)), jax.grad(loss)(params))
+        return jax.tree.map(np.asarray, jax.grad(loss)(params))
 
 
 def _wide(x: Any) -> Any:
@@ -122,13 +154,18 @@ def main() -> int:
         network = seeded_network(seed)
         got = examine(network)
         totals.update(
-            dead=got.dead, wrong=len(got.wrong), missed=len(got.missed), skipped=int(got.skipped)
+            dead=got.dead,
+            shifts=got.shifts,
+            wrong=len(got.wrong),
+            missed=len(got.missed),
+            missed_axes=len(got.missed_axes),
+            skipped=int(got.skipped),
         )
         for line in got.wrong:
             print(f"WRONG {seed} {line} {network}")
-        for path in got.missed:
-            kinds[path.split("/")[-1]] += 1
-            print(f"missed {seed} {path} {network}")
+        for missed in (*got.missed, *got.missed_axes):
+            kinds[missed.split("/")[-1]] += 1
+            print(f"missed {seed} {missed} {network}")
     print(f"{given.count} networks from seed {given.seed}: {dict(totals)}, missed {dict(kinds)}")
     return int(totals["wrong"] > 0)
 

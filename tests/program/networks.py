@@ -153,7 +153,7 @@ def joined(b: Builder, shape: Shape) -> Built:
     way = b.pick(["dense", "dense", "split", "inception", "raw", "halves"])
     b.layer(f"joined:{way}(")
     n = shape[-1]
-    if way == "split":
+    if way == "split" and n % 2 == 0:
         left = fitting(b, (*shape[:-1], n // 2), 1, 2) if n % 4 == 0 else None
         b.said.append(")")
 

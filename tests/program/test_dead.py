@@ -54,7 +54,7 @@ def in_numbers(fn, params, *args):
     def run(values):
         return apply(jax.tree.unflatten(jax.tree.structure(params), values.values()), *args)
 
-    return tuple(p for p in paths if change(run, paths, [p]) < SAME)
+    return tuple(p for p in paths if change(run, paths, [(p, None)]) < SAME)
 
 
 def agrees(fn, shapes, *args):

@@ -53,8 +53,7 @@ def accepts(network: Network, false: FalseClaim | None = None) -> bool:
     params = {path: jnp.asarray(v, jnp.float32) for path, v in network.params.items()}
     is_index = np.issubdtype(network.x.dtype, np.integer)
     x = jnp.asarray(network.x, jnp.int32 if is_index else jnp.float32)
-    if any("raw" in said for said in network.said):
-        jax.clear_caches()  # what it keeps of its last trace must not come up in the next
+    _forget(network)
     try:
         bnmask.verify(analysis, fn, params, x, key=jax.random.key(len(params)))
     except bnmask.VerificationError:
@@ -62,10 +61,20 @@ def accepts(network: Network, false: FalseClaim | None = None) -> bool:
     return True
 
 
+def _forget(network: Network) -> None:
+    """Lets JAX trace all of a network anew.
+
+    The layer called "raw" reads what an earlier layer left behind: in a block that JAX has traced
+    before, and keeps, that is a value of a trace that is over.
+    """
+    if any("raw" in said for said in network.said):
+        jax.clear_caches()
+
+
 def false_claims(network: Network, seed: int) -> Iterator[FalseClaim]:
     """One false claim of each kind, as far as the network has something to be wrong about."""
     analysis, rng = analysis_of(network), np.random.default_rng(seed)
-    for kind in (_invariant, _axis, _group, _dead, _in_the_limit):
+    for kind in (_invariant, _axis, _group, _dead, _shift, _in_the_limit):
         candidates = list(kind(network, analysis, rng))
         for place in rng.permutation(len(candidates)):
             false, settings = candidates[place]
@@ -79,6 +88,7 @@ Candidate = tuple[FalseClaim, list[Setting]]
 
 def _is_false(network: Network, false: FalseClaim, settings: list[Setting]) -> bool:
     network = dataclasses.replace(network, fn=false.fn)
+    _forget(network)
     found = errors_of(network, [Setting(("base",), {}), *settings])
     error = found[settings[0].question]
     return bool(np.isfinite(error) and error > CLEARLY)
@@ -143,6 +153,20 @@ def _dead(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate]
             values = {leaf.path: value + size * rng.normal(size=value.shape)}
             claim = FalseClaim("dead", leaf.path, false, network.fn)
             yield claim, [Setting(("false",), {}, values)]
+
+
+def _shift(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate]:
+    """A leaf is said to be free to be shifted along an axis along which it is not."""
+    for leaf in analysis.leaves:
+        for axis, n in enumerate(leaf.shape):
+            if not leaf.dead and n > 1 and axis not in leaf.shift_axes:
+                false = _with(analysis, leaf.path, shift_axes=(*leaf.shift_axes, axis))
+                value = network.params[leaf.path]
+                size = float(np.sqrt(np.mean(value**2))) or 1.0
+                along = [1 if a == axis else m for a, m in enumerate(value.shape)]
+                values = {leaf.path: value + size * rng.normal(size=along)}
+                claim = FalseClaim("shift", f"{axis} of {leaf.path}", false, network.fn)
+                yield claim, [Setting(("false",), {}, values)]
 
 
 def _in_the_limit(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate]:

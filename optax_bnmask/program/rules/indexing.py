@@ -28,7 +28,8 @@ def gather(e: Equation, reading: Facts) -> Law | None:
     """``(a*x)[i] = a * x[i]``; axes that are looked up along must scale alike.
 
     Rows of a (100, 8) table at (3, 5) places are (3, 5, 8): axis 1 of the table is axis 2 of the
-    result, and the table must not vary along axis 0.
+    result, and the table must not vary along axis 0. Of (32, 10) logits at the 32 labels, one for
+    each example, axis 0 is that of the labels.
     """
     number = filling(e)
     if number is not None and number != 0 and np.isfinite(number):
@@ -38,7 +39,10 @@ def gather(e: Equation, reading: Facts) -> Law | None:
     left_out = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     kept = (a for a in range(len(shape)) if a not in left_out)
     pairs = zip(kept, numbers.offset_dims, strict=True)
-    return Law(({a: q for a, q in pairs if sizes[a] == shape[a]}, None), (1, 0))
+    to = {a: q for a, q in pairs if sizes[a] == shape[a]}
+    placed = [q for q in range(len(reading.tape.shapes[e.out])) if q not in numbers.offset_dims]
+    rows = zip(numbers.operand_batching_dims, numbers.start_indices_batching_dims, strict=True)
+    return Law((to | {a: placed[i] for a, i in rows}, None), (1, 0))
 
 
 def reads_several(e: Equation, reading: Facts) -> bool:

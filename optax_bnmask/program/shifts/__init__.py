@@ -1,10 +1,12 @@
-"""What adding to a leaf changes, read off the tape: which leaves do not matter at all.
+"""What adding to a leaf changes, read off the tape: which leaves do not matter, or not by a shift.
 
 changes.py    changes: what is added, how often, and along which axes it is constant (no JAX)
 flatness.py   the axes along which values do not vary
+candidates.py  what is worth following
 reading.py    one loop over the tape, and what it found
 entrywise.py, mixing.py, axes.py   the laws, by kind of operation
 """
 
 from optax_bnmask.program.shifts import axes, entrywise, mixing  # noqa: F401 - they register laws
+from optax_bnmask.program.shifts.flatness import Flatness as Flatness
 from optax_bnmask.program.shifts.reading import Shifts as Shifts

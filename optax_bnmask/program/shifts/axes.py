@@ -194,8 +194,10 @@ def carried(shifts: Shifts, e: Equation) -> Changes | None:
 
 def _carried(shifts: Shifts, e: Equation, inside: int) -> Changes | None:
     """A change of which no more is known than what reaches the carry, in all iterations."""
-    leaves, constant = shifts.carries.get(inside, (set(), []))
-    known = (shifts.source.get(x) for x in sorted(leaves))  # of those not lost in a reading before
+    starts, constant = shifts.carries.get(inside, (set(), []))
+    known = (
+        shifts.source.get(start) for start in sorted(starts)
+    )  # of those not lost in a reading before
     sources = [source for source in known if source and not source.lost]
     if not sources:
         return None

@@ -13,6 +13,9 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
+Start = tuple[int, int | None]
+"""A leaf, and what is added to it: anything (`None`), or what is constant along this axis."""
+
 Places = tuple[int | None, ...]
 """For each axis of a value, which axis of the source it is; `None` where the change is constant."""
 
@@ -21,28 +24,28 @@ class Source:
     """An unknown array that is added somewhere, by leaves that change as they like.
 
     Attributes:
-      leaf: The leaf that it is, if it is one.
+      start: The leaf that it is added to, if it is one.
       parts: Otherwise, the sources that it is computed from.
       square: Of what the change of the square of a value is, or of that of its mean: the value, and
         the axes that the mean is taken over.
-      lost: Whether the leaves that it comes from are known to matter. They are kept as they are
-        from then on, so that what is left of it is 0.
+      lost: Whether what it starts from is known to matter. Nothing is added there from then on, so
+        that what is left of it is 0.
     """
 
-    __slots__ = ("leaf", "lost", "parts", "square")
+    __slots__ = ("lost", "parts", "square", "start")
 
     def __init__(
         self,
         parts: Iterable["Source"] = (),
-        leaf: int | None = None,
+        start: Start | None = None,
         square: tuple[int, frozenset[int]] | None = None,
     ) -> None:
-        self.leaf, self.parts, self.square = leaf, list(parts), square
+        self.start, self.parts, self.square = start, list(parts), square
         self.lost = False
 
     def is_alive(self) -> bool:
-        """Whether it may change at all: some leaf that it comes from still may."""
-        if not self.lost and self.leaf is None:
+        """Whether it may change at all: something that it comes from still may."""
+        if not self.lost and self.start is None:
             self.lost = all(part.lost for part in self.parts)
         return not self.lost
 
@@ -53,34 +56,34 @@ Changes = dict[Term, Fraction | int]
 """The terms of a change, each with the number that the source is taken times."""
 
 
-def leaves_of(sources: Iterable[Source]) -> set[int]:
-    """The leaves that some sources come from."""
+def starts_of(sources: Iterable[Source]) -> set[Start]:
+    """What some sources come from."""
     waiting, seen = list(sources), set[int]()
-    found = set[int]()
+    found = set[Start]()
     while waiting:
         source = waiting.pop()
         if id(source) in seen:
             continue
         seen.add(id(source))
         waiting += source.parts
-        if source.leaf is not None:
-            found.add(source.leaf)
+        if source.start is not None:
+            found.add(source.start)
     return found
 
 
-def lost(sources: Iterable[Source]) -> set[int]:
-    """Marks all that some sources come from as lost, and returns the leaves among it.
+def lost(sources: Iterable[Source]) -> set[Start]:
+    """Marks all that some sources come from as lost, and returns what they start from.
 
     What is marked is passed over, so that over a whole program each source is met once.
     """
-    waiting, found = list(sources), set[int]()
+    waiting, found = list(sources), set[Start]()
     while waiting:
         source = waiting.pop()
         if not source.lost:
             source.lost = True
             waiting += source.parts
-            if source.leaf is not None:
-                found.add(source.leaf)
+            if source.start is not None:
+                found.add(source.start)
     return found
 
 

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 
 from optax_bnmask import compat
 from optax_bnmask.program.registry import Kind
-from optax_bnmask.program.shifts.changes import Changes, plus, times
+from optax_bnmask.program.shifts.changes import Changes, Places, plus, times
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
-from optax_bnmask.program.tape import Equation
+from optax_bnmask.program.tape import MOVE, Equation
 
 _SUB, _MAX, _NEG = (compat.primitive(f"{name}_p") for name in ("sub", "max", "neg"))
 
@@ -66,12 +66,19 @@ def total(shifts: Shifts, e: Equation) -> Changes | None:
 def bundled(shifts: Shifts, e: Equation, changes: Changes) -> Changes:
     """One term for all that are constant along the same axes: a stream keeps few of them.
 
-    The changes of squares stay apart, since only as such they cancel.
+    The changes of squares stay apart, since only as such they cancel, and so do those that are
+    constant along no axis, as in `_scaled`.
     """
-    plain = {term: c for term, c in changes.items() if term[0].square is None}
-    if len(plain) < 2 or len({tuple(p is None for p in places) for _, places in plain}) == len(
-        plain
-    ):
+    shape = shifts.tape.full[e.out]
+    plain, constancies = Changes(), set[tuple[bool, ...]]()
+    for (source, places), c in changes.items():
+        constant = tuple([place is None for place in places])
+        if source.square is None and (
+            e.out in shifts.pure or any(n > 1 and k for n, k in zip(shape, constant, strict=True))
+        ):
+            plain[source, places] = c
+            constancies.add(constant)
+    if len(plain) == len(constancies):
         return changes
     rest = {term: c for term, c in changes.items() if term not in plain}
     return rest | shifts.fresh_for_each(e, [plain], lambda constant: constant)
@@ -107,16 +114,34 @@ def quotient(shifts: Shifts, e: Equation) -> Changes | None:
 def _scaled(shifts: Shifts, e: Equation, operands: tuple[int, int]) -> Changes:
     """The change of each factor times the other.
 
-    One source times one factor is one source, wherever: ``x*g - mean(x)*g`` does not change.
+    One source times one factor is one source, wherever: ``x*g - mean(x)*g`` does not change. What
+    is constant along the features is kept for that, though times ``g`` it is so along no axis.
     """
     out: Changes = {}
+    shape = shifts.tape.full[e.out]
     for x, y in (operands, operands[::-1]):
         for term, c in shifts.along(x, e.out).items():
-            constant = both([place is None for place in term[1]], shifts.flat.along(y, e.out))
-            key = e.op, y, tuple(constant)
-            if (found := shifts.view(e, term, key, constant)) is not None:
+            before = [place is None for place in term[1]]
+            constant = both(before, shifts.flat.along(y, e.out))
+            key = e.op, _behind_moves(shifts, y), tuple(constant)
+            hope = any(c and n > 1 for c, n in zip(before, shape, strict=True))
+            if (found := shifts.view(e, term, key, constant, may_cancel=hope)) is not None:
                 out[found] = out.get(found, 0) + c
-    return bundled(shifts, e, out)
+    return out
+
+
+def _behind_moves(shifts: Shifts, x: int) -> tuple[int, Places]:
+    """What a value is moved from, and which of its axes each is; `None` for axes of length 1.
+
+    So a factor of shape (32, 1) is the same one broadcast to (32, 8).
+    """
+    tape = shifts.tape
+    places = tuple([a if n > 1 else None for a, n in enumerate(tape.full[x])])
+    while (e := tape.writers.get(x)) is not None and e.op is MOVE:
+        (x,) = e.ins
+        back = {q: a for a, q in e.params["to"].items() if tape.full[x][a] > 1}
+        places = tuple([None if q is None else back.get(q) for q in places])
+    return x, places
 
 
 def exact(number: float, e: Equation) -> Fraction | int:

@@ -1,5 +1,6 @@
 """Laws of what mixes entries: n times what is constant along what is summed, or something new."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from math import prod
@@ -249,20 +250,22 @@ def _space(e: Equation) -> dict[int, int]:
 
 @shifting(Kind.LOOKUP)
 def gather(shifts: Shifts, e: Equation) -> Changes | None:
-    """Entries at computed places: alike wherever these are, along axes that change alike."""
+    """Entries at computed places: what is constant along the axes looked up along is as it was.
+
+    Elsewhere it is constant along axes that change alike, wherever the places are.
+    """
     law, x, number = shifts.facts.law(e), e.ins[0], filling(e)
-    if law is None or (number is not None and abs(number) != float("inf")):
+    if law is None or (number is not None and math.isfinite(number)):
         return losing(shifts, e)
     to = operand_map(shifts.tape, e, 0, law)
     back = {q: a for a, q in to.items()}
     rank, shown = len(shifts.tape.full[e.out]), len(shifts.tape.shapes[e.out])
-    places = [a for a in range(len(shifts.tape.full[x])) if a not in to]
+    axes = [a for a in range(len(shifts.tape.full[x])) if a not in to]
+    whole, some = Changes(), Changes()
+    for term, c in shifts.of(x).items():
+        (some if any(term[1][a] is not None for a in axes) else whole)[term] = c
 
-    def constant(c: Sequence[bool]) -> list[bool]:
-        anywhere = all(c[a] for a in places)  # places may differ from iteration to iteration
-        return [
-            (q not in back or c[back[q]]) and (anywhere or (q in back and q < shown))
-            for q in range(rank)
-        ]
+    def constant(c: Sequence[bool]) -> list[bool]:  # places may differ from iteration to iteration
+        return [q in back and q < shown and c[back[q]] for q in range(rank)]
 
-    return shifts.fresh_for_each(e, [shifts.of(x)], constant)
+    return _placed(whole, dict(to), rank) | shifts.fresh_for_each(e, [some], constant)

@@ -1,27 +1,29 @@
-"""One loop over the tape: the change of each value, and the leaves whose value does not matter.
+"""One loop over the tape: the change of each value, and what may be added without any effect.
 
-A leaf is *dead* if no output changes, whatever is added to it: exactly, in real arithmetic. All
-leaves are added to at once, each what it likes. Where an operation makes of a change something that
-no axis is left to be constant along, the leaves that it comes from are *lost*: they matter, for all
-that is known, and are added to no more. What is lost nowhere, and reaches no output, is dead.
+A leaf is *dead* if no output changes, whatever is added to it: exactly, in real arithmetic. A leaf
+of shape ``(4, 10)`` may be *shifted along* axis 1 if none changes when ``d[:, None]`` is added,
+whatever the four numbers ``d`` are: so it is with the kernel of logits that only a softmax reads.
+All is added at once. Where an operation makes of a change something that no axis is left to be
+constant along, what it comes from is *lost*: it matters, for all that is known, and is added no
+more. What is lost nowhere, and reaches no output, has no effect.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
-from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import HUGE
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts.changes import (
     Changes,
     Source,
+    Start,
     Term,
     aligned,
     alive,
-    leaves_of,
     lost,
+    starts_of,
 )
 from optax_bnmask.program.shifts.flatness import Flatness
 from optax_bnmask.program.tape import CARRY, Equation
@@ -64,33 +66,37 @@ class Shifts:
       cancelled: Where changes cancelled, and their sources.
       taken: Numbers taken as infinite.
       views: For a source seen in part or in other axes: it, and the term that it is there.
-      source: What is added to each leaf.
-      carries: For each carry, the leaves that change it in some iteration, and whether it changes
-        by the same along each axis.
+      source: What is added, by what it starts from.
+      carries: For each carry, what changes it in some iteration, and whether it changes by the same
+        along each axis.
       unsettled: Whether a carry has changed by more than the loop was read with.
     """
 
-    def __init__(self, facts: Facts, exposed: Collection[int] = ()) -> None:
+    def __init__(self, flat: Flatness, starts: Iterable[Start]) -> None:
         """Reads the tape.
 
         Args:
-          facts: What is known of its values.
-          exposed: Leaves that are known to matter, and are not followed.
+          flat: What is known of its values.
+          starts: What to add to leaves.
         """
-        self.facts, self.tape = facts, facts.tape
-        self.flat = Flatness(facts)
-        self.carries: dict[int, tuple[set[int], list[bool]]] = {}
-        self._leaves = [x for x in facts.leaves if x not in exposed]
-        self._lost = set[int]()
+        self.flat, self.facts, self.tape = flat, flat.facts, flat.facts.tape
+        self.carries: dict[int, tuple[set[Start], list[bool]]] = {}
+        self._starts = list(starts)
+        self._lost = set[Start]()
         self._laws: dict[Any, Shifting] = {}
         self.unsettled = True
         while self.unsettled:
             self._read_all()
 
     @property
+    def harmless(self) -> list[Start]:
+        """What may be added without any effect, in the order in which it was given."""
+        return [start for start in self._starts if start not in self._lost]
+
+    @property
     def dead(self) -> list[int]:
-        """The leaves whose value does not matter, in the order in which they were given."""
-        return [x for x in self._leaves if x not in self._lost]
+        """The leaves to which anything may be added."""
+        return [x for x, axis in self.harmless if axis is None]
 
     def _read_all(self) -> None:
         self.unsettled = False
@@ -101,10 +107,11 @@ class Shifts:
         self.taken: list[Taken] = []
         self._squares: dict[tuple[int, frozenset[int]], Source] = {}
         self.views: dict[Any, tuple[Source, Term | None]] = {}
-        self.source = {x: Source(leaf=x) for x in self.dead}
-        for x, source in self.source.items():
-            places = [a if n > 1 else None for a, n in enumerate(self.tape.shapes[x])]
-            self.changes[x] = {(source, tuple(places)): 1}
+        self.source = {start: Source(start=start) for start in self.harmless}
+        for (x, axis), source in self.source.items():
+            shape = self.tape.shapes[x]
+            places = tuple([None if n == 1 or a == axis else a for a, n in enumerate(shape)])
+            self.changes.setdefault(x, {})[source, places] = 1
         changes, carries = self.changes, self.carries
         for e in self.tape.equations:
             for x in e.ins:
@@ -155,21 +162,28 @@ class Shifts:
         return {(s, aligned((), wide, same=None) + places): c for (s, places), c in changes.items()}
 
     def lose(self, changes: Changes) -> None:
-        """Gives up the leaves that a change comes from."""
+        """Gives up what a change comes from."""
         self._lost |= lost(source for source, _ in changes)
 
     def lose_operands(self, e: Equation) -> None:
-        """Gives up all leaves that an equation meets."""
+        """Gives up all that an equation meets."""
         for x in e.ins:
             self.lose(self.of(x))
 
-    def fresh(self, e: Equation, sources: Sequence[Source], constant: Sequence[bool]) -> Changes:
+    def fresh(
+        self,
+        e: Equation,
+        sources: Sequence[Source],
+        constant: Sequence[bool],
+        *,
+        may_cancel: bool = False,
+    ) -> Changes:
         """A change of which nothing is known but that it is constant along some axes.
 
-        Where data have come in, and there are none, its leaves are given up: it is carried no
+        Where data have come in, and there are none, it is given up and carried no
         farther, which is what keeps the records of values short.
         """
-        tape, hope = self.tape, e.out in self.pure
+        tape, hope = self.tape, may_cancel or e.out in self.pure
         places: list[int | None] = []
         for a, n in enumerate(tape.shapes[e.out] + tape.hidden[e.out]):
             places.append(None if n == 1 or constant[a] else a)
@@ -185,6 +199,8 @@ class Shifts:
         term: Term,
         key: Any,  # noqa: ANN401 - what is hashable
         constant: Sequence[bool],
+        *,
+        may_cancel: bool = False,
     ) -> Term | None:
         """What becomes of a term in a way that may occur again, and is the same there.
 
@@ -193,13 +209,14 @@ class Shifts:
           term: What the operand changes by.
           key: What is done to it.
           constant: Along which axes the result changes by the same.
+          may_cancel: Whether it is kept even if that is along none.
 
         Returns:
           The term; `None` if it is given up.
         """
         seen = id(term[0]), term[1], key
         if seen not in self.views:
-            made = self.fresh(e, [term[0]], constant)
+            made = self.fresh(e, [term[0]], constant, may_cancel=may_cancel)
             self.views[seen] = term[0], next(iter(made), None)
         found = self.views[seen][1]
         return found if found and found[0].is_alive() else None
@@ -220,11 +237,11 @@ class Shifts:
 
     def hand_on(self, x: int, changes: Changes) -> bool:
         """Takes down that a carry changes by these, too; whether that is news."""
-        leaves, constant = self.carries.setdefault(x, (set(), [True] * len(self.tape.full[x])))
-        new = leaves_of(source for source, _ in changes) - leaves - self._lost
+        starts, constant = self.carries.setdefault(x, (set(), [True] * len(self.tape.full[x])))
+        new = starts_of(source for source, _ in changes) - starts - self._lost
         along = [all(places[a] is None for _, places in changes) for a in range(len(constant))]
         less = [a for a, c in enumerate(constant) if c and not along[a]]
-        leaves |= new
+        starts |= new
         for a in less:
             constant[a] = False
         return bool(new or less)
@@ -271,9 +288,9 @@ class Shifts:
             self.cancelled.append((e, list(sources)))
 
     def assumed(self) -> list[Taken]:
-        """The numbers taken as infinite that some dead leaf hangs on."""
-        dead = set(self.dead)
-        return [t for t in self.taken if not dead.isdisjoint(leaves_of(t.sources))]
+        """The numbers taken as infinite that something harmless hangs on."""
+        harmless = set(self.harmless)
+        return [t for t in self.taken if not harmless.isdisjoint(starts_of(t.sources))]
 
 
 def losing(shifts: Shifts, e: Equation) -> None:

@@ -1,0 +1,278 @@
+"""Axes along which the same may be added to a leaf: claims in numbers, and what is missed."""
+
+import dataclasses
+import warnings
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_bnmask as bnmask
+from tests.program.dead import SAME, change, gradients
+from tests.program.evaluating import traced
+
+ROWS, TOKENS = (8, 3), (2, 5, 4)
+LABELS = np.array([0, 1, 4, 2, 2, 3, 1, 0], np.int32)
+
+
+@pytest.fixture(autouse=True)
+def _as_users_write():
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def drawn(shapes, seed=0):
+    """Values that hide nothing."""
+    rng = np.random.default_rng(seed)
+    return {path: rng.normal(size=shape) for path, shape in shapes.items()}
+
+
+def found(fn, shapes, *args):
+    """The axes found, all of which hold in numbers, and the gradient sums to 0 along them."""
+    params = drawn(shapes)
+    given = {path: jax.ShapeDtypeStruct(v.shape, jnp.float32) for path, v in params.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        analysis = bnmask.analyze(fn, given, *args)
+    axes = {leaf.path: leaf.shift_axes for leaf in analysis.leaves if leaf.shift_axes}
+    apply = traced(fn, params, *args)
+    for path, own in axes.items():
+        for axis in own:
+            assert change(lambda p: apply(p, *args), params, [(path, axis)]) < SAME, path
+            gradient = gradients(fn, params, *args)[path]
+            assert np.max(np.abs(gradient.sum(axis))) < 1e-10 * np.max(np.abs(gradient))
+    return axes
+
+
+def logits(p, x):
+    return jnp.tanh(x @ p["u"]) @ p["w"] + p["b"]
+
+
+LOGITS = {"u": (3, 6), "w": (6, 5), "b": (5,)}
+X = np.random.default_rng(1).normal(size=ROWS)
+
+
+def by_integers(p, x):
+    return optax.softmax_cross_entropy_with_integer_labels(logits(p, x), LABELS).mean()
+
+
+def by_one_hot(p, x):
+    return optax.softmax_cross_entropy(logits(p, x), jax.nn.one_hot(LABELS, 5)).mean()
+
+
+def by_log_softmax(p, x):
+    return -jax.nn.log_softmax(logits(p, x))[np.arange(8, dtype=np.int32), LABELS].mean()
+
+
+def by_softmax(p, x):
+    return jax.nn.softmax(logits(p, x))
+
+
+def by_logsumexp(p, x):
+    z = logits(p, x)
+    return (jax.nn.logsumexp(z, axis=1) - jnp.take_along_axis(z, LABELS[:, None], 1)[:, 0]).mean()
+
+
+def by_argmax(p, x):
+    return jnp.argmax(logits(p, x), 1).astype(jnp.float32)
+
+
+def tempered(p, x):
+    return jax.nn.softmax(logits(p, x) / 3.0 + X.sum(1, keepdims=True))
+
+
+@pytest.mark.parametrize(
+    "loss", [by_integers, by_one_hot, by_log_softmax, by_softmax, by_logsumexp, tempered]
+)
+def test_of_logits_that_a_softmax_reads_the_same_may_be_added_to_all(loss):
+    assert found(loss, LOGITS, X) == {"b": (0,), "w": (1,)}
+
+
+def test_of_logits_whose_order_is_all_that_is_read():
+    given = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in LOGITS.items()}
+    analysis = bnmask.analyze(by_argmax, given, X)
+    assert {leaf.path: leaf.shift_axes for leaf in analysis.leaves} == {
+        "b": (0,), "u": (), "w": (1,),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda p, x: jax.nn.sigmoid(logits(p, x)),
+        lambda p, x: (logits(p, x), by_softmax(p, x)),
+        lambda p, x: jax.nn.softmax(logits(p, x) * jnp.arange(1.0, 6)),
+        lambda p, x: jax.nn.softmax(logits(p, x), axis=0),
+        lambda p, x: jax.nn.softmax(jax.nn.relu(logits(p, x))),
+        lambda p, x: by_softmax(p, x) + 1e-3 * jnp.square(jax.nn.logsumexp(logits(p, x))),
+    ],
+    ids=["sigmoids", "logits put out", "tempered apart", "over the batch", "a ReLU", "z loss"],
+)
+def test_where_something_else_is_read_of_the_logits_it_is_not_said(loss):
+    axes = found(loss, LOGITS, X)
+    assert axes.get("b", ()) == ()
+    assert 1 not in axes.get("w", ())
+
+
+def two_pass(h, axis, g):
+    return (h - h.mean(axis, keepdims=True)) / jnp.sqrt(h.var(axis, keepdims=True) + 1e-5) * g
+
+
+def by_moments(h, axis, g):
+    mean = h.mean(axis, keepdims=True)
+    return (h - mean) * jax.lax.rsqrt((h**2).mean(axis, keepdims=True) - mean**2 + 1e-5) * g
+
+
+def folded(h, axis, g):
+    scale = g * jax.lax.rsqrt(h.var(axis, keepdims=True) + 1e-5)
+    return h * scale - h.mean(axis, keepdims=True) * scale
+
+
+@pytest.mark.parametrize("norm", [two_pass, by_moments, folded])
+def test_what_writes_to_a_stream_that_layer_norms_read(norm):
+    def fn(p, x):
+        h = x @ p["in"] + p["bias"]
+        h = h + jnp.tanh(norm(h, -1, p["g"]) @ p["up"]) @ p["down"]
+        return norm(h, -1, p["last"]) @ p["head"]
+
+    shapes = {"in": (3, 6), "bias": (6,), "g": (6,), "up": (6, 8), "down": (8, 6)}
+    shapes |= {"last": (6,), "head": (6, 2)}
+    assert found(fn, shapes, X) == {"in": (1,), "bias": (0,), "down": (1,)}
+
+
+def test_a_stream_that_rms_norms_read_has_no_shift():
+    def fn(p, x):
+        h = x @ p["in"]
+        return h / jnp.sqrt((h * h).mean(-1, keepdims=True) + 1e-5) @ p["head"]
+
+    assert found(fn, {"in": (3, 6), "head": (6, 2)}, X) == {}
+
+
+def test_heads_of_a_kernel_are_shifted_together_or_not_at_all():
+    """An attention's output kernel (head, feature, width) in front of a LayerNorm."""
+
+    def fn(p, x):
+        h = jnp.einsum("nhk,hkd->nd", jnp.tanh(jnp.einsum("nd,dhk->nhk", x, p["v"])), p["out"])
+        return two_pass(h, -1, 1.0) @ p["head"]
+
+    shapes = {"v": (3, 2, 4), "out": (2, 4, 6), "head": (6, 2)}
+    assert found(fn, shapes, X) == {"out": (2,)}
+
+
+def test_through_loops():
+    def fn(p, x):
+        def body(h, layer):
+            return h + jnp.tanh(two_pass(h, -1, layer["g"]) @ layer["up"]) @ layer["down"], None
+
+        layers = {name: p[name] for name in ("g", "up", "down")}
+        h, _ = jax.lax.scan(body, x @ p["in"], layers)
+        return two_pass(h, -1, 1.0)
+
+    shapes = {"in": (3, 6), "g": (4, 6), "up": (4, 6, 8), "down": (4, 8, 6)}
+    assert found(fn, shapes, X) == {"in": (1,), "down": (2,)}
+
+
+def test_gathered_for_each_example_its_own():
+    """A table looked up at the labels of its own rows varies along these rows still."""
+
+    def fn(p, x):
+        scores = x @ p["w"] + p["b"]
+        own = jnp.take_along_axis(scores, LABELS[:, None], axis=1)
+        return jnp.tanh(scores - own)
+
+    assert found(fn, {"w": (3, 5), "b": (5,)}, X) == {"w": (1,), "b": (0,)}
+
+
+def test_a_dead_leaf_has_no_shift_axes():
+    def fn(p, x):
+        return two_pass(x @ p["w"] + p["b"], 0, p["g"])
+
+    given = {"w": (3, 6), "b": (6,), "g": (6,)}
+    shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in given.items()}
+    analysis = bnmask.analyze(fn, shapes, X)
+    assert analysis.dead == ("b",)
+    assert analysis["b"].shift_axes == ()
+
+
+class _Transformer(nn.Module):
+    """Two pre-LayerNorm blocks and a softmax."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(16)(x)
+        for _ in range(2):
+            h = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(num_heads=4)(h, h)
+            x = x + nn.Dense(16)(nn.gelu(nn.Dense(32)(nn.LayerNorm()(x))))
+        return nn.log_softmax(nn.Dense(12)(nn.LayerNorm()(x)))
+
+
+@pytest.fixture(scope="module")
+def transformer():
+    """It, its variables, data, and the analysis."""
+    with jax.numpy_rank_promotion("allow"):
+        x = jax.random.normal(jax.random.key(0), TOKENS)
+        variables = _Transformer().init(jax.random.key(1), x)
+        return variables, x, bnmask.analyze_linen(_Transformer(), variables, x)
+
+
+def test_a_transformer_of_flax(transformer):
+    _, _, analysis = transformer
+    axes = {leaf.path: leaf.shift_axes for leaf in analysis.leaves if leaf.shift_axes}
+    writing = ("Dense_0", "Dense_1", "Dense_3", "Dense_5")
+    assert axes == {
+        **{f"{name}/kernel": (1,) for name in writing},
+        **{f"{name}/bias": (0,) for name in writing},
+        **{f"MultiHeadDotProductAttention_{n}/out/kernel": (2,) for n in (0, 1)},
+        **{f"MultiHeadDotProductAttention_{n}/out/bias": (0,) for n in (0, 1)},
+    }
+    assert analysis.explain("Dense_5/kernel").endswith("along axis 1, the same may be added to all")
+
+
+def test_verify_shifts_along_them(transformer):
+    variables, x, analysis = transformer
+    certificate = bnmask.verify_linen(analysis, _Transformer(), variables, x, key=jax.random.key(2))
+    assert certificate.shifts == 12
+    assert "12 shifts along axes: all hold" in str(certificate)
+
+
+@pytest.mark.parametrize(("path", "axis"), [("Dense_5/kernel", 0), ("Dense_2/bias", 0)])
+def test_verify_catches_a_false_one(transformer, path, axis):
+    variables, x, analysis = transformer
+    leaves = tuple(
+        dataclasses.replace(leaf, shift_axes=(axis,)) if leaf.path == path else leaf
+        for leaf in analysis.leaves
+    )
+    false = dataclasses.replace(analysis, leaves=leaves)
+    with pytest.raises(bnmask.VerificationError, match=f"along axis {axis} of '{path}' changes"):
+        bnmask.verify_linen(false, _Transformer(), variables, x, key=jax.random.key(2))
+
+
+def test_certificate_of_a_gradient(transformer):
+    variables, x, analysis = transformer
+
+    def loss(params):
+        return -_Transformer().apply({"params": params}, x)[..., 3].mean()
+
+    params = variables["params"]
+    found = bnmask.gradient_certificate(analysis, params, jax.grad(loss)(params)).violations
+    own = {name: float(v) for name, v in found.items() if "[shift along" in name}
+    assert len(own) == 12
+    assert max(own.values()) < 1e-5
+
+    def other(params):
+        return jnp.square(_Transformer().apply({"params": params}, x)).mean() + sum(
+            jnp.square(w).sum() for w in jax.tree.leaves(params)
+        )
+
+    wrong = bnmask.gradient_certificate(analysis, params, jax.grad(other)(params)).violations
+    assert float(wrong["Dense_5/kernel[shift along axis 1]"]) > 1e-2
+
+
+def test_it_is_kept_in_json(transformer):
+    _, _, analysis = transformer
+    again = bnmask.Analysis.from_json(analysis.to_json())
+    assert [x.shift_axes for x in again.leaves] == [x.shift_axes for x in analysis.leaves]
