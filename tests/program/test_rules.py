@@ -459,7 +459,7 @@ EXAMPLES: dict[str, list[Example]] = {
         ex(lambda x: x[np.array([2, 0, 1, 2])], a(4, 3), free=3),
         ex(lambda x: jnp.take(x, np.array([0, 9]), mode="fill", fill_value=7.0), a(4), free=0),
         ex(lambda x: jnp.take(x, np.array([0, 9]), mode="fill"), a(4), free=1),
-        ex(lambda x, k: jnp.take_along_axis(x, jnp.argsort(k, 1), 1), a(3, 4), a(3, 4), free=4),
+        ex(lambda x, k: jnp.take_along_axis(x, jnp.argsort(k, 1), 1), a(3, 4), a(3, 4), free=6),
     ],
     "dynamic_slice_p": [
         ex(lambda x, i: lax.dynamic_slice_in_dim(x, i, 2), a(4, 3), np.int32(1), free=3),
