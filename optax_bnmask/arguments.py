@@ -89,6 +89,8 @@ def require_size(size: Any, argument: str, must: str = "a number") -> None:  # n
       ValueError: It is a number below 0, or none that is finite.
     """
     if is_array(size):
+        if size.shape:
+            raise wrong_kind(argument, must, size, "One number is an array of shape ().")
         return
     if isinstance(size, bool) or not isinstance(size, int | float):
         raise wrong_kind(argument, must, size, "Pass the number itself.")

@@ -31,7 +31,10 @@ def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401
     found = mask(tree) if is_function else mask
     for flag in jax.tree.leaves(found):
         # Anything else would count as true, and so choose every leaf without a word.
-        if not isinstance(flag, int) and not hasattr(flag, "dtype"):
+        is_flag = isinstance(flag, int) or (
+            hasattr(flag, "dtype") and flag.dtype == bool and not flag.shape
+        )
+        if not is_flag:
             raise TypeError(
                 f"`{argument}` must hold a bool for each leaf. Found a {type(flag).__name__}"
                 f"{f' from a `{type(mask).__name__}`' if is_function else ''}. Of an `Analysis`, "

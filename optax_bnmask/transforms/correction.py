@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_bnmask.arguments import require_rate
+from optax_bnmask.arguments import require_rate, require_size
 from optax_bnmask.transforms.choice import chosen, required, scheduled
 
 
@@ -58,7 +58,8 @@ def corrected_weight_decay(
       An `optax.GradientTransformation`, whose state is a `CorrectedWeightDecayState`.
 
     Raises:
-      TypeError: `weight_decay` or `learning_rate` is neither a number nor a schedule.
+      TypeError: `weight_decay` or `learning_rate` is neither a number nor a schedule, or
+        `peak_learning_rate` no number.
       ValueError: `peak_learning_rate` is not positive, or one of the others negative.
 
     Example:
@@ -80,7 +81,9 @@ def corrected_weight_decay(
     require_rate(weight_decay, "weight_decay")
     require_rate(learning_rate, "learning_rate")
     known = isinstance(peak_learning_rate, int | float | np.generic)  # not so of a tracer
-    if known and not peak_learning_rate > 0:
+    if not known:
+        require_size(peak_learning_rate, "peak_learning_rate")
+    elif not 0 < peak_learning_rate < np.inf:
         raise ValueError(
             f"`peak_learning_rate` must be the largest value of the schedule, and positive. Found "
             f"{peak_learning_rate!r}."

@@ -11,7 +11,16 @@ from optax_bnmask.arguments import require_rate, require_size
 from optax_bnmask.labels import whole
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required, scheduled
-from optax_bnmask.transforms.slices import by_path, check_paths, paths_of, summed
+from optax_bnmask.transforms.slices import (
+    by_path,
+    check_paths,
+    check_some,
+    chosen_leaves,
+    paired,
+    require_path,
+    require_state,
+    summed,
+)
 from optax_bnmask.transforms.sphere import (
     exponent,
     inner,
@@ -73,7 +82,8 @@ def hyperball(
 
     Leaves that are scale-invariant only jointly turn each by itself. One sphere around several of
     them is not offered: their symmetry is a scaling of them all alike only where its exponents are
-    equal, and even there the longest leaf would settle how far the others turn.
+    equal, and even there the longest leaf would settle how far the others turn. Leaves of integers
+    pass as they are.
 
     Args:
       learning_rate: eta: a number, or a schedule from the step's count to one, in radians.
@@ -95,7 +105,8 @@ def hyperball(
     Raises:
       TypeError: `learning_rate` is neither a number nor a schedule, or `axes` no such mapping.
       ValueError: `learning_rate`, or a `radius`, is negative or not finite.
-      PathError: `axes` or `radius` names a leaf that `mask`, being a `Mask`, does not know.
+      PathError: `axes` or `radius` names a leaf that `mask`, being a `Mask`, does not know; on
+        `init`: it names none of the leaves.
       StructureError: On `init`: an axis that the leaf does not have.
 
     Example:
@@ -119,26 +130,26 @@ def hyperball(
     """
     require_rate(learning_rate, "learning_rate")
     axes = by_path(axes)
-    given = dict(radius) if isinstance(radius, Mapping) else {}
+    given = _required(radius)
     check_paths(axes, mask, "axes")
     check_paths(given, mask, "radius")
-    for each in given.values() if isinstance(radius, Mapping) else [radius] if radius else []:
-        require_size(each, "radius")
     rule = _turned_exactly if exact_angle else _turned
     sign = 1 if flip_sign else -1
 
     def radius_of(path: str, leaf: jax.Array) -> jax.Array:
         at_init = norm(leaf, summed(path, leaf, axes))
-        wanted = given.get(whole(path)) if isinstance(radius, Mapping) else radius
+        of_path = given.get(path, given.get(whole(path)))
+        wanted = of_path if isinstance(radius, Mapping) else radius
         return at_init if wanted is None else jnp.full_like(at_init, wanted)
 
     def init_fn(params: optax.Params) -> HyperballState:
-        leaves = layout(params).leaves
         count = jnp.zeros([], jnp.int32)
-        if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
+        if not layout(params).leaves:  # `optax.tree_map_params` asks what hangs on no params
             return HyperballState(count, jnp.zeros([]))
-        held = {path: radius_of(path, leaves[path]) for path in paths_of(mask, params, leaves)}
-        return HyperballState(count, held)
+        check_some(axes, params, "axes")
+        check_some(given, params, "radius")
+        leaves = chosen_leaves(mask, params)
+        return HyperballState(count, {path: radius_of(path, x) for path, x in leaves.items()})
 
     def update_fn(
         updates: optax.Updates,
@@ -146,10 +157,11 @@ def hyperball(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, HyperballState]:
         weights = layout(required(params, "hyperball")).leaves
+        require_state(state, HyperballState, "hyperball")
         tree = layout(updates, "updates").leaves
         angle = jnp.asarray(scheduled(learning_rate, state.count))
-        for path in paths_of(mask, updates, tree):
-            update, weight, held = tree[path], weights[path], state.radius[path]
+        for path, update in chosen_leaves(mask, updates, "updates").items():
+            weight, held = paired(path, weights, state.radius, "hyperball")
             over = summed(path, weight, axes)
             size, eta = largest(update, over), (sign * angle).astype(held.dtype)
             turned = rule(update, exponent(size), weight, held, eta, axes=over)
@@ -162,6 +174,17 @@ def hyperball(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
+def _required(radius: float | Mapping[str, float] | None) -> dict[str, float]:
+    """The radii by path, if they are; all of them are sizes."""
+    given = dict(radius) if isinstance(radius, Mapping) else {}
+    for path in given:
+        require_path(path, "radius")
+    for each in given.values() if isinstance(radius, Mapping) else [radius]:
+        if each is not None:
+            require_size(each, "radius")
+    return given
+
+
 def _turned(
     update: jax.Array,
     unit: jax.Array,
@@ -172,12 +195,14 @@ def _turned(
     axes: tuple[int, ...],
 ) -> jax.Array:
     """The step of the published rule, from an update in units of ``2**unit``."""
-    pace = -angle / or_1(jnp.sqrt(sum_of_squares(scaled(update, -unit), axes)))
+    at = exponent(radius)
+    length = jnp.sqrt(sum_of_squares(scaled(update, -unit), axes))
+    pace = -angle * scaled(radius, -at) / or_1(length)
 
     def heading(k: int) -> jax.Array:
         return (pace / 2**k).astype(wide(weight).dtype) * scaled(update, 2 * k - unit)
 
-    return step_to(radius, weight, 1 / or_1(radius), heading, axes)
+    return step_to(radius, weight, jnp.ones_like(radius), heading, axes)
 
 
 def _turned_exactly(
@@ -192,13 +217,12 @@ def _turned_exactly(
     """The step along the great circle, by the angle itself.
 
     Each entry of an update along `w` is rounded by half an eps of its dtype, which no one can tell
-    from a turn; the sums add an eps or so, so that less than two are taken for rounding.
+    from a turn, and the sums add an eps or so of theirs: less than that is taken for rounding.
     """
     at = exponent(radius)
     squared_norm = sum_of_squares(scaled(weight, -at), axes)
     radial = inner(scaled(update, 1 - unit), scaled(weight, 1 - at), axes) / 4 / or_1(squared_norm)
-    pull = scaled(radial, -at).astype(wide(weight).dtype)
-    turn = scaled(update, -unit) - pull * wide(weight)
+    turn = scaled(update, -unit) - radial.astype(wide(weight).dtype) * scaled(weight, -at)
     # Of a large radial part, what rounding leaves is removed as well: it would bend the angle.
     left = inner(turn, scaled(weight, 2 - at), axes) / 4 / or_1(squared_norm)
     remains = sum_of_squares(turn, axes) - jnp.square(left) * squared_norm
@@ -209,6 +233,7 @@ def _turned_exactly(
     def heading(k: int) -> jax.Array:
         return (-pace * 2**k).astype(turn.dtype) * turn
 
-    step = step_to(radius, weight, scaled(share, -at), heading, axes)
+    step = step_to(radius, weight, share, heading, axes)
     along = jnp.abs(radial) * jnp.sqrt(squared_norm)
-    return jnp.where(across <= 2 * float(jnp.finfo(update.dtype).eps) * along, 0, step)
+    rounding = float(jnp.finfo(update.dtype).eps) / 2 + 1.5 * float(jnp.finfo(radius.dtype).eps)
+    return jnp.where(across <= rounding * along, 0, step)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,16 @@ from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.paths import layout
 from optax_bnmask.record import require_analysis
 from optax_bnmask.transforms.choice import required
-from optax_bnmask.transforms.sphere import split, sum_of_squares, wide
+from optax_bnmask.transforms.slices import require_state
+from optax_bnmask.transforms.sphere import (
+    exponent,
+    largest,
+    norm,
+    scaled,
+    split,
+    sum_of_squares,
+    wide,
+)
 from optax_bnmask.transforms.undecayed import joined, part_of, remembers, without
 from optax_bnmask.vocabulary import Role, Scale
 
@@ -65,10 +75,12 @@ def monitor_scale(
       global norm is that of all leaves. An optimizer that normalises the decay too (`optax.adam`
       after `optax.add_decayed_weights`) or looks at the params for more than their decay (trust
       ratios, as in LAMB) does not split into such a sum, and the ratio is a comparison only. One
-      whose state remembers the params themselves (schedule-free, DoG, Prodigy, lookahead) cannot be
-      asked: `init` warns, and ``gain_rate`` is empty.
+      whose state remembers the params themselves (schedule-free, DoG, Prodigy, lookahead, L-BFGS),
+      or holds several leaves in one array (`optax.flatten`), cannot be asked: `init` warns, and
+      ``gain_rate`` is empty.
     - ``weight_norm``, ``angle``: of each scale-invariant leaf as a whole; the angle is
-      ``atan2(|u_t|, |w + u_r|)``, with the update's parts across and along `w`.
+      ``atan2(|u_t|, |w + u_r|)``, with the update's parts across and along `w`, before the sum is
+      rounded to the leaf's dtype.
     - ``effective_learning_rate``: the rate at which the direction follows the gradient *on the unit
       sphere*, which is ``|w|`` times the gradient at `w`: ``(|u_t| / |w|) / (|w| * |g_t|)``. With
       SGD that is ``eta / |w|**2``; with momentum or Adam, eta is the length of the step for each
@@ -114,8 +126,11 @@ def monitor_scale(
       van Laarhoven, L2 Regularization versus Batch and Weight Normalization, 2017, arXiv:1706.05350
       (``eta / |w|**2``); Wan et al., Spherical Motion Dynamics, 2021, arXiv:2006.08419 (the angle).
     """
-    if not isinstance(every, int) or every < 1:
-        raise ValueError(f"`every` must be a number of steps, at least 1. Found {every!r}.")
+    if not isinstance(every, Integral) or every < 1:
+        raise ValueError(
+            f"`every` must be a number of steps, at least 1. Found {every!r}. With "
+            f"`optax.inject_hyperparams` it is one of the `static_args`."
+        )
     require_analysis(analysis)
     require_optimizer(inner, "inner", "inner, analysis")
     inner = optax.with_extra_args_support(inner)
@@ -134,6 +149,7 @@ def monitor_scale(
         **extra_args: Any,  # noqa: ANN401 - whatever `inner` asks for
     ) -> tuple[optax.Updates, MonitorScaleState]:
         params = required(params, "monitor_scale")
+        require_state(state, MonitorScaleState, "monitor_scale")
         gradients = _known(updates, analysis)
         if not gradients:
             steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
@@ -183,20 +199,27 @@ def _initial(
     if apart and remembers(inner, params, apart):
         warnings.warn(
             "`monitor_scale` cannot tell what decay takes from gains: the state of the watched "
-            "optimizer holds their values. `gain_rate` stays empty.",
+            "optimizer holds their values, or several leaves in one array. `gain_rate` stays "
+            "empty.",
             stacklevel=3,
         )
         apart = frozenset()
     inner_state = inner.init(params)
-    values = {path: wide(jnp.asarray(leaf)) for path, leaf in leaves.items()}
-    norms = {path: jnp.linalg.norm(leaf) for path, leaf in values.items() if path in weights}
+    watched = apart | weights
+    values = {path: wide(jnp.asarray(x)) for path, x in leaves.items() if path in watched}
+    norms = {
+        path: jnp.reshape(norm(leaf, tuple(range(leaf.ndim))), ())
+        for path, leaf in values.items()
+        if path in weights
+    }
     return MonitorScaleState(
         inner_state=inner_state,
         # Arrays of their own each: a buffer that is in the state twice cannot be donated.
         decay_state=tuple(map(jnp.copy, part_of(inner_state, leaves, apart))),
         step_count=jnp.zeros([], jnp.int32),
         gain_rate={
-            path: jnp.ones([], jnp.real(leaf).dtype)
+            # Made of the leaf: inside of `jax.shard_map` it varies, as what is measured does.
+            path: jnp.ones_like(jnp.sum(jnp.real(leaf)))
             for path, leaf in values.items()
             if path in apart
         },
@@ -221,11 +244,16 @@ def _measured(
     }
     rates = {p: _gain_rate(moved[p], data[p]) for p in gradients if p in state.gain_rate}
     return (
-        state.gain_rate | rates,
-        state.weight_norm | {p: m.norm for p, m in motions.items()},
-        state.effective_learning_rate | {p: m.rate for p, m in motions.items()},
-        state.angle | {p: m.angle for p, m in motions.items()},
+        _updated(state.gain_rate, rates),
+        _updated(state.weight_norm, {p: m.norm for p, m in motions.items()}),
+        _updated(state.effective_learning_rate, {p: m.rate for p, m in motions.items()}),
+        _updated(state.angle, {p: m.angle for p, m in motions.items()}),
     )
+
+
+def _updated(old: dict[str, jax.Array], new: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """New values in the dtypes of the old ones, which a state must keep."""
+    return old | {path: value.astype(old[path].dtype) for path, value in new.items()}
 
 
 def _after(values: Any, updates: optax.Updates) -> optax.Updates:  # noqa: ANN401 - any pytree
@@ -253,15 +281,28 @@ class _Motion(NamedTuple):
 
 
 def _motion(weight: jax.Array, update: jax.Array, gradient: jax.Array) -> _Motion:
-    """The norm after the step, the effective learning rate of it, and the angle turned."""
+    """The norm after the step, the effective learning rate of it, and the angle turned.
+
+    All three are taken in units of their own, in which they are of length 1 or so.
+    """
     axes = tuple(range(weight.ndim))
-    squared_norm = sum_of_squares(weight, axes)
-    step, slope = (split(x, weight, squared_norm, axes) for x in (update, gradient))
-    norm, turn = jnp.sqrt(squared_norm), jnp.sqrt(step.squared_turn)
-    along = norm * (1 + step.radial)
+    units = [exponent(largest(x, axes)) for x in (weight, update, gradient)]
+    at, of, fro = units
+    w, u, g = (scaled(x, -e) for x, e in zip((weight, update, gradient), units, strict=True))
+    squared_norm = sum_of_squares(w, axes)
+    step, slope = (split(x, w, squared_norm, axes) for x in (u, g))
+    # Both parts of ``w + u`` in units of the larger of `w` and `u`.
+    unit = jnp.maximum(at, of)
+    length, turn = jnp.sqrt(squared_norm), jnp.sqrt(step.squared_turn)
+    along = scaled(length, at - unit) + scaled(length * step.radial, of - unit)
+    across = scaled(turn, of - unit)
     fall = jnp.sqrt(slope.squared_turn) * squared_norm
     rate = jnp.where(fall > 0, turn / jnp.where(fall > 0, fall, 1), 0)
-    values = jnp.hypot(along, turn), rate, jnp.arctan2(turn, along)
+    values = (
+        scaled(jnp.hypot(along, across), unit),
+        scaled(rate, of - fro - 2 * at),
+        jnp.arctan2(across, along),
+    )
     return _Motion(*(jnp.reshape(value, ()) for value in values))
 
 

@@ -9,9 +9,18 @@ import optax
 
 from optax_bnmask.paths import layout
 from optax_bnmask.transforms.choice import required
-from optax_bnmask.transforms.slices import by_path, check_paths, paths_of, summed
+from optax_bnmask.transforms.slices import (
+    by_path,
+    check_paths,
+    check_some,
+    chosen_leaves,
+    paired,
+    require_state,
+    summed,
+)
 from optax_bnmask.transforms.sphere import (
     exponent,
+    farthest,
     inner,
     largest,
     norm,
@@ -51,7 +60,8 @@ def keep_norm(
 
     so a step turns `w` by ``arctan(|u_t| / |w|)``: with Adam, in proportion to the schedule. `r` is
     kept in the state, so that rounding does not add up: after any number of steps the norm is `r`
-    to one rounding of the leaf. Sums are taken in float32 or wider, whatever the leaf's dtype.
+    to one rounding of the leaf, or of its update where that is coarser. Sums are taken in float32
+    or wider, whatever the leaf's dtype. Leaves of integers pass as they are.
 
     Updates of any size are borne: a huge one turns `w` by a right angle. Around `optax.lookahead`
     the norm is kept exactly, inside of `optax.contrib.schedule_free` nearly; docs/treatments.md
@@ -75,7 +85,8 @@ def keep_norm(
       An `optax.GradientTransformation`, whose state is a `KeepNormState`.
 
     Raises:
-      PathError: `axes` names a leaf that `mask`, being a `Mask`, does not know.
+      PathError: `axes` names a leaf that `mask`, being a `Mask`, does not know; on `init`: it names
+        none of the leaves.
       StructureError: On `init`: an axis that the leaf does not have.
 
     Example:
@@ -97,14 +108,12 @@ def keep_norm(
     check_paths(axes, mask, "axes")
 
     def init_fn(params: optax.Params) -> KeepNormState:
-        leaves = layout(params).leaves
-        if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
+        if not layout(params).leaves:  # `optax.tree_map_params` asks what hangs on no params
             return KeepNormState(jnp.zeros([]))
+        check_some(axes, params, "axes")
+        leaves = chosen_leaves(mask, params)
         return KeepNormState(
-            {
-                path: norm(leaves[path], summed(path, leaves[path], axes))
-                for path in paths_of(mask, params, leaves)
-            }
+            {path: norm(leaf, summed(path, leaf, axes)) for path, leaf in leaves.items()}
         )
 
     def update_fn(
@@ -113,19 +122,14 @@ def keep_norm(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, KeepNormState]:
         weights = layout(required(params, "keep_norm")).leaves
+        require_state(state, KeepNormState, "keep_norm")
         tree = layout(updates, "updates").leaves
-        for path in paths_of(mask, updates, tree):
-            weight, kept_norm = weights[path], state.kept_norm[path]
-            tree[path] = _turned(tree[path], weight, kept_norm, summed(path, weight, axes))
+        for path, update in chosen_leaves(mask, updates, "updates").items():
+            weight, kept_norm = paired(path, weights, state.kept_norm, "keep_norm")
+            tree[path] = _turned(update, weight, kept_norm, summed(path, weight, axes))
         return jax.tree.unflatten(jax.tree.structure(updates), tree.values()), state
 
     return optax.GradientTransformation(init_fn, update_fn)
-
-
-_FARTHEST = 40
-"""The largest ratio, as a power of two, of the lengths of an update and of a weight that is kept.
-Beside a turn of 2**40 no float32 shows the weight; and squares of its entries, 2**-80 of the turn's
-or less, are float32s still where these are small beside its length."""
 
 
 def _turned(
@@ -141,12 +145,13 @@ def _turned(
     along = inner(scaled(update, -of), scaled(weight, 1 - at), axes) / 2
     radial = along / or_1(squared_norm)
     # ``w + u_t`` in units of the larger of both, so that its square neither overflows nor vanishes.
-    ratio = jnp.clip(of - at, -3 * _FARTHEST, _FARTHEST)
+    far = farthest(kept_norm.dtype)
+    ratio = jnp.clip(of - at, -3 * far, far)
     larger = jnp.maximum(ratio, 0)
-    share = scaled(jnp.ones_like(kept_norm), -at - larger)
+    share = scaled(jnp.ones_like(kept_norm), -larger)
     moves = (size > 0) & (kept_norm > 0) & (squared_norm > 0)
     # Where nothing moves, `turn` is the update: so that memory holds the one in place of the other.
-    pull = jnp.where(moves, scaled(radial, ratio - larger - at), 0).astype(wide(weight).dtype)
-    turn = scaled(update, jnp.where(moves, ratio - larger - of, 0)) - pull * wide(weight)
+    pull = jnp.where(moves, scaled(radial, ratio - larger), 0).astype(wide(weight).dtype)
+    turn = scaled(update, jnp.where(moves, ratio - larger - of, 0)) - pull * scaled(weight, -at)
     turned = step_to(kept_norm, weight, share, lambda k: turn * 2**k, axes)
     return jnp.where(moves, turned, turn).astype(update.dtype)

@@ -1,33 +1,73 @@
 """The chosen leaves of a tree, and the slices of each that have a norm of their own."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 
+from optax_bnmask import compat
 from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.errors import PathError, StructureError
 from optax_bnmask.labels import whole
 from optax_bnmask.mask import Mask
-from optax_bnmask.paths import nearest
+from optax_bnmask.paths import layout, nearest
 from optax_bnmask.transforms.choice import chosen
 
 
 def check_paths(paths: Iterable[str], mask: Any, argument: str) -> None:  # noqa: ANN401 - any mask
-    """Refuses paths that `mask`, where it is a `Mask`, does not know.
+    """Refuses paths that `mask`, where it is a `Mask`, does not know: of leaves, or parts of them.
 
     Raises:
       PathError: One of them.
     """
     if not isinstance(mask, Mask):
         return
+    known = {*mask, *map(whole, mask)}
     for path in paths:
-        if path not in mask:
+        if path not in known and whole(path) not in known:
             raise PathError(
                 f"`{argument}` must name leaves that `mask` knows. It has no leaf {path!r}"
                 f"{nearest(path, tuple(mask))}."
             )
+
+
+def check_some(paths: Collection[str], params: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
+    """Refuses paths none of which is a leaf's, where all leaves are there to be seen.
+
+    Some may be missing: those of leaves that are frozen, and that the optimizer does not get.
+
+    Raises:
+      PathError: None of them is.
+    """
+    leaves = layout(params).leaves
+    known = {*leaves, *map(whole, leaves)}
+    if not paths or not known.isdisjoint([*paths, *map(whole, paths)]):
+        return
+    if not any(map(_is_hole, jax.tree.leaves(params, is_leaf=_is_hole))):
+        path = next(iter(paths))
+        raise PathError(
+            f"`{argument}` must name leaves of the params, and names none. There is no leaf "
+            f"{path!r}{nearest(path, tuple(leaves))}."
+        )
+
+
+def require_path(path: object, argument: str) -> None:
+    """Fails unless a key of a mapping is a path.
+
+    Raises:
+      TypeError: It is something else, such as the number of an axis.
+    """
+    if not isinstance(path, str):
+        raise TypeError(
+            f"`{argument}` must name leaves by their paths, such as 'conv/kernel'. Found {path!r}."
+        )
+
+
+def _is_hole(node: object) -> bool:
+    return isinstance(node, optax.MaskedNode)
 
 
 def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a user passed
@@ -42,6 +82,7 @@ def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a u
             f"`analysis.norm_axes()` do. Found {axes!r}."
         )
     for path, own in (axes or {}).items():
+        require_path(path, "axes")
         if not isinstance(own, Sequence) or not all(isinstance(a, Integral) for a in own):
             raise wrong_kind(
                 f"axes[{path!r}]", "a tuple of axes", own, "A single axis is `(3,)`, with a comma."
@@ -49,21 +90,63 @@ def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a u
     return dict(axes or {})
 
 
-def paths_of(mask: Any, tree: Any, paths: Iterable[str]) -> list[str]:  # noqa: ANN401 - any pytrees
-    """The paths, of all that the tree has, of the leaves that the mask chooses."""
+def chosen_leaves(mask: Any, tree: Any, argument: str = "params") -> dict[str, jax.Array]:  # noqa: ANN401 - any pytrees
+    """The leaves, by path, that the mask chooses and that have a norm: of floating dtype."""
+    leaves = layout(tree, argument).leaves
     flags = jax.tree.leaves(chosen(mask, tree))
-    return [path for path, flag in zip(paths, flags, strict=True) if flag]
+    pairs = zip(leaves.items(), flags, strict=True)
+    return {
+        path: jnp.asarray(leaf)
+        for (path, leaf), flag in pairs
+        if flag and compat.is_inexact(jnp.result_type(leaf))
+    }
+
+
+def paired(
+    path: str, params: Mapping[str, Any], norms: Mapping[str, jax.Array], transform: str
+) -> tuple[jax.Array, jax.Array]:
+    """The weight that an update is of, and what the state holds of it.
+
+    Raises:
+      StructureError: One of them is missing.
+    """
+    if path not in params:
+        raise StructureError(
+            f"`updates` must have the leaves of `params`. It has {path!r}, and `params` has not."
+        )
+    if path not in norms:
+        raise StructureError(
+            f"The state of `{transform}` must be of the leaves that `mask` chooses. It holds no "
+            f"norm of {path!r}. Was it made with another mask? Call `tx.init(params)` again."
+        )
+    return jnp.asarray(params[path]), norms[path]
+
+
+def require_state(state: Any, kind: type, transform: str) -> None:  # noqa: ANN401 - what a user passed
+    """Fails unless `update` got the transformation's own state.
+
+    Raises:
+      TypeError: It got something else, such as the params.
+    """
+    if not isinstance(state, kind):
+        raise wrong_kind(
+            "state",
+            f"the `{kind.__name__}` that `init` of `{transform}` returned",
+            state,
+            "Call `tx.update(updates, state, params)`.",
+        )
 
 
 def summed(path: str, leaf: jax.Array, axes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """The axes of a leaf that its norm is a sum over: all but those in `axes`.
 
-    What `axes` says of a leaf holds for the parts of it that `by_blocks` shows.
+    What `axes` says of a leaf holds for those of its parts, inside of `by_blocks`, that it does not
+    name.
 
     Raises:
       StructureError: An axis that the leaf does not have.
     """
-    own = axes.get(whole(path), ())
+    own = axes.get(path, axes.get(whole(path), ()))
     if any(not -leaf.ndim <= axis < leaf.ndim for axis in own):
         raise StructureError(
             f"`axes` must name axes that the leaf has. It has {own} for {path!r}, whose shape is "

@@ -9,7 +9,7 @@ a difference in which much cancels is shared, so that all that read it see the s
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,29 +52,49 @@ def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def exponent(size: jax.Array) -> jax.Array:
-    """The `e` with ``size / 2**e`` in [0.5, 1), from -125 to 125; 0 for 0.
+    """The `e` with ``size / 2**e`` in [0.5, 1), from -125 to 125 in float32; 0 for 0.
 
     Read off the bits: since JAX 0.12 the output of `jnp.frexp` loses its sharding, and is gathered.
     """
     info = jnp.finfo(size.dtype)
     bits = jax.lax.bitcast_convert_type(size, jnp.dtype(f"int{info.bits}"))
     # Stored is b for 1.f * 2**(b + 1 - maxexp), and 1.f is twice a number in [0.5, 1).
-    power = jnp.clip((bits >> info.nmant) + (2 - info.maxexp), -125, 125)
+    power = (bits >> info.nmant) + (2 - info.maxexp)
+    power = jnp.clip(power, 3 - info.maxexp, info.maxexp - 3)
     return jnp.where(size > 0, power, 0).astype(jnp.int32)
 
 
 def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
-    """``x * 2**by``, exactly; of a power too small to be a normal number, 0."""
+    """``x * 2**by``, exactly; infinite or 0 where that is too large or small for its dtype.
+
+    By two powers, one after the other: to bring 2**-126 to 8 takes a power of which there is none.
+    """
     x = wide(x)
-    dtype = jnp.real(x).dtype
+    half = by >> 1
+    return x * _power(half, x.dtype) * _power(by - half, x.dtype)
+
+
+def _power(by: jax.Array, dtype: Any) -> jax.Array:  # noqa: ANN401 - a dtype
+    """``2**by``, or the power nearest to it among normal numbers."""
     info = jnp.finfo(dtype)
-    bits = jnp.clip(by.astype(jnp.dtype(f"int{info.bits}")) + (info.maxexp - 1), 0)
-    return x * jax.lax.bitcast_convert_type(bits << info.nmant, dtype).astype(x.dtype)
+    real = jnp.dtype(f"float{info.bits}")
+    bits = by.astype(jnp.dtype(f"int{info.bits}")) + (info.maxexp - 1)
+    bits = jnp.clip(bits, 1, 2 * info.maxexp - 2)
+    return jax.lax.bitcast_convert_type(bits << info.nmant, real).astype(dtype)
 
 
 def or_1(x: jax.Array) -> jax.Array:
     """The divisor, or 1 where it is 0."""
     return jnp.where(x == 0, 1, x)
+
+
+def farthest(dtype: Any) -> int:  # noqa: ANN401 - a dtype
+    """The largest ratio, a power of two, of the lengths of an update and of a weight that is kept.
+
+    Beside a turn of 2**40 no float32 shows the weight; and squares of its entries, 2**-80 of the
+    turn's or less, are float32s still where these are small beside its length.
+    """
+    return jnp.finfo(dtype).nmant + 17
 
 
 def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -114,7 +134,7 @@ def step_to(
     heading: Callable[[int], jax.Array],
     axes: tuple[int, ...],
 ) -> jax.Array:
-    """The step from `w` to ``radius * (share * w + h) / |share * w + h|``.
+    """The step from `w` to ``radius * (share * w' + h) / |share * w' + h|``.
 
     The length is measured on what is added up, and not computed from parts: so the norm after the
     step is the radius to one rounding of each entry, whatever rounding made of `h`.
@@ -122,18 +142,19 @@ def step_to(
     Args:
       radius: The norm after the step.
       weight: `w`, of any shape.
-      share: A number for each norm.
+      share: A number for each norm. `w'` is `w` in units of a power of two near the radius.
       heading: The function of `k` that gives ``2**k * h``, of the weight's shape: each `k` is asked
-        for once. ``share * w + h`` must be of a size that squares bear.
+        for once. ``share * w' + h`` must be of a size that squares bear.
       axes: The axes to sum over.
 
     Returns:
       The step, of the weight's shape; 0 where there is nothing to normalise.
     """
-    weight, share = wide(weight), share.astype(wide(weight).dtype)
-    length = jnp.sqrt(sum_of_squares(2 * share * weight + heading(1), axes)) / 2
+    unit, share = exponent(radius), share.astype(wide(weight).dtype)  # w' = w / 2**unit
+    there = share * scaled(weight, 1 - unit) + heading(1)
+    length = jnp.sqrt(sum_of_squares(there, axes)) / 2
     nothing = length == 0  # not so of NaN, which must show
-    stretch = (radius / jnp.where(nothing, 1, length)).astype(weight.dtype)
+    stretch = (scaled(radius, -unit) / jnp.where(nothing, 1, length)).astype(share.dtype)
     # Not the difference of two vectors: of a small step that would keep the rounding of `w` only.
-    step = (stretch * share - 1) * weight + stretch / 4 * heading(2)
-    return jnp.where(nothing, 0, step)
+    step = (stretch * share - 1) * scaled(weight, -unit) + stretch / 4 * heading(2)
+    return jnp.where(nothing, 0, scaled(step, unit))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_bnmask import compat
+from optax_bnmask.labels import whole
 from optax_bnmask.paths import layout
 
 
@@ -31,17 +32,19 @@ def _places(
 ) -> list[bool]:
     """Which leaves of an optimizer's state belong to gains.
 
-    State that is kept by leaf has the path of its leaf at its end, as in ``"0/mu/norm/scale"``. Of
-    several that fit, the longest is meant.
+    State that is kept by leaf has the path of its leaf at its end, as in ``"0/mu/norm/scale"``, or
+    that of a part of it, inside of `by_blocks`. Of several that fit, the longest is meant.
     """
     known, longest = frozenset(paths), max((path.count("/") for path in paths), default=0)
 
     def owner(path: str) -> str:
-        keys = path.split("/")
+        keys = whole(path).split("/")
         ends = (
             "/".join(keys[start:]) for start in range(max(0, len(keys) - longest - 1), len(keys))
         )
-        return next((end for end in ends if end in known), "")
+        found = next((end for end in ends if end in known), "")
+        # SM3 keeps a list for each leaf: ``"0/mu/norm/scale/0"``.
+        return owner("/".join(keys[:-1])) if not found and keys[-1].isdecimal() else found
 
     return [owner(path) in gains for path in layout(state, "state").leaves]
 
@@ -71,13 +74,61 @@ def joined(
 
 
 def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset[str]) -> bool:  # noqa: ANN401 - any pytree
-    """Whether the state at `init` holds values of gains, entry by entry, and not a norm of them."""
-    jaxpr = compat.open_jaxpr(jax.make_jaxpr(inner.init)(params))
+    """Whether what the state holds of gains cannot be kept a second time, as if they never decayed.
+
+    So it is where the state holds their values, entry by entry and not a norm of them: after
+    `init`, as schedule-free's does, or after an update, as that of L-BFGS. And where one array
+    holds what is of several leaves, as inside of `optax.flatten`.
+    """
     paths = layout(params).leaves
-    reached = {x for path, x in zip(paths, jaxpr.invars, strict=True) if path in gains}
-    for eqn in jaxpr.eqns:
-        if any(not hasattr(x, "val") and x in reached for x in eqn.invars):  # a literal has a `val`
-            reached.update(eqn.outvars)
-    held = (x for x in jaxpr.outvars if not hasattr(x, "val") and x in reached)
+    own = [path in gains for path in paths]
     shapes = {leaf.shape for path, leaf in paths.items() if path in gains}
-    return any(x.aval.shape in shapes for x in held)
+    jaxpr = compat.open_jaxpr(jax.make_jaxpr(inner.init)(params))
+    held = _reached(jaxpr, jaxpr.invars, own)
+    if any(x.aval.shape in shapes for x in jaxpr.outvars if _is_in(x, held)):
+        return True
+    state = jax.eval_shape(inner.init, params)
+
+    def next_state(updates: Any, state: Any, params: Any) -> Any:  # noqa: ANN401 - any pytrees
+        return inner.update(updates, state, params)[1]
+
+    try:
+        traced = jax.make_jaxpr(next_state)(params, state, params)
+    except Exception:  # it asks for more, such as the loss: what it does is known by `init` alone
+        return False
+    jaxpr = compat.open_jaxpr(traced)
+    copies = _reached(jaxpr, jaxpr.invars[-len(own) :], own, only=_COPIES)
+    mixed = _reached(jaxpr, jaxpr.invars[: len(own)], own)
+    owned = _places(state, paths, frozenset(paths))
+    return any(
+        _is_in(x, copies) or (_is_in(x, mixed) and not is_owned and _is_several(x.aval))
+        for x, is_owned in zip(jaxpr.outvars, owned, strict=True)
+    )
+
+
+_COPIES = frozenset({"copy", "convert_element_type", "reshape", "broadcast_in_dim", "transpose"})
+
+
+def _reached(
+    jaxpr: Any,  # noqa: ANN401 - a jaxpr
+    variables: Iterable[Any],
+    flags: Iterable[bool],
+    only: Collection[str] | None = None,
+) -> set[Any]:
+    """What is computed from some variables, by any operations or by some only."""
+    reached = {x for x, flag in zip(variables, flags, strict=True) if flag}
+    for eqn in jaxpr.eqns:
+        if any(_is_in(x, reached) for x in eqn.invars) and (
+            only is None or eqn.primitive.name in only
+        ):
+            reached.update(eqn.outvars)
+    return reached
+
+
+def _is_in(x: Any, variables: set[Any]) -> bool:  # noqa: ANN401 - a variable or a literal
+    return not isinstance(x, compat.Literal) and x in variables
+
+
+def _is_several(aval: Any) -> bool:  # noqa: ANN401 - of an array
+    """Whether it is an array of several numbers, not of random keys or counts."""
+    return compat.is_inexact(aval.dtype) and aval.size > 1

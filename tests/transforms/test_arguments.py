@@ -2,10 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import optax_bnmask as bnmask
+from optax_bnmask import StructureError
 
 PARAMS = {"kernel": jnp.ones((3, 4)), "scale": jnp.ones(4)}
 DATA = jax.random.normal(jax.random.key(0), (5, 3))
@@ -90,3 +92,69 @@ def test_a_mask_of_some_of_the_leaves_is_refused(treatment):
 def test_a_number_is_no_key():
     with pytest.raises(TypeError, match=r"`key` must be a key of JAX's.* Found 0"):
         bnmask.verify(ANALYSIS, net, PARAMS, DATA, key=0)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: bnmask.hyperball(0.1, radius=jnp.ones(2)), TypeError, r"an array of shape \(\)"),
+        (lambda: bnmask.hyperball(0.1, radius=False), TypeError, "`radius` must .* Found False"),
+        (lambda: bnmask.hyperball(0.1, radius=""), TypeError, "`radius` must .* Found ''"),
+        (lambda: bnmask.hyperball(jnp.ones(2)), TypeError, r"an array of shape \(\)"),
+        (lambda: bnmask.hyperball(0.1, radius={3: 1.0}), TypeError, "`radius` must .* Found 3"),
+        (lambda: bnmask.hyperball(0.1, axes={3: (0,)}), TypeError, "`axes` must name .* Found 3"),
+        (
+            lambda: bnmask.hyperball(0.1, radius={"kernle": 1.0}).init(PARAMS),
+            bnmask.PathError,
+            "names none. There is no leaf 'kernle'; the nearest are 'kernel'",
+        ),
+        (
+            lambda: bnmask.keep_norm(None, axes={"kernle": (1,)}).init(PARAMS),
+            bnmask.PathError,
+            "`axes` must name leaves",
+        ),
+        (lambda: bnmask.keep_norm(PARAMS).init(PARAMS), TypeError, "a bool for each leaf"),
+        *(
+            (lambda peak=peak: bnmask.corrected_weight_decay(0.1, 0.1, peak, **CORRECTED), e, said)
+            for peak, e, said in [
+                (optax.constant_schedule(0.1), TypeError, "Found a function"),
+                (None, TypeError, "`peak_learning_rate` must be a number. Found None"),
+                ("0.1", TypeError, "Found '0.1'"),
+                (float("inf"), ValueError, "the largest value"),
+            ]
+        ),
+        (lambda: bnmask.monitor_scale(optax.sgd(0.1), ANALYSIS, every=2.0), ValueError, "static_a"),
+    ],
+)
+def test_values_of_another_kind_are_named(call, error, said):
+    with pytest.raises(error, match=said):
+        call()
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [bnmask.keep_norm(None), bnmask.hyperball(0.1), bnmask.monitor_scale(optax.sgd(1), ANALYSIS)],
+)
+def test_state_and_params_in_the_wrong_order(tx):
+    with pytest.raises(TypeError, match=r"Call `tx.update\(updates, state, params\)`"):
+        tx.update(PARAMS, PARAMS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize("make", [bnmask.keep_norm, lambda mask: bnmask.hyperball(0.1, mask)])
+def test_a_state_of_another_mask_and_updates_of_other_params(make):
+    state = make({"kernel": True, "scale": False}).init(PARAMS)
+    with pytest.raises(StructureError, match=r"no norm of 'scale'\. Was it made with another mask"):
+        make(None).update(PARAMS, state, PARAMS)
+    with pytest.raises(StructureError, match="It has 'more', and `params` has not"):
+        make(None).update(PARAMS | {"more": jnp.ones(2)}, make(None).init(PARAMS), PARAMS)
+
+
+def test_every_may_be_any_integer():
+    bnmask.monitor_scale(optax.sgd(0.1), ANALYSIS, every=np.int64(5)).init(PARAMS)
+
+
+def test_a_radius_may_be_injected():
+    tx = optax.inject_hyperparams(bnmask.hyperball)(learning_rate=0.1, radius=2.0)
+    updates, _ = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
+    moved = optax.apply_updates(PARAMS, updates)
+    np.testing.assert_allclose(jnp.linalg.norm(moved["kernel"]), 2.0, rtol=1e-6)
