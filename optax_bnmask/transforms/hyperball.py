@@ -22,6 +22,7 @@ from optax_bnmask.transforms.slices import (
     summed,
 )
 from optax_bnmask.transforms.sphere import (
+    LIFT,
     exponent,
     inner,
     largest,
@@ -222,7 +223,9 @@ def _turned_exactly(
     at = exponent(radius)
     squared_norm = sum_of_squares(scaled(weight, -at), axes)
     radial = inner(scaled(update, 1 - unit), scaled(weight, 1 - at), axes) / 4 / or_1(squared_norm)
-    turn = scaled(update, -unit) - radial.astype(wide(weight).dtype) * scaled(weight, -at)
+    lift = jnp.where((at > 0) & (unit > -at), LIFT, 0)
+    turn = scaled(update, lift - unit)
+    turn -= scaled(radial, lift - at).astype(wide(weight).dtype) * wide(weight)
     # Of a large radial part, what rounding leaves is removed as well: it would bend the angle.
     left = inner(turn, scaled(weight, 2 - at), axes) / 4 / or_1(squared_norm)
     remains = sum_of_squares(turn, axes) - jnp.square(left) * squared_norm
@@ -236,4 +239,4 @@ def _turned_exactly(
     step = step_to(radius, weight, share, heading, axes)
     along = jnp.abs(radial) * jnp.sqrt(squared_norm)
     rounding = float(jnp.finfo(update.dtype).eps) / 2 + 1.5 * float(jnp.finfo(radius.dtype).eps)
-    return jnp.where(across <= rounding * along, 0, step)
+    return jnp.where(scaled(across, -lift) <= rounding * along, 0, step)

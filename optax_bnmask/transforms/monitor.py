@@ -19,8 +19,9 @@ from optax_bnmask.transforms.sphere import (
     exponent,
     largest,
     norm,
+    or_1,
+    parts,
     scaled,
-    split,
     sum_of_squares,
     wide,
 )
@@ -286,23 +287,19 @@ def _motion(weight: jax.Array, update: jax.Array, gradient: jax.Array) -> _Motio
     All three are taken in units of their own, in which they are of length 1 or so.
     """
     axes = tuple(range(weight.ndim))
-    units = [exponent(largest(x, axes)) for x in (weight, update, gradient)]
-    at, of, fro = units
-    w, u, g = (scaled(x, -e) for x, e in zip((weight, update, gradient), units, strict=True))
-    squared_norm = sum_of_squares(w, axes)
-    step, slope = (split(x, w, squared_norm, axes) for x in (u, g))
+    at, of, fro = (exponent(largest(x, axes)) for x in (weight, update, gradient))
+    squared_norm = sum_of_squares(scaled(weight, -at), axes)
+    length = jnp.sqrt(squared_norm)
+    radial, turn = parts(update, weight, squared_norm, axes, apart=1)
+    _, fall = parts(gradient, weight, squared_norm, axes, apart=3)
     # Both parts of ``w + u`` in units of the larger of `w` and `u`.
     unit = jnp.maximum(at, of)
-    length, turn = jnp.sqrt(squared_norm), jnp.sqrt(step.squared_turn)
-    along = scaled(length, at - unit) + scaled(length * step.radial, of - unit)
+    along = scaled(length, at - unit) + scaled(length * radial, of - unit)
     across = scaled(turn, of - unit)
-    fall = jnp.sqrt(slope.squared_turn) * squared_norm
-    rate = jnp.where(fall > 0, turn / jnp.where(fall > 0, fall, 1), 0)
-    values = (
-        scaled(jnp.hypot(along, across), unit),
-        scaled(rate, of - fro - 2 * at),
-        jnp.arctan2(across, along),
-    )
+    rate = jnp.where(fall > 0, turn / or_1(fall * squared_norm), 0)
+    for power in (of, -fro, -at, -at):
+        rate = scaled(rate, power)
+    values = scaled(jnp.hypot(along, across), unit), rate, jnp.arctan2(across, along)
     return _Motion(*(jnp.reshape(value, ()) for value in values))
 
 

@@ -19,6 +19,7 @@ from optax_bnmask.transforms.slices import (
     summed,
 )
 from optax_bnmask.transforms.sphere import (
+    LIFT,
     exponent,
     farthest,
     inner,
@@ -148,10 +149,12 @@ def _turned(
     far = farthest(kept_norm.dtype)
     ratio = jnp.clip(of - at, -3 * far, far)
     larger = jnp.maximum(ratio, 0)
-    share = scaled(jnp.ones_like(kept_norm), -larger)
     moves = (size > 0) & (kept_norm > 0) & (squared_norm > 0)
+    lift = jnp.where(moves & (at > 0), LIFT, 0)
+    share = scaled(jnp.ones_like(kept_norm), lift - larger)
     # Where nothing moves, `turn` is the update: so that memory holds the one in place of the other.
-    pull = jnp.where(moves, scaled(radial, ratio - larger), 0).astype(wide(weight).dtype)
-    turn = scaled(update, jnp.where(moves, ratio - larger - of, 0)) - pull * scaled(weight, -at)
+    pull = jnp.where(moves, scaled(radial, ratio - larger - at + lift), 0)
+    turn = scaled(update, jnp.where(moves, ratio - larger - of + lift, 0))
+    turn -= pull.astype(wide(weight).dtype) * wide(weight)
     turned = step_to(kept_norm, weight, share, lambda k: turn * 2**k, axes)
     return jnp.where(moves, turned, turn).astype(update.dtype)

@@ -9,26 +9,17 @@ a difference in which much cancels is shared, so that all that read it see the s
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+LIFT = 20
+"""By so many powers of two larger the part of an update across a large weight `w` is taken.
 
-class Split(NamedTuple):
-    """An update `u` of a weight `w`, taken apart: ``u = radial * w + u_t``, ``<u_t, w> = 0``.
-
-    Each but `turn` has the weight's shape, with 1 in place of each axis that was summed over.
-
-    Attributes:
-      radial: ``<u, w> / <w, w>``; 0 where `w` is zero.
-      turn: ``u_t``, of the weight's shape.
-      squared_turn: ``<u_t, u_t>``.
-    """
-
-    radial: jax.Array
-    turn: jax.Array
-    squared_turn: jax.Array
+From the update a multiple of `w` is taken away, and the factor may be too small a number. To scale
+`w` down instead would be one more array to store.
+"""
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -52,7 +43,9 @@ def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 
 
 def exponent(size: jax.Array) -> jax.Array:
-    """The `e` with ``size / 2**e`` in [0.5, 1), from -125 to 125 in float32; 0 for 0.
+    """The `e` with ``size / 2**e`` in [0.5, 1), from -120 to 120 in float32; 0 for 0.
+
+    So there is room for a few powers more, and what is beyond is still of a size that squares bear.
 
     Read off the bits: since JAX 0.12 the output of `jnp.frexp` loses its sharding, and is gathered.
     """
@@ -60,27 +53,17 @@ def exponent(size: jax.Array) -> jax.Array:
     bits = jax.lax.bitcast_convert_type(size, jnp.dtype(f"int{info.bits}"))
     # Stored is b for 1.f * 2**(b + 1 - maxexp), and 1.f is twice a number in [0.5, 1).
     power = (bits >> info.nmant) + (2 - info.maxexp)
-    power = jnp.clip(power, 3 - info.maxexp, info.maxexp - 3)
+    power = jnp.clip(power, 8 - info.maxexp, info.maxexp - 8)
     return jnp.where(size > 0, power, 0).astype(jnp.int32)
 
 
 def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
-    """``x * 2**by``, exactly; infinite or 0 where that is too large or small for its dtype.
-
-    By two powers, one after the other: to bring 2**-126 to 8 takes a power of which there is none.
-    """
+    """``x * 2**by``, exactly, for powers up to that of the largest number; of one too small, 0."""
     x = wide(x)
-    half = by >> 1
-    return x * _power(half, x.dtype) * _power(by - half, x.dtype)
-
-
-def _power(by: jax.Array, dtype: Any) -> jax.Array:  # noqa: ANN401 - a dtype
-    """``2**by``, or the power nearest to it among normal numbers."""
-    info = jnp.finfo(dtype)
-    real = jnp.dtype(f"float{info.bits}")
-    bits = by.astype(jnp.dtype(f"int{info.bits}")) + (info.maxexp - 1)
-    bits = jnp.clip(bits, 1, 2 * info.maxexp - 2)
-    return jax.lax.bitcast_convert_type(bits << info.nmant, real).astype(dtype)
+    info = jnp.finfo(x.dtype)
+    bits = jnp.clip(by.astype(jnp.dtype(f"int{info.bits}")) + (info.maxexp - 1), 0)
+    power = jax.lax.bitcast_convert_type(bits << info.nmant, jnp.dtype(f"float{info.bits}"))
+    return x * power.astype(x.dtype)
 
 
 def or_1(x: jax.Array) -> jax.Array:
@@ -103,10 +86,17 @@ def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return scaled(jnp.sqrt(sum_of_squares(scaled(x, -unit), axes)), unit)
 
 
-def split(
-    update: jax.Array, weight: jax.Array, squared_norm: jax.Array, axes: tuple[int, ...]
-) -> Split:
-    """Takes an update apart, in two passes over both.
+def parts(
+    update: jax.Array,
+    weight: jax.Array,
+    squared_norm: jax.Array,
+    axes: tuple[int, ...],
+    *,
+    apart: int,
+) -> tuple[jax.Array, jax.Array]:
+    """The parts of an update `u` along and across a weight `w`: ``u = radial * w + u_t``.
+
+    Both arrays are taken in units of their own, ``u = u' * 2**exponent(largest(u))``.
 
     One pass would do for ``<u_t, u_t> = <u, u> - <u, w>**2 / <w, w>``, but of an update that is
     radial for the most part this difference keeps nothing but rounding.
@@ -114,17 +104,20 @@ def split(
     Args:
       update: `u`, of the weight's shape.
       weight: `w`, of any shape.
-      squared_norm: ``<w, w>``, which the caller needs too: on a mesh each sum is a collective, and
-        XLA does not merge two that are equal.
+      squared_norm: ``<w', w'>``, which the caller needs too: on a mesh each sum is a collective,
+        and XLA does not merge two that are equal.
       axes: The axes to sum over.
+      apart: A power of two that no other call on the same weight uses, nor the next.
 
     Returns:
-      The `Split`.
+      ``<u', w'> / <w', w'>``, 0 where `w` is zero, and ``|u_t'|``.
     """
-    along = inner(update, weight, axes)
-    radial = jnp.where(squared_norm > 0, along / jnp.where(squared_norm > 0, squared_norm, 1), 0)
-    turn = wide(update) - radial.astype(wide(weight).dtype) * wide(weight)
-    return Split(radial, turn, sum_of_squares(turn, axes))
+    of, at = (exponent(largest(x, axes)) for x in (update, weight))
+    along = inner(scaled(update, -of), scaled(weight, apart - at), axes) / 2**apart
+    radial = along / or_1(squared_norm)
+    pull = (radial / 2**apart).astype(wide(weight).dtype)
+    turn = scaled(update, 1 - of) - pull * scaled(weight, apart + 1 - at)
+    return radial, jnp.sqrt(sum_of_squares(turn, axes)) / 2
 
 
 def step_to(
@@ -151,10 +144,12 @@ def step_to(
       The step, of the weight's shape; 0 where there is nothing to normalise.
     """
     unit, share = exponent(radius), share.astype(wide(weight).dtype)  # w' = w / 2**unit
-    there = share * scaled(weight, 1 - unit) + heading(1)
+    there = scaled(share, 1 - unit) * wide(weight) + heading(1)
     length = jnp.sqrt(sum_of_squares(there, axes)) / 2
     nothing = length == 0  # not so of NaN, which must show
-    stretch = (scaled(radius, -unit) / jnp.where(nothing, 1, length)).astype(share.dtype)
+    length = jnp.where(nothing, 1, length)
+    stretch = scaled(radius, -unit) / length
     # Not the difference of two vectors: of a small step that would keep the rounding of `w` only.
-    step = (stretch * share - 1) * scaled(weight, -unit) + stretch / 4 * heading(2)
-    return jnp.where(nothing, 0, scaled(step, unit))
+    pace = (radius / length / 4).astype(share.dtype)
+    step = (stretch.astype(share.dtype) * share - 1) * wide(weight) + pace * heading(2)
+    return jnp.where(nothing, 0, step)

@@ -43,7 +43,7 @@ def test_hyperball_hears_the_direction_alone(name, size):
     assert angle(moved) == pytest.approx(0.1 if name == "exact angle" else np.arctan(0.1), rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [1e-36, 1e-30, 1e34, 1e36, 2e38])
+@pytest.mark.parametrize("size", [1e-33, 1e-30, 1e34, 1e36, 1e38])
 @pytest.mark.parametrize("name", TREATMENTS)
 def test_weights_of_any_size_turn_alike(name, size):
     weight = jnp.asarray(WEIGHT * size, jnp.float32)
