@@ -61,9 +61,9 @@ def _analysis_of(program: Program) -> Analysis:
     candidates = Candidates(everything, uses, flat)
     shifts = Shifts(flat, candidates.anything())
     dead = cancellations(shifts)
-    along = Shifts(flat, candidates.along_axes(dead))
+    along = [Shifts(flat, starts) for starts in candidates.along_axes(dead) if starts]
     shift_axes: dict[int, list[int]] = {}
-    for x, axis in along.harmless:
+    for x, axis in sorted(start for found in along for start in found.harmless):
         shift_axes.setdefault(x, []).append(axis or 0)
     facts = Facts(tape, zeros=dead) if dead else everything
     axes = Axes(facts)
@@ -122,7 +122,7 @@ def _analysis_of(program: Program) -> Analysis:
             {names[i]: Fraction(c) for i, c in sorted(vector.items())} for vector in found.basis
         ),
         groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
-        assumptions=_assumptions(solution, shifts, along),
+        assumptions=_assumptions(solution, shifts, *along),
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
             *_narrowing_outputs(program, axes, found, found_by),

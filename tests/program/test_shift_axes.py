@@ -162,6 +162,23 @@ def test_heads_of_a_kernel_are_shifted_together_or_not_at_all():
     assert found(fn, shapes, X) == {"out": (2,)}
 
 
+def test_queries_and_keys_that_are_normalised_feature_by_feature():
+    """What is the same for all heads is no symmetry, and does not hide that within a head."""
+
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.MultiHeadDotProductAttention(2, normalize_qk=True)(x, x)
+
+    x = jax.ShapeDtypeStruct(TOKENS, jnp.float32)
+    variables = jax.eval_shape(Attention().init, jax.random.key(0), x)
+    analysis = bnmask.analyze_linen(Attention(), variables, x)
+    axes = {leaf.path.split("/", 1)[1]: leaf.shift_axes for leaf in analysis.leaves}
+    assert {path: own for path, own in axes.items() if own} == {
+        "query/kernel": (2,), "query/bias": (1,), "key/kernel": (2,), "key/bias": (1,),
+    }  # fmt: skip
+
+
 def test_through_loops():
     def fn(p, x):
         def body(h, layer):

@@ -72,12 +72,14 @@ class Candidates:
             if not reaching[x] or not shapes[x] or 1 in shapes[x]
         ]
 
-    def along_axes(self, dead: Collection[int]) -> list[Start]:
+    def along_axes(self, dead: Collection[int]) -> list[list[Start]]:
         """For each leaf that may matter, what is the same along one of its axes.
 
-        Of a leaf that is contracted these are the axes that appear in the result.
+        Of a leaf that is contracted these are the axes that appear in the result. What is the same
+        along the last axis is apart from the rest: in a variance over features, heads that are
+        shifted would hide that features may be.
         """
-        tape, starts = self._facts.tape, list[Start]()
+        tape, last, others = self._facts.tape, list[Start](), list[Start]()
         reaching = tape.needed(self._ends, self._passes)
         for x in self._facts.leaves:
             if reaching[x] or x in dead:
@@ -85,8 +87,8 @@ class Candidates:
             made = self._uses.dimensions(tape.leaves[x])
             for axis, n in enumerate(tape.shapes[x]):
                 if n > 1 and (made is None or axis in made.output):
-                    starts.append((x, axis))
-        return starts
+                    (last if axis == len(tape.shapes[x]) - 1 else others).append((x, axis))
+        return [last, others]
 
 
 def _is_nonlinear(facts: Facts, e: Equation, kind: Kind) -> bool:

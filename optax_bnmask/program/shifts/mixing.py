@@ -72,8 +72,11 @@ def _mean_over(shifts: Shifts, term: Term, gone: Sequence[int]) -> Term | None:
     if source.square is None:
         return None
     x, already = source.square
-    if any(inner[a] is not None for _, inner in alive(shifts.of(x)) for a in over):
+    inner = alive(shifts.of(x))
+    varying = {t: c for t, c in inner.items() if any(t[1][a] is not None for a in over)}
+    if len(varying) == len(inner):
         return None
+    shifts.lose(varying)  # of their squares nothing is known; the others' are as they are without
     return shifts.square(x, already | over), flat
 
 
