@@ -179,6 +179,8 @@ def _abstract(value: Any) -> Any:  # noqa: ANN401 - any array
     if isinstance(value, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=value.sharding)
     typed = jax.typeof(value).sharding if isinstance(value, jax.Array) else None
+    if isinstance(value, np.ndarray | np.generic):  # float64 is taken for float32, as JAX does
+        return jax.ShapeDtypeStruct(value.shape, jax.dtypes.canonicalize_dtype(value.dtype))
     if typed is None or not any(typed.spec):
         return jax.ShapeDtypeStruct(value.shape, value.dtype)
     return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=typed)

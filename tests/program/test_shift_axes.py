@@ -53,6 +53,7 @@ def logits(p, x):
 
 LOGITS = {"u": (3, 6), "w": (6, 5), "b": (5,)}
 X = np.random.default_rng(1).normal(size=ROWS)
+X32 = jax.ShapeDtypeStruct(ROWS, jnp.float32)
 
 
 def by_integers(p, x):
@@ -93,7 +94,7 @@ def test_of_logits_that_a_softmax_reads_the_same_may_be_added_to_all(loss):
 
 def test_of_logits_whose_order_is_all_that_is_read():
     given = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in LOGITS.items()}
-    analysis = bnmask.analyze(by_argmax, given, X)
+    analysis = bnmask.analyze(by_argmax, given, X32)
     assert {leaf.path: leaf.shift_axes for leaf in analysis.leaves} == {
         "b": (0,), "u": (), "w": (1,),
     }  # fmt: skip
@@ -203,13 +204,91 @@ def test_gathered_for_each_example_its_own():
     assert found(fn, {"w": (3, 5), "b": (5,)}, X) == {"w": (1,), "b": (0,)}
 
 
+PLACES = np.array([[0, 1, 2, 3], [1, 2, 3, 0], [3, 3, 1, 0], [2, 0, 0, 1]], np.int32)
+LAST = np.array([0, 2, 4, 1, 3, 2, 0, 4], np.int32)
+
+
+def standardised(z):
+    return (z - z.mean(0)) / jnp.sqrt(z.var(0) + 1e-5)
+
+
+def by_own_places(p, x):
+    return jax.nn.softmax(jnp.take_along_axis(x[:4, :1] + p["b"][:, None], PLACES, axis=0), axis=1)
+
+
+def pooled_at_the_end(p, x):
+    h = x[:, None] + p["b"][None]
+    return standardised(jax.vmap(lambda row, i: row[i])(h, LAST) @ jnp.ones((3, 2)))
+
+
+def cropped(p, x):
+    rows = x.sum(1, keepdims=True) + p["b"]
+    crops = jax.vmap(lambda row, i: jax.lax.dynamic_slice(row, (i,), (2,)))(rows, LAST)
+    return crops - crops.mean(0)
+
+
+def reshaped_otherwise(p, x):
+    b = p["b"][None, :, None]
+    one = jnp.broadcast_to(b, (2, 6, 4)).reshape(8, 6)
+    return one - jnp.broadcast_to(b, (4, 6, 2)).reshape(8, 6) + x.sum()
+
+
+@pytest.mark.parametrize(
+    ("fn", "shape"),
+    [
+        (by_own_places, (4,)),
+        (pooled_at_the_end, (5, 3)),
+        (cropped, (6,)),
+        (reshaped_otherwise, (6,)),
+    ],
+)
+def test_rows_at_places_of_their_own_do_not_change_alike(fn, shape):
+    analysis = bnmask.analyze(fn, {"b": jax.ShapeDtypeStruct(shape, jnp.float32)}, X32)
+    assert analysis.dead == ()
+    found(fn, {"b": shape}, X)
+
+
+def where_finite(p, x):
+    s = jnp.where(x[:, :1] > 0, x @ p["w"] + p["b"], -jnp.inf)
+    s = jnp.where(jnp.isfinite(s), s, 0.0)
+    return s - s.mean(-1, keepdims=True)
+
+
+def out_of_bounds(p, x):
+    z = x @ p["w"] + p["b"]
+    found = jnp.take_along_axis(z, LABELS[:, None] + 3, 1, mode="fill")
+    return z - jnp.where(jnp.isfinite(found), found, 0.0)
+
+
+def a_maximum_beside(p, x):
+    z = x @ p["w"] + p["b"]
+    return jnp.where(x[:, :1] > 0, z, -1e5).max(-1) - z.max(-1)
+
+
+@pytest.mark.parametrize("fn", [where_finite, out_of_bounds, a_maximum_beside])
+def test_what_a_mask_fills_is_no_number_that_shifts(fn):
+    shapes = {"w": (3, 5), "b": (5,)}
+    given = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes.items()}
+    analysis = bnmask.analyze(fn, given, X32)
+    assert all(leaf.shift_axes == () for leaf in analysis.leaves)
+
+
+@pytest.mark.parametrize("fill", [-jnp.inf, -1e9])
+def test_a_masked_softmax_does_not_hear_a_shift(fill):
+    def fn(p, x):
+        z = jnp.tanh(x) @ p["w"] + p["b"]
+        return jax.nn.softmax(jnp.where(jnp.arange(5) < 4, z, fill))
+
+    assert found(fn, {"w": (3, 5), "b": (5,)}, X) == {"w": (1,), "b": (0,)}
+
+
 def test_a_dead_leaf_has_no_shift_axes():
     def fn(p, x):
         return two_pass(x @ p["w"] + p["b"], 0, p["g"])
 
     given = {"w": (3, 6), "b": (6,), "g": (6,)}
     shapes = {path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in given.items()}
-    analysis = bnmask.analyze(fn, shapes, X)
+    analysis = bnmask.analyze(fn, shapes, X32)
     assert analysis.dead == ("b",)
     assert analysis["b"].shift_axes == ()
 
@@ -271,21 +350,20 @@ def test_verify_catches_a_false_one(transformer, path, axis):
 def test_certificate_of_a_gradient(transformer):
     variables, x, analysis = transformer
 
-    def loss(params):
-        return -_Transformer().apply({"params": params}, x)[..., 3].mean()
+    @jax.jit
+    def violations(params, penalty):
+        def loss(params):
+            sizes = sum(jnp.square(w).sum() for w in jax.tree.leaves(params))
+            out = _Transformer().apply({"params": params}, x)
+            return -out[..., 3].mean() + penalty * sizes
 
-    params = variables["params"]
-    found = bnmask.gradient_certificate(analysis, params, jax.grad(loss)(params)).violations
+        return bnmask.gradient_certificate(analysis, params, jax.grad(loss)(params)).violations
+
+    found = violations(variables["params"], 0.0)
     own = {name: float(v) for name, v in found.items() if "[shift along" in name}
     assert len(own) == 12
     assert max(own.values()) < 1e-5
-
-    def other(params):
-        return jnp.square(_Transformer().apply({"params": params}, x)).mean() + sum(
-            jnp.square(w).sum() for w in jax.tree.leaves(params)
-        )
-
-    wrong = bnmask.gradient_certificate(analysis, params, jax.grad(other)(params)).violations
+    wrong = violations(variables["params"], 1.0)
     assert float(wrong["Dense_5/kernel[shift along axis 1]"]) > 1e-2
 
 

@@ -43,7 +43,8 @@ def reshape(shifts: Shifts, e: Equation) -> Changes | None:
                 out[q] = of_group[0] if len(inside) == len(outside) == 1 else "anew"
         return out
 
-    return _some_entries(shifts, e, places_of, new)
+    # Along axes of one length that are constant, how long the old ones were settles what is where.
+    return _some_entries(shifts, e, places_of, (old, new))
 
 
 @shifting(SLICE)

@@ -5,7 +5,7 @@ through the softmax, which subtracts a maximum; those of all other layers are ad
 which ends in the logits, and so are most gains and kernels. What reaches a nonlinearity so, a GELU
 or a ReLU, goes away nowhere either.
 
-It is a guess on the cautious side: a leaf that is taken for exposed is not called dead.
+It is a guess on the cautious side: a leaf that is left out is not called dead.
 """
 
 import math

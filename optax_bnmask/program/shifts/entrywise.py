@@ -11,7 +11,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import Changes, Places, plus, times
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
-from optax_bnmask.program.tape import MOVE, Equation
+from optax_bnmask.program.tape import MOVE, RESHAPE, Equation
 
 _SUB, _MAX, _NEG = (compat.primitive(f"{name}_p") for name in ("sub", "max", "neg"))
 
@@ -264,7 +264,23 @@ def choice(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def _if_finite(shifts: Shifts, which: int, cases: Sequence[int]) -> int | None:
-    """Of ``where(isfinite(x), x, 0)``, as in a `logsumexp`, the `x`."""
+    """Of ``where(isfinite(m), m, 0)``, as in a `logsumexp`, the maximum `m`.
+
+    Of other values some may well be infinite, where a mask has filled them or a lookup was out of
+    bounds, and become 0.
+    """
     e = shifts.tape.writers.get(which)
-    is_test = e is not None and e.op.name == "is_finite" and len(cases) == 2
-    return cases[1] if e is not None and is_test and e.ins[0] == cases[1] else None
+    if e is None or e.op.name != "is_finite" or len(cases) != 2 or e.ins[0] != cases[1]:
+        return None
+    x = cases[1]
+    while (e := shifts.tape.writers.get(x)) is not None and e.op.name != "reduce_max":
+        unchanged = [y for y in e.ins if shifts.flat.number(y) != -math.inf]
+        if len(unchanged) > 1 or (e.op is not _MAX and not _is_moved(e)):
+            return None
+        (x,) = unchanged
+    return cases[1] if e is not None else None
+
+
+def _is_moved(e: Equation) -> bool:
+    """Whether a result holds what the operand does, elsewhere."""
+    return e.op is MOVE or e.op is RESHAPE or e.op.name == "stop_gradient"

@@ -255,7 +255,8 @@ def _space(e: Equation) -> dict[int, int]:
 def gather(shifts: Shifts, e: Equation) -> Changes | None:
     """Entries at computed places: what is constant along the axes looked up along is as it was.
 
-    Elsewhere it is constant along axes that change alike, wherever the places are.
+    Elsewhere it is constant along axes that change alike and are taken whole. Rows that have places
+    of their own, as in ``x[i, places[i]]``, differ though `x` is the same for all of them.
     """
     law, x, number = shifts.facts.law(e), e.ins[0], filling(e)
     if law is None or (number is not None and math.isfinite(number)):
@@ -268,7 +269,12 @@ def gather(shifts: Shifts, e: Equation) -> Changes | None:
     for term, c in shifts.of(x).items():
         (some if any(term[1][a] is not None for a in axes) else whole)[term] = c
 
+    apart = e.params["dimension_numbers"].operand_batching_dims
+
     def constant(c: Sequence[bool]) -> list[bool]:  # places may differ from iteration to iteration
-        return [q in back and q < shown and c[back[q]] for q in range(rank)]
+        return [
+            q < shown and back.get(q) is not None and back[q] not in apart and c[back[q]]
+            for q in range(rank)
+        ]
 
     return _placed(whole, dict(to), rank) | shifts.fresh_for_each(e, [some], constant)

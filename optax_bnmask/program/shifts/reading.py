@@ -265,21 +265,30 @@ class Shifts:
         return not math.isfinite(number)
 
     def is_weighed(self, x: int) -> bool:
-        """Whether all that is read of a value is its maximum, and what `exp` makes of it: softmax.
+        """Whether all that is read of a value is what `exp` makes of it, less its maximum: softmax.
 
-        There `exp` makes 0 of a number far below the others, and of it with anything added.
+        There `exp` makes 0 of a number far below the others, and of it with anything added. The
+        maximum must be read for nothing else: of a row of such numbers it is one of them.
         """
-        waiting = [x]
-        for y in waiting:
+        values, maxima = [x], set[int]()
+        for y in values:  # which grow
             if y in self.tape.outs:
                 return False
             for e in self.tape.readers.get(y, ()):
                 kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
                 name = getattr(e.op, "name", "")
-                if kind in (Kind.VIEW, Kind.CAST) or (name == "sub" and e.ins[0] == y):
-                    waiting.append(e.out)
-                elif name not in ("exp", "reduce_max", "argmax"):
+                less = name == "sub" and e.ins[0] in values and e.ins[0] not in maxima
+                if kind in (Kind.VIEW, Kind.CAST) or name == "stop_gradient":
+                    maxima.update([e.out] if y in maxima else [])
+                elif name == "reduce_max" or (name == "max" and y in maxima):
+                    maxima.add(e.out)
+                elif less and (y in maxima or e.ins[0] == y):
+                    pass
+                elif y in maxima or name not in ("exp", "argmax"):
                     return False
+                else:
+                    continue
+                values.append(e.out)
         return True
 
     def cancels(self, e: Equation, sources: Sequence[Source]) -> None:
