@@ -225,6 +225,8 @@ def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIn
     tolerance = trial.measured.tolerance
     right, blurred = list[EachIndex](), list[EachIndex]()
     for way in ways:
+        if right and not _rivals(way, right[0]):
+            continue
         errors = [_error_of_way(trial, draw, way, far) for draw in range(DRAWS)]
         if max(errors) <= tolerance:
             right.append(way)
@@ -237,6 +239,12 @@ def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIn
         still = [way for way in right if _error_of_way(trial, n % DRAWS, way, far) <= tolerance]
         right = still or right
     return next(iter([*right, *blurred, *ways]), claim)
+
+
+def _rivals(way: EachIndex, right: EachIndex) -> bool:
+    """Whether a way lets as many biases go along as one that fits, index by index, elsewhere."""
+    along = [place for place in way.places if place.axis is not None]
+    return len(along) == len(way.places) == len(right.places)
 
 
 def _error_of_way(trial: Trial, draw: int, way: EachIndex, far: float) -> float:
