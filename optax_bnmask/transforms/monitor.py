@@ -15,16 +15,7 @@ from optax_bnmask.paths import layout
 from optax_bnmask.record import require_analysis
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.slices import require_state
-from optax_bnmask.transforms.sphere import (
-    exponent,
-    largest,
-    norm,
-    or_1,
-    parts,
-    scaled,
-    sum_of_squares,
-    wide,
-)
+from optax_bnmask.transforms.sphere import norm, split, sum_of_squares, wide
 from optax_bnmask.transforms.undecayed import joined, part_of, remembers, without
 from optax_bnmask.vocabulary import Role, Scale
 
@@ -81,7 +72,8 @@ def monitor_scale(
       ``gain_rate`` is empty.
     - ``weight_norm``, ``angle``: of each scale-invariant leaf as a whole; the angle is
       ``atan2(|u_t|, |w + u_r|)``, with the update's parts across and along `w`, before the sum is
-      rounded to the leaf's dtype.
+      rounded to the leaf's dtype. Squares are not guarded, which would take more sums: in float32,
+      gradients and weights below 1e-19 or above 1e19 read as 0 or infinite.
     - ``effective_learning_rate``: the rate at which the direction follows the gradient *on the unit
       sphere*, which is ``|w|`` times the gradient at `w`: ``(|u_t| / |w|) / (|w| * |g_t|)``. With
       SGD that is ``eta / |w|**2``; with momentum or Adam, eta is the length of the step for each
@@ -282,24 +274,15 @@ class _Motion(NamedTuple):
 
 
 def _motion(weight: jax.Array, update: jax.Array, gradient: jax.Array) -> _Motion:
-    """The norm after the step, the effective learning rate of it, and the angle turned.
-
-    All three are taken in units of their own, in which they are of length 1 or so.
-    """
+    """The norm after the step, the effective learning rate of it, and the angle turned."""
     axes = tuple(range(weight.ndim))
-    at, of, fro = (exponent(largest(x, axes)) for x in (weight, update, gradient))
-    squared_norm = sum_of_squares(scaled(weight, -at), axes)
-    length = jnp.sqrt(squared_norm)
-    radial, turn = parts(update, weight, squared_norm, axes, apart=1)
-    _, fall = parts(gradient, weight, squared_norm, axes, apart=3)
-    # Both parts of ``w + u`` in units of the larger of `w` and `u`.
-    unit = jnp.maximum(at, of)
-    along = scaled(length, at - unit) + scaled(length * radial, of - unit)
-    across = scaled(turn, of - unit)
-    rate = jnp.where(fall > 0, turn / or_1(fall * squared_norm), 0)
-    for power in (of, -fro, -at, -at):
-        rate = scaled(rate, power)
-    values = scaled(jnp.hypot(along, across), unit), rate, jnp.arctan2(across, along)
+    squared_norm = sum_of_squares(weight, axes)
+    step, slope = (split(x, weight, squared_norm, axes) for x in (update, gradient))
+    norm, turn = jnp.sqrt(squared_norm), jnp.sqrt(step.squared_turn)
+    along = norm * (1 + step.radial)
+    fall = jnp.sqrt(slope.squared_turn) * squared_norm
+    rate = jnp.where(fall > 0, turn / jnp.where(fall > 0, fall, 1), 0)
+    values = jnp.hypot(along, turn), rate, jnp.arctan2(turn, along)
     return _Motion(*(jnp.reshape(value, ()) for value in values))
 
 

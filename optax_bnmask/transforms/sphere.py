@@ -9,7 +9,7 @@ a difference in which much cancels is shared, so that all that read it see the s
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,22 @@ LIFT = 20
 From the update a multiple of `w` is taken away, and the factor may be too small a number. To scale
 `w` down instead would be one more array to store.
 """
+
+
+class Split(NamedTuple):
+    """An update `u` of a weight `w`, taken apart: ``u = radial * w + u_t``, ``<u_t, w> = 0``.
+
+    Each but `turn` has the weight's shape, with 1 in place of each axis that was summed over.
+
+    Attributes:
+      radial: ``<u, w> / <w, w>``; 0 where `w` is zero.
+      turn: ``u_t``, of the weight's shape.
+      squared_turn: ``<u_t, u_t>``.
+    """
+
+    radial: jax.Array
+    turn: jax.Array
+    squared_turn: jax.Array
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -86,17 +102,10 @@ def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return scaled(jnp.sqrt(sum_of_squares(scaled(x, -unit), axes)), unit)
 
 
-def parts(
-    update: jax.Array,
-    weight: jax.Array,
-    squared_norm: jax.Array,
-    axes: tuple[int, ...],
-    *,
-    apart: int,
-) -> tuple[jax.Array, jax.Array]:
-    """The parts of an update `u` along and across a weight `w`: ``u = radial * w + u_t``.
-
-    Both arrays are taken in units of their own, ``u = u' * 2**exponent(largest(u))``.
+def split(
+    update: jax.Array, weight: jax.Array, squared_norm: jax.Array, axes: tuple[int, ...]
+) -> Split:
+    """Takes an update apart, in two passes over both.
 
     One pass would do for ``<u_t, u_t> = <u, u> - <u, w>**2 / <w, w>``, but of an update that is
     radial for the most part this difference keeps nothing but rounding.
@@ -104,20 +113,17 @@ def parts(
     Args:
       update: `u`, of the weight's shape.
       weight: `w`, of any shape.
-      squared_norm: ``<w', w'>``, which the caller needs too: on a mesh each sum is a collective,
-        and XLA does not merge two that are equal.
+      squared_norm: ``<w, w>``, which the caller needs too: on a mesh each sum is a collective, and
+        XLA does not merge two that are equal.
       axes: The axes to sum over.
-      apart: A power of two that no other call on the same weight uses, nor the next.
 
     Returns:
-      ``<u', w'> / <w', w'>``, 0 where `w` is zero, and ``|u_t'|``.
+      The `Split`.
     """
-    of, at = (exponent(largest(x, axes)) for x in (update, weight))
-    along = inner(scaled(update, -of), scaled(weight, apart - at), axes) / 2**apart
-    radial = along / or_1(squared_norm)
-    pull = (radial / 2**apart).astype(wide(weight).dtype)
-    turn = scaled(update, 1 - of) - pull * scaled(weight, apart + 1 - at)
-    return radial, jnp.sqrt(sum_of_squares(turn, axes)) / 2
+    along = inner(update, weight, axes)
+    radial = jnp.where(squared_norm > 0, along / jnp.where(squared_norm > 0, squared_norm, 1), 0)
+    turn = wide(update) - radial.astype(wide(weight).dtype) * wide(weight)
+    return Split(radial, turn, sum_of_squares(turn, axes))
 
 
 def step_to(
