@@ -72,6 +72,17 @@ class Analysis(Record):
         """
         return tuple(leaf.path for leaf in self.leaves if leaf.dead)
 
+    @property
+    def shift_axes(self) -> dict[str, tuple[int, ...]]:
+        """By path, the axes along which the same number may be added to all entries of a leaf.
+
+        Another number at each index of the other axes, and no output changes, proved: ``(1,)`` for
+        a ``(features, classes)`` kernel of logits that only a softmax reads. The gradient sums to 0
+        along them. They are read off the program when they are first asked for; there are none
+        without it, as in what was read from JSON. Leaves that are dead are not in it.
+        """
+        return dict(getattr(self.proof, "shift_axes", {}))
+
     def norm_axes(self, *, channels: bool = False) -> dict[str, tuple[int, ...]]:
         """By path, the axes along which each index of a matrix has a norm of its own.
 

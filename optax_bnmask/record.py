@@ -112,7 +112,9 @@ class Record:
         """
         leaf = self[path]
         why = self.proof.explain(path) if self.proof else f"{path}: {leaf.role}. {leaf.reason}"
-        return "\n".join([why, *in_words(leaf)])
+        shifts = getattr(self.proof, "shift_axes", {}).get(path, ())
+        said = [f"along axis {axis}, the same may be added to all" for axis in shifts]
+        return "\n".join([why, *in_words(leaf), *said])
 
 
 def in_words(leaf: Leaf) -> list[str]:
@@ -125,7 +127,6 @@ def in_words(leaf: Leaf) -> list[str]:
             for b in own
         )
         said.append(f"along axis {axis}, {places} may be scaled without the rest")
-    said += [f"along axis {axis}, the same may be added to all" for axis in leaf.shift_axes]
     return [*said, *([] if leaf.reached else ["no gradient reaches it"])]
 
 

@@ -177,9 +177,6 @@ class Leaf:
       reached: Whether some gradient of some output flows to it.
       dead: If its value does not matter, whatever it is, why; proved from the program. `None` if it
         matters, for all that is known.
-      shift_axes: The axes along which the same number may be added to all entries, another at each
-        index of the other axes, and no output changes: ``(1,)`` for a ``(features, classes)``
-        kernel of logits that only a softmax reads. The gradient sums to 0 along them.
     """
 
     path: str
@@ -198,7 +195,6 @@ class Leaf:
     position: Position | None = None
     reached: bool = True
     dead: Cancellation | None = None
-    shift_axes: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:

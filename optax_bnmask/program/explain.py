@@ -15,10 +15,14 @@ from optax_bnmask.program.exponents import Degree
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import AGREE, RULES, Kind
 from optax_bnmask.program.running import Running
+from optax_bnmask.program.shifts import Flatness, Shifts
+from optax_bnmask.program.shifts.candidates import Candidates
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
+from optax_bnmask.program.uses.gradients import differentiable, moved
+from optax_bnmask.program.uses.reading import uses
 from optax_bnmask.vocabulary import Cancellation
 
 _SHOWN = 8
@@ -55,6 +59,21 @@ class Explainer:
         """The axes of its values, found once more: an analysis that nobody asks keeps no tape."""
         tape = Tape(self.program)
         return Axes(Facts(tape, zeros=[x for x, i in tape.leaves.items() if i in self.dead]))
+
+    @functools.cached_property
+    def shift_axes(self) -> dict[str, tuple[int, ...]]:
+        """By path, the axes along which the same may be added to a leaf, and no output changes."""
+        tape = Tape(self.program)
+        facts = Facts(tape)
+        moves = moved(tape, differentiable(tape))
+        read, flat = uses(facts, self.program.inputs, self.program.shapes, moves), Flatness(facts)
+        dead = [x for x, i in tape.leaves.items() if i in self.dead]
+        found: dict[str, tuple[int, ...]] = {}
+        for starts in Candidates(facts, read, flat).along_axes(dead):
+            for x, axis in Shifts(flat, starts).harmless:
+                path = self.program.paths[tape.leaves[x]]
+                found[path] = tuple(sorted({*found.get(path, ()), axis or 0}))
+        return dict(sorted(found.items()))
 
     def witness(self, path: str) -> Mapping[str, object]:
         """The symmetry that scales a leaf: the exponent of every leaf that it scales.

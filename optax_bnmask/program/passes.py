@@ -58,13 +58,8 @@ def _analysis_of(program: Program) -> Analysis:
     flows = differentiable(tape)
     uses = uses_of(everything, program.inputs, program.shapes, moved(tape, flows))
     flat = Flatness(everything)
-    candidates = Candidates(everything, uses, flat)
-    shifts = Shifts(flat, candidates.anything())
+    shifts = Shifts(flat, Candidates(everything, uses, flat).anything())
     dead = cancellations(shifts)
-    along = [Shifts(flat, starts) for starts in candidates.along_axes(dead) if starts]
-    shift_axes: dict[int, list[int]] = {}
-    for x, axis in sorted(start for found in along for start in found.harmless):
-        shift_axes.setdefault(x, []).append(axis or 0)
     facts = Facts(tape, zeros=dead) if dead else everything
     axes = Axes(facts)
     known = {i: x for x, i in zip(tape.ins, program.inputs, strict=True) if i is not None}
@@ -108,7 +103,6 @@ def _analysis_of(program: Program) -> Analysis:
             "position": where[i],
             "reached": bool(touched[x]) or not tape.floats[x],
             "dead": dead.get(x),
-            "shift_axes": tuple(shift_axes.get(x, ())),
         }
 
     running = running_statistics(program, tape)
@@ -122,7 +116,7 @@ def _analysis_of(program: Program) -> Analysis:
             {names[i]: Fraction(c) for i, c in sorted(vector.items())} for vector in found.basis
         ),
         groups=tuple(frozenset(names[i] for i in group) for group in found.groups),
-        assumptions=_assumptions(solution, shifts, *along),
+        assumptions=_assumptions(solution, shifts),
         unhandled=dict(sorted(solution.unhandled.items())),
         notes=(
             *_narrowing_outputs(program, axes, found, found_by),
@@ -298,11 +292,11 @@ def _joined(ranges: Sequence[Block]) -> list[tuple[int, int]]:
     return out
 
 
-def _assumptions(solution: Solution, *shifts: Shifts) -> tuple[Assumption, ...]:
+def _assumptions(solution: Solution, shifts: Shifts) -> tuple[Assumption, ...]:
     """The approximations that mattered: those made for values that do scale, or do not matter."""
     out = {
         Assumption(t.kind, t.value, str(t.equation.op), t.equation.where)
         for t in solution.taken
         if t.degree is None or not solution.is_zero(t.degree)
     }
-    return tuple(sorted(out.union(*map(assumptions, shifts))))
+    return tuple(sorted(out | set(assumptions(shifts))))

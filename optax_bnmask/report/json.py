@@ -104,7 +104,6 @@ def _leaf(leaf: Leaf) -> dict[str, Any]:
         "position": leaf.position and leaf.position.value,
         "reached": leaf.reached,
         "dead": leaf.dead and leaf.dead._asdict(),
-        "shift_axes": [int(axis) for axis in leaf.shift_axes],
     }
 
 
@@ -178,7 +177,6 @@ def _leaf_of(fields: Fields) -> Leaf:
         _position_of(fields),
         _reached_of(fields),
         _cancellation_of(fields),
-        fields.lengths("shift_axes") if "shift_axes" in fields.record else (),  # not in older texts
     )
     _check_sizes(fields, leaf)
     return leaf
@@ -200,7 +198,7 @@ def _check_sizes(fields: Fields, leaf: Leaf) -> None:
     if len(set(every)) < len(every):
         raise fields.wrong("name each axis once", every, "dimensions")
     parts = {"blocks": leaf.blocks, "invariant_blocks": leaf.invariant_blocks}
-    axes = {*leaf.invariant_axes, *leaf.shift_axes, *every}
+    axes = {*leaf.invariant_axes, *every}
     axes = axes.union(*parts.values())
     if any(axis >= len(leaf.shape) for axis in axes):
         raise fields.wrong(

@@ -158,8 +158,9 @@ def _shifted(analysis: Analysis, products: _Products) -> Violations:
     That is relative to the gradient of one index of the other axes, or where that is rounding, as
     for a class that does not occur, to the mean of them all.
     """
+    shifts = analysis.shift_axes
     for i, leaf in enumerate(analysis.leaves):
-        for axis in leaf.shift_axes:
+        for axis in shifts.get(leaf.path, ()):
             entries = products.entries[i]
             size = jnp.sum(jnp.abs(entries), axis)
             floor = jnp.maximum(jnp.mean(size), products.rounding_of_gradients)

@@ -54,9 +54,9 @@ def added_error(trial: Trial) -> float:
     Raises:
       VerificationError: Something that is added changes an output.
     """
-    leaves = trial.analysis.leaves
+    leaves, shifts = trial.analysis.leaves, trial.analysis.shift_axes
     claimed: list[tuple[int, int | None]] = [(i, None) for i, x in enumerate(leaves) if x.dead]
-    claimed += [(i, axis) for i, leaf in enumerate(leaves) for axis in leaf.shift_axes]
+    claimed += [(i, axis) for i, leaf in enumerate(leaves) for axis in shifts.get(leaf.path, ())]
     worst, tolerance = 0.0, trial.measured.tolerance
     for draw in range(DRAWS if claimed else 0):
         sign = -1 if draw == 1 else 1  # gains are drawn positive, and may matter by their signs

@@ -133,7 +133,7 @@ def verification_of(
         joint=scales.count(Scale.JOINT),
         axes=len(axes),
         dead=len(analysis.dead),
-        shifts=sum(len(leaf.shift_axes) for leaf in analysis.leaves),
+        shifts=sum(map(len, analysis.shift_axes.values())),
         error=error,
         tolerance=trial.measured.tolerance,
         dtype=str(np.dtype(trial.measured.dtype)),

@@ -70,7 +70,7 @@ def examine(network: Network, analysis: bnmask.Analysis | None = None) -> Examin
     if not _difference(run(near), run(params)) < 1e-3 * SAME:
         return Examined(skipped=True)
     claimed: list[Start] = [(path, None) for path in analysis.dead]
-    claimed += [(leaf.path, axis) for leaf in analysis.leaves for axis in leaf.shift_axes]
+    claimed += [(path, axis) for path, own in analysis.shift_axes.items() for axis in own]
     wrong = [f"{_named(start)}: {e:.1e}" for start in claimed if not (e := of([start])) < SAME]
     if claimed and not (e := of(claimed)) < SAME:
         wrong.append(f"all at once: {e:.1e}")

@@ -155,12 +155,20 @@ def _dead(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate]
             yield claim, [Setting(("false",), {}, values)]
 
 
+def with_shift_axes(analysis: Analysis, path: str, axes: tuple[int, ...]) -> Analysis:
+    """An analysis that says so of a leaf."""
+    proof = dataclasses.replace(analysis.proof)
+    vars(proof)["shift_axes"] = analysis.shift_axes | {path: axes}
+    return dataclasses.replace(analysis, proof=proof)
+
+
 def _shift(network: Network, analysis: Analysis, rng: Any) -> Iterator[Candidate]:
     """A leaf is said to be free to be shifted along an axis along which it is not."""
     for leaf in analysis.leaves:
         for axis, n in enumerate(leaf.shape):
-            if not leaf.dead and n > 1 and axis not in leaf.shift_axes:
-                false = _with(analysis, leaf.path, shift_axes=(*leaf.shift_axes, axis))
+            own = analysis.shift_axes.get(leaf.path, ())
+            if not leaf.dead and n > 1 and axis not in own:
+                false = with_shift_axes(analysis, leaf.path, (*own, axis))
                 value = network.params[leaf.path]
                 size = float(np.sqrt(np.mean(value**2))) or 1.0
                 along = [1 if a == axis else m for a, m in enumerate(value.shape)]
