@@ -20,7 +20,14 @@ def _as_users_have_it():
         yield
 
 
-@pytest.mark.parametrize("seed", range(6))
+ONCE_REFUSED = [
+    10_001_985,  # a rectifier leaves nothing of an example, for an L2 norm to divide by
+    10_002_691,  # normalisers of what is the same for all examples
+    10_003_014,  # a bias of shape (2, 2): which of its axes goes along with the kernel's?
+]
+
+
+@pytest.mark.parametrize("seed", [*range(6), *ONCE_REFUSED])
 def test_the_analysis_of_a_network_is_accepted(seed):
     assert accepts(seeded_network(seed))
 
