@@ -120,6 +120,13 @@ def _difference(outs: Iterable[np.ndarray], base: Iterable[np.ndarray]) -> float
     return worst
 
 
+def drawn(shapes: Any, seed: int = 0) -> Any:
+    """Values of some shapes that hide nothing."""
+    rng = np.random.default_rng(seed)
+    is_shape = lambda s: isinstance(s, tuple)  # noqa: E731
+    return jax.tree.map(lambda s: rng.normal(size=s), shapes, is_leaf=is_shape)
+
+
 def gradient(fn: Callable[..., Any], params: Any, *args: Any) -> Any:
     """The largest entry of the gradient of a random combination of the outputs, by each leaf."""
     return jax.tree.map(lambda g: float(abs(g).max(initial=0)), gradients(fn, params, *args))

@@ -15,7 +15,7 @@ import pytest
 from jax import lax
 
 import optax_bnmask as bnmask
-from tests.program.dead import SAME, change, examine, gradient
+from tests.program.dead import SAME, change, drawn, examine, gradient
 from tests.program.evaluating import traced
 from tests.program.networks import Network, seeded_network
 
@@ -23,17 +23,7 @@ EPS = 1e-5
 IMAGE, ROWS, TOKENS = (4, 5, 5, 3), (8, 3), (2, 5, 4)
 
 
-@pytest.fixture(autouse=True)
-def _as_users_write():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def drawn(shapes, seed=0):
-    """Values that hide nothing."""
-    rng = np.random.default_rng(seed)
-    is_shape = lambda s: isinstance(s, tuple)  # noqa: E731
-    return jax.tree.map(lambda s: rng.normal(size=s), shapes, is_leaf=is_shape)
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def analysed(fn, params, *args):

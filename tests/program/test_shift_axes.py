@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import optax_bnmask as bnmask
-from tests.program.dead import SAME, change, gradients
+from tests.program.dead import SAME, change, drawn, gradients
 from tests.program.evaluating import traced
 from tests.verify.false_claims import with_shift_axes
 
@@ -18,16 +18,7 @@ ROWS, TOKENS = (8, 3), (2, 5, 4)
 LABELS = np.array([0, 1, 4, 2, 2, 3, 1, 0], np.int32)
 
 
-@pytest.fixture(autouse=True)
-def _as_users_write():
-    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def drawn(shapes, seed=0):
-    """Values that hide nothing."""
-    rng = np.random.default_rng(seed)
-    return {path: rng.normal(size=shape) for path, shape in shapes.items()}
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def found(fn, shapes, *args):
