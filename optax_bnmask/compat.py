@@ -178,7 +178,8 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
     frame = next((f for known in (eqn, *reversed(calls)) if (f := _frame_of(known))), None)
     if frame is None:
         return "unknown place"
-    where = f"{_short(frame.file_name)}:{frame.start_line} ({_function(frame)})"
+    here = os.getcwd()  # noqa: PTH109 - `Path.cwd` takes ten times as long
+    where = f"{_short(frame.file_name, here)}:{frame.start_line} ({_function(frame)})"
     module = str(eqn.source_info.name_stack)
     return f"{where} in {module}" if module else where
 
@@ -233,7 +234,8 @@ def _folders(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(f"{Path(file).parent}{os.sep}" for file in files if file)
 
 
-def _short(file_name: str) -> str:
+@functools.lru_cache
+def _short(file_name: str, here: str) -> str:
     """A file as a user would name it: from the working directory, or from its package.
 
     A notebook's cell is a file of another random name in every process.
@@ -243,8 +245,7 @@ def _short(file_name: str) -> str:
     _, found, inside = file_name.rpartition(f"site-packages{os.sep}")
     if found:
         return inside
-    here = f"{os.getcwd()}{os.sep}"  # noqa: PTH109 - `Path.cwd` takes ten times as long
-    return file_name.removeprefix(here)
+    return file_name.removeprefix(f"{here}{os.sep}")
 
 
 def ragged_numbers(params: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:

@@ -101,7 +101,11 @@ class Epsilons:
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
         factors, uses = self._factors(beside), list(self._uses(e.out, abs(number)))
-        divided = [(use, self._factors(use.others)) for use in uses if use.power <= 0]
+        known: dict[tuple[int, ...], list[int]] = {}
+        for use in uses:
+            if use.others not in known:
+                known[use.others] = self._factors(use.others)
+        divided = [(use, known[use.others]) for use in uses if use.power <= 0]
         if any(others and self._is_within(factors, others) for _, others in divided):
             return False
         if nonneg and not may_be_0 and any(use.power > 0 and use.rooted for use in uses):
@@ -132,7 +136,7 @@ class Epsilons:
             return None if others or several else Use(e.out, power, others, use.shared, rooted)
         if kind is Kind.POWER and not others and e.ins[0] == x:
             k = self._power_of(e)
-            power, rooted = power * k, rooted or 0 < abs(k) < 1
+            power, rooted = power * k, rooted or 0 < abs(k.numerator) < k.denominator
         elif kind is Kind.QUOTIENT and e.ins[1] == x != e.ins[0]:
             power, others = -power, (*others, e.ins[0])
         elif kind in _FACTORS and power != 1 and e.ins[0] != e.ins[1]:

@@ -39,7 +39,16 @@ def plus(a: Form, b: Form, k: Number = 1) -> Form:
 
 def times(a: Form, k: Number) -> Form:
     """``k*a``."""
-    return a if k == 1 or not a else {u: exact(k * c) for u, c in a.items()} if k else NOTHING
+    if k == 1 or not a:
+        return a
+    if type(k) is int:
+        return {u: exact(k * c) for u, c in a.items()} if k else NOTHING
+    over, under = k.numerator, k.denominator
+    return {
+        # of what is squared, say, a square root is taken: no fraction in between
+        u: c * over // under if type(c) is int and c % under == 0 else exact(k * c)
+        for u, c in a.items()
+    }
 
 
 def exact(q: Number) -> Number:

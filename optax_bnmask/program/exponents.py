@@ -246,7 +246,8 @@ class Degrees:
 
         if len(x) == 1:
             (d,) = x.values()
-            return {(0,) * rank: self._kept(key, (d,), one) if d else d}
+            is_even = not d or (len(d) == 1 and () in d)  # as most values are
+            return {(0,) * rank: d if is_even else self._kept(key, (d,), one)}
         back = {q: p for p, q in key}
         origins = [back.get(q) for q in range(rank)]
         out: Degree = {}

@@ -10,6 +10,7 @@ outermost first), and for each mesh (its devices). ``h @ w`` in a scan of 5 laye
     h (2, 3 | 5)    w (3, 3 | 5)      the layer that `w` is the kernel of is an axis that it hides
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -146,11 +147,12 @@ class Tape:
     @functools.cached_property
     def readers(self) -> dict[int, list[Equation]]:
         """For each value the equations that read it."""
-        out: dict[int, list[Equation]] = {}
+        out = collections.defaultdict[int, list[Equation]](list)
         for e in self.equations:
-            for x in set(e.ins) if len(e.ins) > 1 else e.ins:
-                out.setdefault(x, []).append(e)
-        return out
+            for k, x in enumerate(e.ins):
+                if x not in e.ins[:k]:
+                    out[x].append(e)
+        return dict(out)
 
     def value(self, aval: Any) -> int:  # noqa: ANN401 - an abstract array
         """A new value of that shape and dtype, which hides no axes."""

@@ -27,6 +27,9 @@ _ORDERING: Final = {
 _SEEN_THROUGH: Final = {Kind.VIEW, Kind.CAST}
 _SCALING: Final = {Kind.PRODUCT, Kind.QUOTIENT}
 _CANCELLING: Final = {Kind.COMPARISON, Kind.UNSCALED}
+_BENDING: Final = {Kind.EXTREMUM, Kind.NONLINEAR}
+_PASSING: Final = {*Kind} - _SCALING - _CANCELLING - {Kind.SUM}
+"""Kinds, but for `_ORDERING`, in whose results a change of an operand is seen, whatever it is."""
 
 
 class Candidates:
@@ -48,9 +51,10 @@ class Candidates:
             if pure.issuperset(e.ins):  # computed from leaves alone, and the same for all data
                 pure.add(e.out)
             kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
-            if not _may_cancel(facts, e, kind):
+            if (kind in _PASSING and e.op not in _ORDERING) or not _may_cancel(facts, e, kind):
                 self._passes[e.out] = 1
-                if _is_nonlinear(facts, e, kind) and not (e.out in pure or _is_flat(flat, e.out)):
+                bends = kind in _BENDING and _is_nonlinear(facts, e, kind)
+                if bends and not (e.out in pure or _is_flat(flat, e.out)):
                     self._ends += e.ins
             elif kind is Kind.SUM:
                 self._sums.append(e)

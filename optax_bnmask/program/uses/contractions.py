@@ -9,7 +9,15 @@ from optax_bnmask.program.tape import CARRY, Equation
 from optax_bnmask.program.uses.dimensions import Meeting, Places
 from optax_bnmask.program.uses.indicating import hot_sums, is_lookup
 from optax_bnmask.program.uses.record import Record
-from optax_bnmask.program.uses.views import DATA, NONE, Met, View, features_of, together
+from optax_bnmask.program.uses.views import (
+    DATA,
+    NONE,
+    Met,
+    Origins,
+    View,
+    features_of,
+    together,
+)
 from optax_bnmask.vocabulary import Role
 
 _SUM = compat.primitive("reduce_sum_p")
@@ -51,18 +59,18 @@ def _contracted(
     """Adds to the view of a contraction what the operand at `k` brings, and how its leaves meet."""
     one, other = (record.views.get(e.ins[j], DATA) for j in (k, 1 - k))
     owners = set(one.leaves if one.data else (*one.leaves, *one.gains))
-    met, features = dict(out.met), [out]
-    seen = record.along(k) or DATA
+    met, features = dict(out.met), [out.features]
     for number, how in hows.items():
+        places = record.moved(k, one.leaves[number])
         if not how.is_same:
-            features.append(_made_by(number, seen))
+            features.append(_made_by(number, places))
             _continue(record, e, k, how)
         if how.is_same:
             if how.output and number in one.gains and other.data:  # the size of a weight's column
                 record.revote([number], Role.NORM_SCALE, Role.GAIN, e)
         elif is_lookup(record, e, 1 - k):
             record.vote([number], Role.EMBEDDING, e)
-            met[number] = Met(seen.leaves[number], Role.EMBEDDING, e)
+            met[number] = Met(places, Role.EMBEDDING, e)
         else:
             chosen = _all_of([one.leaves[number][a] for a in hot_sums(record, e, k)])
             how = how._replace(reduction=how.reduction - chosen, batch=how.batch | chosen)  # noqa: PLW2901
@@ -77,10 +85,9 @@ def _contracted(
     return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
 
 
-def _made_by(number: int, seen: View) -> View:
-    """The axes of a result that are those of one leaf."""
-    places = seen.leaves[number]
-    return View(features=tuple(frozenset((number, a) for a in own) for own in places))
+def _made_by(number: int, places: Places) -> Origins:
+    """The axes of a result that are those of one leaf, from where its axes are in it."""
+    return tuple([frozenset([(number, a) for a in own]) for own in places])
 
 
 def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
@@ -156,7 +163,8 @@ def lookup(record: Record, e: Equation) -> View:
     record.gauges.start(e.out)
     record.vote(seen.leaves, Role.EMBEDDING, e)
     met = {n: Met(_looked_up(record, e, p), Role.EMBEDDING, e) for n, p in seen.leaves.items()}
-    features = features_of([seen, *(_made_by(n, seen) for n in seen.leaves)])
+    made = (_made_by(n, places) for n, places in seen.leaves.items())
+    features = features_of([seen.features, *made])
     return View(met=met, owners=frozenset(met), features=features)
 
 
@@ -213,7 +221,7 @@ def _joined(record: Record, e: Equation, views: list[View]) -> View:
         normed=views[0].normed if whole else 0,
         gains=NONE.union(*(v.gains for v in views)),
         owners=views[0].owners.intersection(*(v.owners for v in views)),
-        features=features_of(views),
+        features=features_of(v.features for v in views),
     )
 
 

@@ -35,7 +35,7 @@ def pointwise(record: Record, e: Equation) -> View:
         gains=NONE.union(*(v.gains for v in views)),
         root=0 if record.moves[e.ins[0]] else _ROOTS.get(e.op, 0),
         broad=all(v.broad for v in views),
-        features=features_of(views),
+        features=features_of(v.features for v in views),
     )
     _keep_gauge(record, e, out)
     return out
@@ -67,7 +67,7 @@ def product(record: Record, e: Equation) -> View:
         owners=x.owners | y.owners,
         root=x.root or y.root,
         broad=x.broad and y.broad,
-        features=features_of((x, y)),
+        features=features_of((x.features, y.features)),
     )
     for factor, other, k in ((x, y, 1), (y, x, 0)):
         if factor.leaves and (not other.is_pure or _is_gain(record, e, factor, other)):
@@ -187,7 +187,7 @@ def total(record: Record, e: Equation) -> View:
         owners=x.owners & y.owners if not same else x.owners | y.owners,
         centred=e.op is _SUB and not record.moves[e.ins[1]],
         broad=x.broad and y.broad,
-        features=features_of((x, y)),
+        features=features_of((x.features, y.features)),
     )
 
 

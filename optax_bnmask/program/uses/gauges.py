@@ -19,7 +19,7 @@ How often a value was reduced, and whether it is a size, is in its `trails`.
 
 import functools
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Set
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -130,22 +130,20 @@ class Gauges:
         """The unknowns that a product or a quotient normalises by; none if it is no normaliser."""
         x, y = e.ins[:2]
         a, b, rest = self._unknowns(x), self._unknowns(y), self._unknowns(e.out)
-        gone = [u for u in a if u in b and u not in rest]
+        gone = a.keys() & b.keys() - rest.keys()
         if not gone:
             return frozenset()
+        marks = self._trails.marks((x, y), gone, self._all_unknowns)
         inverted = RULES[e.op].kind is Kind.QUOTIENT
         only_leaves = all(u in self.leaf_of for u in rest)
-        return frozenset(
-            u for u in gone if self._normalises(u, x, y, inverted or b[u] < 0, only_leaves)
-        )
 
-    def _normalises(self, u: int, x: int, y: int, second: bool, only_leaves: bool) -> bool:  # noqa: FBT001 - which operand divides; what remains
-        """Whether one of two factors is a size of the other, by the trail of an unknown."""
-        divided, divisor = (x, y) if second else (y, x)
-        one = self._trails.mark(divided, u, self._all_unknowns)
-        other = self._trails.mark(divisor, u, self._all_unknowns)
-        more = other.reduced > one.reduced or (only_leaves and other.reduced == one.reduced > 0)
-        return other.is_size and more
+        def is_normaliser(u: int) -> bool:
+            """Whether one of two factors is a size of the other, by the trail of an unknown."""
+            one, other = marks[u] if inverted or b[u] < 0 else reversed(marks[u])
+            more = other.reduced > one.reduced or (only_leaves and other.reduced == one.reduced > 0)
+            return other.is_size and more
+
+        return frozenset(filter(is_normaliser, gone))
 
     def are_the_same(self, e: Equation) -> bool:
         """Whether two summands and their sum have one gauge."""
@@ -172,17 +170,15 @@ class Gauges:
         else:
             self._of[e.out] = gauge
 
-    def _all_unknowns(self, x: int) -> Collection[int]:
+    def _all_unknowns(self, x: int) -> Set[int]:
         """The unknowns of the gauge of a value, and those that it had before it got another one."""
         gauge = self._of.get(x)
-        if type(gauge) is dict and x not in self._former:  # as most values have it
-            return gauge
-        unknowns = self._unknowns(x)
-        return {*unknowns, *self._former[x]} if x in self._former else unknowns
+        unknowns = gauge.keys() if type(gauge) is dict else self._unknowns(x).keys()
+        return unknowns | self._former[x] if x in self._former else unknowns
 
     def _unknowns(self, x: int) -> Form:
         """The gauge of a value, that of all its pieces together."""
-        gauge = self.of(x)
+        gauge = self._of.get(x)
         if not isinstance(gauge, Pieces):
             return gauge or NOTHING
         known = self._joint.get(x)
@@ -195,8 +191,7 @@ class Gauges:
         """The gauge of a result by the law of its equation."""
         if law.powers is AGREE:
             return self._agreed(e, law)
-        first = self._of.get(e.ins[0])
-        if len(e.ins) == 1 and isinstance(first, dict):
+        if len(e.ins) == 1 and isinstance(first := self._of.get(e.ins[0]), dict):
             return times(first, (law.powers or (0,))[0])
         gauge: Any = NOTHING
         for k, (x, power) in enumerate(zip(e.ins, law.powers or (), strict=False)):
@@ -204,9 +199,12 @@ class Gauges:
                 own = self.of(x)
                 if type(own) is dict and type(gauge) is dict:
                     gauge = plus(gauge, own, power)
-                else:
+                elif own != NOTHING:
                     own = self._moved(e, law, k, own)
-                    gauge = _piecewise(gauge, own, functools.partial(_product, k=power))
+                    if gauge is NOTHING and power == 1:
+                        gauge = own
+                    else:
+                        gauge = _piecewise(gauge, own, functools.partial(_product, k=power))
         return gauge
 
     def _moved(self, e: Equation, law: Law, k: int, gauge: Gauge) -> Gauge:
@@ -246,7 +244,8 @@ class Gauges:
         for k, x in enumerate(e.ins):
             counts = k not in law.pinned and law.counts(k) and k != guard
             if counts and result is not _LOST and not self._stands_apart(e, x):
-                result = _piecewise(result, self.of(x), self._common)
+                own = self.of(x)
+                result = own if result is None else _piecewise(result, own, self._common)
         return result
 
     def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`

@@ -1,6 +1,7 @@
 """What was found of leaves and values so far, and the ways to add to it."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import RULES, SAME, Kind, Law
@@ -136,12 +137,8 @@ class Record:
 
     def _moved(self, k: int, view: View) -> View:
         """The view of an operand whose axes are others than those of the result."""
-        if view.broad and not (view.leaves or view.met or view.factors or view.features):
-            return view
-        to, new = self.to(k), self.tape.full[self.e.out]
-        return renamed(
-            view, lambda p: moved(p, to, len(new)), broad=view.broad or len(to) < len(new)
-        )
+        broad = view.broad or len(self.to(k)) < len(self.tape.full[self.e.out])
+        return renamed(view, lambda known: self.moved(k, known), broad=broad)
 
     def all_along(self, first: int = 0, last: int | None = None) -> list[View]:
         """The views of some operands along the axes of the result, constants left out."""
@@ -162,4 +159,11 @@ class Record:
 
     def features(self) -> Origins:
         """The axes of the result that outputs of leaves are."""
-        return features_of(self.all_along())
+        views = [self.views.get(x) for x in self.e.ins]
+        return features_of(
+            self.moved(k, view.features) for k, view in enumerate(views) if view and view.features
+        )
+
+    def moved(self, k: int, known: tuple[frozenset[Any], ...]) -> tuple[frozenset[Any], ...]:
+        """What is known of each axis of an operand along the axes of the result."""
+        return moved(known, self.to(k), len(self.tape.full[self.e.out]))

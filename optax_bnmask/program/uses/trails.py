@@ -14,7 +14,7 @@ Few marks are ever asked for. So they are found backwards, from the value that o
 where the unknown starts, which is seldom far, and kept.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -47,6 +47,9 @@ class Mark(NamedTuple):
 
 _START: Final = Mark()
 
+Held = Callable[[int], Set[int]]
+"""For a value, the unknowns that its gauge has, or had."""
+
 
 class Trails:
     """The marks of the unknowns in each value.
@@ -58,38 +61,88 @@ class Trails:
     def __init__(self, facts: Facts) -> None:
         self.facts = facts
         self._writers = facts.tape.writers
-        self._marks: dict[tuple[int, int], Mark] = {}
+        self._marks: dict[int, dict[int, Mark]] = {}
         self._roots: dict[int, int] = {}
         self._sums: dict[Any, int] = {}
 
     def start(self, x: int, unknown: int) -> None:
         """Says that an unknown starts in a value."""
-        self._marks[x, unknown] = _START
+        self._marks[unknown] = {x: _START}
 
-    def mark(self, x: int, unknown: int, unknowns: Callable[[int], Collection[int]]) -> Mark:
-        """What has become of an unknown in a value.
+    def marks(
+        self, values: Sequence[int], unknowns: Set[int], held: Held
+    ) -> dict[int, Sequence[Mark]]:
+        """What has become of each of some unknowns in each of some values.
+
+        As far back as an operand holds all of them or none, they go the same way, which is gone
+        once for all: what DenseNet's normalisers read has dozens of unknowns. Where they were
+        joined, those part that came there with different marks.
 
         Args:
-          x: The value.
-          unknown: The unknown.
-          unknowns: For a value, the unknowns that its gauge has, or had.
+          values: The values.
+          unknowns: The unknowns.
+          held: For a value, the unknowns that its gauge has, or had.
         """
-        marks, waiting = self._marks, [x]
+        out: dict[int, Sequence[Mark]] = {}
+        groups = [unknowns]
+        while groups:
+            group = groups.pop()
+            if len(group) == 1:
+                (u,) = group
+                out[u] = [self._mark(x, u, held) for x in values]
+            elif parted := self._parted(values, group, held, out):
+                groups += parted
+        return out
+
+    def _parted(
+        self, values: Sequence[int], group: Set[int], held: Held, out: dict[int, Sequence[Mark]]
+    ) -> Collection[Set[int]]:
+        """Follows a group back to where it parts; notes its marks if it never does."""
+        marks: dict[int, Mark] = {}
+        found: dict[int, tuple[Equation, list[int]]] = {}
+        waiting = [*values]
+        while waiting:
+            y = waiting.pop()
+            if y in marks or y in found:
+                continue
+            e = self._writers.get(y)
+            own = [(z, held(z)) for z in e.ins] if e else []
+            sources = [z for z, unknowns in own if group <= unknowns]
+            if e and sources and all(group <= u or group.isdisjoint(u) for _, u in own):
+                found[y] = e, sources
+                waiting += sources
+                continue
+            alike: dict[Mark, set[int]] = {}
+            for u in group:
+                alike.setdefault(self._mark(y, u, held), set()).add(u)
+            if len(alike) > 1:
+                return alike.values()
+            (marks[y],) = alike
+        for y in sorted(found):  # in the order of execution
+            e, sources = found[y]
+            marks[y] = self._left(e, [marks[z] for z in sources])
+        pair = tuple(marks[x] for x in values)
+        out |= dict.fromkeys(group, pair)
+        return ()
+
+    def _mark(self, x: int, unknown: int, held: Held) -> Mark:
+        """The mark of one unknown, which is kept."""
+        marks, waiting = self._marks[unknown], [x]
         found: dict[int, tuple[Equation, list[int]]] = {}
         while waiting:
             y = waiting.pop()
-            if (y, unknown) not in marks and y not in found:
+            if y not in marks and y not in found:
                 e = self._writers.get(y)
-                sources = [z for z in e.ins if unknown in unknowns(z)] if e else []
+                sources = [z for z in e.ins if unknown in held(z)] if e else []
                 if e is None or not sources:
-                    marks[y, unknown] = _START
+                    marks[y] = _START
                 else:
                     found[y] = e, sources
                     waiting += sources
         for y in sorted(found):  # in the order of execution
             e, sources = found[y]
-            marks[y, unknown] = self._left(e, [marks[z, unknown] for z in sources])
-        return marks[x, unknown]
+            marks[y] = self._left(e, [marks[z] for z in sources])
+        return marks[x]
 
     def _left(self, e: Equation, marks: Sequence[Mark]) -> Mark:
         """The mark in the result of an equation, from those in its operands.
@@ -104,7 +157,9 @@ class Trails:
             is_size = is_size or self.root(e.ins[0]) == self.root(e.ins[1])
         elif kind is Kind.POWER:
             is_size = is_size or self._is_even(e)
-        return Mark(reduced + (kind in _REDUCING), is_size)
+        reduced += kind in _REDUCING
+        first = marks[0]
+        return first if first == (reduced, is_size) else Mark(reduced, is_size)
 
     def _is_even(self, e: Equation) -> bool:
         """Whether a power does not see the sign of what it is a power of."""

@@ -124,11 +124,10 @@ def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
     return view._replace(features=features, broad=broad)
 
 
-def features_of(views: Iterable[View]) -> Origins:
+def features_of(values: Iterable[Origins]) -> Origins:
     """The axes that leaves made of values which are combined entry by entry."""
     out: Origins = ()
-    for view in views:
-        other = view.features
+    for other in values:
         if not out or not other or out is other:
             out = out or other
         elif out != other:
