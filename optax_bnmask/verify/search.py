@@ -165,6 +165,9 @@ def _blamed(trial: Trial, draw: int, claims: Sequence[Claim], moves: Sequence[Mo
     culprits = _smallest(range(len(claims)), fails)
     claim = claims[culprits[0]]
     said, error = claim.said, trial.error(draw, added(moves[i] for i in culprits))
+    if not np.isfinite(error):  # once more, rounding has grown
+        trial.unseen[said] += 1
+        return 0.0
     if len(culprits) > 1:
         said += f", together with {len(culprits) - 1} more that each may be scaled,"
     elif isinstance(claim, EachIndex):

@@ -42,6 +42,9 @@ _MANY = 8
 numbers is exact for one number and not for the next."""
 _NEAR = 2.0**-10
 """This part of the way to other parameters changes outputs, if the whole way does, but by jumps."""
+_GROWN = 16.0
+"""What is left of an epsilon is all of it after one step: more than so many times of that, after
+another, is something else."""
 _UNLUCKY = 32
 """So many times parameters are drawn before no outputs at all are thought to be finite."""
 
@@ -184,6 +187,11 @@ class Trial:
         It is infinite where values overflow, or where rounding has grown: the variance of what is
         the same everywhere is rounding, and may be made as large as one likes.
         """
+        found = self._smallest_error(draw, base)
+        return found if found <= self.measured.tolerance or self._settles(draw) else np.inf
+
+    def _smallest_error(self, draw: int, base: Sequence[np.ndarray]) -> float:
+        """The change with epsilons as they leave least of it."""
         errors, first = list[float](), self.yardstick(draw, self.steps[0]).n_looked
         for by in self.steps:
             ruler = self.yardstick(draw, by)
@@ -208,6 +216,17 @@ class Trial:
         rounded = [self.at(self._rounded(base), by) for _ in range(_MANY)]
         finer = ruler.less_rounding(outputs, rounded)
         return finer.change(outputs) if 2 * finer.n_looked >= ruler.n_looked else np.inf
+
+    def _settles(self, draw: int) -> bool:
+        """Whether the outputs of a drawn setting come near to something as epsilons are made small.
+
+        Two features, normalised, are 1 and -1 but for an epsilon: for all examples the same. What
+        normalises these over the batch divides a difference of an epsilon by the root of another,
+        and at last rounding: the smaller both are, the more they matter.
+        """
+        ruler = self.yardstick(draw, self.steps[0])
+        gone = [ruler.change(self.yardstick(draw, by).base) for by in self.steps[1:3]]
+        return not gone or gone[1] <= max(_GROWN * gone[0], self.measured.tolerance)
 
     def _jumps(self, draw: int, base: Sequence[np.ndarray]) -> bool:
         """Whether the outputs do not change at all on the first part of the way to `base`.

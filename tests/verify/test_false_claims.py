@@ -23,6 +23,7 @@ def _as_users_have_it():
 ONCE_REFUSED = [
     10_001_985,  # a rectifier leaves nothing of an example, for an L2 norm to divide by
     10_002_691,  # normalisers of what is the same for all examples
+    30_002_431,  # the same, over two features and then over the batch: rounding, twice enlarged
     10_003_014,  # a bias of shape (2, 2): which of its axes goes along with the kernel's?
 ]
 
