@@ -21,7 +21,6 @@ Whether `c` really is negligible at somebody's parameters is for `verify` to mea
 recorded.
 """
 
-import functools
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from math import prod
@@ -29,7 +28,7 @@ from typing import NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
-from optax_bnmask.program.facts import Facts, dependents
+from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRIED, Equation
@@ -85,11 +84,6 @@ class Epsilons:
         if e.out not in self._known:
             self._known[e.out] = self._keeps_from_0(e, number) and not self._accumulates(e.out)
         return self._known[e.out]
-
-    @functools.cached_property
-    def _knows_data(self) -> bytearray:
-        """For each value, whether data go into it."""
-        return dependents(self.tape, (x for x in self.tape.ins if not self.facts.depends[x]))
 
     @staticmethod
     def _kind(e: Equation | None) -> Kind | None:
@@ -214,7 +208,7 @@ class Epsilons:
             self._is_same(factors[0], f) for f in factors
         ):
             return True
-        knows = self._knows_data
+        knows = self.facts.knows_data
         return not any(knows[f] for f in factors) and any(knows[o] for o in others)
 
     def _are_0_together(self, divisor: list[int], divided: list[int]) -> bool:

@@ -113,10 +113,11 @@ class Facts:
 
     def mixes(self, x: int) -> bool:
         """Whether a value is a function of leaves and of data."""
-        return bool(self.depends[x] and self._knows_data[x])
+        return bool(self.depends[x] and self.knows_data[x])
 
     @functools.cached_property
-    def _knows_data(self) -> bytearray:
+    def knows_data(self) -> bytearray:
+        """For each value, whether data go into it."""
         return dependents(self.tape, [x for x in self.tape.ins if not self.depends[x]])
 
     def may_be_zero(self, x: int) -> bool:

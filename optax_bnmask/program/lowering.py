@@ -31,7 +31,14 @@ def squeeze(w: Writer, x: int) -> list[int]:
 
 @lowering("reshape_p")
 def reshape(w: Writer, x: int, *_: int) -> list[int]:
-    """Entries in the order that they had, in another shape: a reshape."""
+    """Entries in the order that they had, in another shape.
+
+    In the order of other axes where there are ``dimensions``: so JAX batches a convolution over its
+    kernels, ``(B, H, W, I, O)`` to ``(H, W, I, B * O)``.
+    """
+    order, old = w.params["dimensions"], w.tape.shapes[x]
+    if order is not None:
+        x = w.move(x, {a: q for q, a in enumerate(order)}, [old[a] for a in order])
     return [w.reshape(x, w.shape)]
 
 

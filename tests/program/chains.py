@@ -60,6 +60,14 @@ def reshape(xp, pool, x, i, j):
 
 
 @operation
+def reshape_in_another_order(xp, pool, x, i, j):
+    order, shape = np.random.default_rng(i).permutation(x.ndim), one_of(factorisations(x.size), j)
+    if xp is jnp:
+        return jax.lax.reshape(x, shape, dimensions=order.tolist())
+    return x.transpose(order).reshape(shape)
+
+
+@operation
 def flat(xp, pool, x, i, j):
     return x.reshape(-1)
 

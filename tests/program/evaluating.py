@@ -156,7 +156,9 @@ _RULES: dict[str, Callable[..., Any]] = {
     "cumsum": _cumulated(np.add),
     "cummax": _cumulated(np.maximum),
     "broadcast_in_dim": _broadcast,
-    "reshape": lambda eqn, x, *_: np.reshape(x, eqn.params["new_sizes"]),
+    "reshape": lambda eqn, x, *_: np.reshape(
+        np.transpose(x, eqn.params["dimensions"]), eqn.params["new_sizes"]
+    ),
     "transpose": lambda eqn, x: np.transpose(x, eqn.params["permutation"]),
     "squeeze": lambda eqn, x: np.squeeze(x, tuple(eqn.params["dimensions"])),
     "expand_dims": lambda eqn, x: np.expand_dims(x, tuple(eqn.params["dimensions"])),

@@ -190,6 +190,19 @@ def stacked_statistics(x):
     return (x - mean) / jnp.sqrt(square - mean**2)
 
 
+def reshaped_in_another_order(x):
+    return jax.lax.reshape(x, (12,), dimensions=(1, 0))[:5]
+
+
+def convolved_with_a_kernel_each(x, w):
+    def one(x, w):
+        spec = ("NHC", "HIO", "NHC")
+        return jax.lax.conv_general_dilated(x[None], w, (1,), "VALID", dimension_numbers=spec)[0]
+
+    y = jax.vmap(one)(x, w)  # which reshapes the kernels with their first axis before their last
+    return y / jnp.sqrt((y * y).sum((1, 2), keepdims=True))
+
+
 REGRESSIONS = [
     (tiled_and_cut, [(2,)], 2),
     (beside_zeros, [(3, 3), (5, 2)], 11),
@@ -200,6 +213,8 @@ REGRESSIONS = [
     (lambda v: v.reshape(2, 0, 3), [(0, 6)], 0),
     (dense_block, [(5, 4), (4, 2)], 3),
     (stacked_statistics, [(4, 3)], 3),
+    (reshaped_in_another_order, [(3, 4)], 6),
+    (convolved_with_a_kernel_each, [(2, 4, 3), (2, 2, 3, 3)], 4),
 ]
 """Cases that once went wrong: the program, its operands' shapes, how many exponents stay free."""
 

@@ -1,12 +1,13 @@
 """Leaves and data where entries are summed, looked up or joined: weights and embeddings."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from optax_bnmask import compat
 from optax_bnmask.program.flags import EVERY
 from optax_bnmask.program.rules.indexing import reads_several
 from optax_bnmask.program.tape import CARRY, Equation
 from optax_bnmask.program.uses.dimensions import Meeting, Places
+from optax_bnmask.program.uses.entrywise import beside_their_own
 from optax_bnmask.program.uses.indicating import hot_sums, is_lookup
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import (
@@ -40,7 +41,7 @@ def contraction(record: Record, e: Equation) -> View:
     if same:  # a sum of squares
         record.gauges.read(e, record.law)
         return View(gains=x.gains)
-    hows = [{n: record.meeting(k, p) for n, p in v.leaves.items()} for k, v in enumerate((x, y))]
+    hows = [record.meetings(k, view.leaves) for k, view in enumerate((x, y))]
     for k, how in enumerate(hows):
         if how and all(h.is_same for h in how.values()):
             record.gauges.read(e, record.law)
@@ -76,18 +77,26 @@ def _contracted(
             how = how._replace(reduction=how.reduction - chosen, batch=how.batch | chosen)  # noqa: PLW2901
             record.promote(number, None, how, e)
     for number, m in one.met.items():
-        how = record.meeting(k, m.places)
-        apart = other.data and number not in other.met and number not in other.leaves
+        how = record.meeting(k, m.places, _repeated(m))
+        applied = other.data or (m.modulated and (other.made or bool(other.leaves)))
+        apart = applied and number not in other.met and number not in other.leaves
         how = how._replace(reduction=how.reduction - _AT, output=how.output - _AT)
         if apart and not how.is_same and how.reduction and how.output:
+            features.append(_made_by(number, record.moved(k, m.places)))
+            _continue(record, e, k, how)
             record.promote(number, m, how._replace(batch=how.batch - _AT), e)
             owners.add(number)
     return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
 
 
+def _repeated(met: Met) -> Collection[int]:
+    """The axes along which a leaf is only repeated: where it is what data modulate."""
+    return [a for a, own in enumerate(met.places) if not own] if met.modulated else ()
+
+
 def _made_by(number: int, places: Places) -> Origins:
     """The axes of a result that are those of one leaf, from where its axes are in it."""
-    return tuple([frozenset([(number, a) for a in own]) for own in places])
+    return tuple([frozenset([(number, a) for a in own if a >= 0]) for own in places])
 
 
 def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
@@ -99,12 +108,15 @@ def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
     other, own = record.to(1 - k), record.to(k).values()
     matched = [a for a, r in other.items() if r in own]
     features = record.views.get(e.ins[1 - k], DATA).features if matched else ()
-    if not features or min(how.sizes) == 1:
+    if not features:
         return
+    summed = {leaf for a, made in enumerate(features) if a not in other for leaf, _ in made}
     sizes = record.tape.full[e.ins[1 - k]]
     for a in matched:
         for leaf, axis in features[a]:
-            if record.shapes[leaf][axis] == sizes[a]:
+            # Of a filter for each channel only the window is summed over, which no leaf made.
+            is_matrix = min(how.sizes) > 1 or leaf in summed
+            if is_matrix and record.shapes[leaf][axis] == sizes[a]:
                 record.seen[leaf].batch.add(axis)
 
 
@@ -227,7 +239,7 @@ def _joined(record: Record, e: Equation, views: list[View]) -> View:
 
 def select(record: Record, e: Equation) -> View:
     """What is chosen from is joined: leaves beside data are learned inputs."""
-    views = record.all_along(1)
+    views = beside_their_own(record, record.all_along(1))
     if not views:
         return DATA
     facts, others = record.facts, [x for x in e.ins[1:] if x not in record.views]

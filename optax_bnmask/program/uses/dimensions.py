@@ -44,7 +44,15 @@ class Meeting(NamedTuple):
     sizes: tuple[int, int]
 
 
-def meeting(tape: Tape, e: Equation, k: int, places: Places, maps: tuple[Map, Map]) -> Meeting:
+def meeting(
+    tape: Tape,
+    e: Equation,
+    k: int,
+    places: Places,
+    maps: tuple[Map, Map],
+    *,
+    repeated: Collection[int] = (),
+) -> Meeting:
     """What a contraction does to the axes of a leaf that is seen in its operand `k`.
 
     Args:
@@ -53,6 +61,7 @@ def meeting(tape: Tape, e: Equation, k: int, places: Places, maps: tuple[Map, Ma
       k: Which operand.
       places: Where the axes of the leaf are in it.
       maps: Which axis of that operand, and which of the other, is which of the result.
+      repeated: The axes along which the operand is nothing but repeated.
     """
     to, matched = maps[0], set(maps[1].values())
     shown, sizes = len(tape.shapes[e.ins[k]]), tape.full[e.ins[k]]
@@ -64,7 +73,9 @@ def meeting(tape: Tape, e: Equation, k: int, places: Places, maps: tuple[Map, Ma
         what = "batch" if a >= shown or a in apart else what
         found[what] |= own
         entries[what] *= n if own else 1
-        is_same |= n > 1 and not own and what != "batch"
+        is_same |= (
+            n > 1 and not own and not (what == "batch" or (what == "output" and a in repeated))
+        )
     rows = 1 if k == 1 and _is_depthwise(tape, e) else entries["reduction"]
     return Meeting(**found, is_same=is_same, sizes=(rows, entries["output"]))
 

@@ -7,6 +7,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.flags import EPSILON, EVERY
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Equation
+from optax_bnmask.program.uses.indicating import varies
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, NONE, Factor, Met, View, features_of, together
 from optax_bnmask.vocabulary import Role
@@ -22,7 +23,7 @@ def pointwise(record: Record, e: Equation) -> View:
     A leaf that has met data is still there if it is rounded or cut off, ``clip(w / scale, -1, 1)``,
     and lost in any other function of both: ``exp(dt * a)`` is what `a` does, and no weight.
     """
-    views = record.all_along()
+    views = beside_their_own(record, record.all_along())
     first, cut = views[0], e.op in _ROUNDED or RULES[e.op].kind is Kind.EXTREMUM
     if len(views) == 1 and first.data and not (cut and first.met) and e.op not in _ROOTS:
         return View(made=first.made, gains=first.gains, features=first.features, broad=first.broad)
@@ -135,9 +136,10 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
         seen.shifted |= factor.shifted
         seen.axes = len(record.own(places, e.out))
         if not other.is_pure:
-            new = Met(places, role, e)
+            modulated = _is_same_along(record, e.ins[k], record.own(places, e.out))
+            new = Met(places, role, e, modulated)
             data = record.unshifted(e.ins[k]) if factor.piece >= 0 else e.ins[k]
-            linear[number] = Factor(places, frozenset({factor.piece}), data, new)
+            linear[number] = Factor(places, frozenset({factor.piece}), e.ins[k], data, new)
             if seen.axes > 1:  # with one axis it cannot be summed over and put out
                 met[number] = new
     return view._replace(
@@ -150,15 +152,32 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
     )
 
 
+def _is_same_along(record: Record, x: int, axes: Iterable[int]) -> bool:
+    """Whether an operand is seen not to vary along one of some axes of the result."""
+    return not record.is_alike(x) or not all(varies(record, x, a) for a in axes)
+
+
 def _beside_constants(record: Record) -> list[View | None]:
     """The views of two operands; none for an array that belongs to the other, a leaf."""
     x, y = record.along(0), record.along(1)
     if x is not None and y is not None:
-        if x.fixed and y.leaves and _size(record, y.leaves) >= x.fixed:
+        if belongs(record, x, y):
             return [None, y]
-        if y.fixed and x.leaves and _size(record, x.leaves) >= y.fixed:
+        if belongs(record, y, x):
             return [x, None]
     return [x, y]
+
+
+def belongs(record: Record, one: View, other: View) -> bool:
+    """Whether an array is a mask, say, of the leaf that it meets."""
+    return bool(one.fixed and other.leaves) and _size(record, other.leaves) >= one.fixed
+
+
+def beside_their_own(record: Record, views: list[View]) -> list[View]:
+    """The views of operands, without arrays that belong to the others."""
+    if not any(v.fixed for v in views):
+        return views
+    return [v for v in views if not any(belongs(record, v, other) for other in views)]
 
 
 def _size(record: Record, leaves: Iterable[int]) -> int:
@@ -208,7 +227,8 @@ def _taps(record: Record, e: Equation, x: View, y: View) -> Mapping[int, Factor]
     out = {}
     for leaf in x.factors.keys() & y.factors.keys():
         a, b = x.factors[leaf], y.factors[leaf]
-        if a.of == b.of and not a.pieces & b.pieces and -1 not in a.pieces | b.pieces:
+        shifted = a.at != b.at and a.of == b.of
+        if shifted and not a.pieces & b.pieces and -1 not in a.pieces | b.pieces:
             record.promote(leaf, a.met, None, e)
             record.promote(leaf, b.met, None, e)
             out[leaf] = a._replace(pieces=a.pieces | b.pieces)
@@ -248,8 +268,10 @@ def _biased(record: Record, e: Equation, leaf: View, other: View) -> View:
     """The view of a sum when one summand is a leaf and the other is data."""
     met, long = dict(other.met), sum(n > 1 for n in record.tape.full[e.out])
     for number, places in leaf.leaves.items():
+        if number in met:  # something of its own, ``w + stop_gradient(round(w / s) * s - w)``
+            continue
         own = record.own(places, e.out)
-        role = _role_of_summand(record, own, other)
+        role = _role_of_summand(record, number, own, other)
         record.vote([number], role, e)
         if role is not Role.EMBEDDING:
             for owner in other.owners - {number}:
@@ -261,15 +283,15 @@ def _biased(record: Record, e: Equation, leaf: View, other: View) -> View:
     )
 
 
-def _role_of_summand(record: Record, own: set[int], other: View) -> Role:
+def _role_of_summand(record: Record, number: int, own: set[int], other: View) -> Role:
     """What a leaf is that is added to data, by the axes along which it varies.
 
-    If no leaf's output made one of them, it is an axis of the data's positions, and the leaf a
-    table of those. Not so where a normaliser's gain varied along as many axes, or nothing is known
-    of the axes, and there is but one.
+    If no other leaf's output made one of them, it is an axis of the data's positions, and the leaf
+    a table of those. Not so where a normaliser's gain varied along as many axes, or nothing is
+    known of the axes, and there is but one.
     """
     affine = other.normed == 2 and any(record.seen[g].axes == len(own) for g in other.gains)
-    made = {a for a, origins in enumerate(other.features) if origins}
+    made = {a for a, of in enumerate(other.features) if any(leaf != number for leaf, _ in of)}
     known = len(own) > 1 or (made and not other.normed)
     if own - made and known and not affine:
         return Role.EMBEDDING

@@ -84,7 +84,7 @@ def _of_comparison(record: "Record", e: Equation) -> Hot:
     if any(record.facts.numbers[x] is not None for x in e.ins):
         return ()
     axes = range(len(record.tape.full[e.out]))
-    x, y = ([_varies(record, z, a) for a in axes] for z in e.ins)
+    x, y = ([varies(record, z, a) for a in axes] for z in e.ins)
     return tuple(_HOT if a != b else _COLD for a, b in zip(x, y, strict=True))
 
 
@@ -100,7 +100,7 @@ def _of_factors(record: "Record", e: Equation) -> Hot:
                 own = [axis] if alike else [a for a, b in record.to(k).items() if b == axis]
                 here = any(record.indicators[x][a] for a in own if x in record.indicators)
                 is_hot |= here
-                is_same &= here or not any(_varies(record, x, a) for a in own)
+                is_same &= here or not any(varies(record, x, a) for a in own)
         out.append(_HOT if is_hot and is_same else _COLD)
     return tuple(out)
 
@@ -123,7 +123,7 @@ def _both(*hot: frozenset[int]) -> frozenset[int]:
     return _HOT if all(hot) else _COLD
 
 
-def _varies(record: "Record", x: int, axis: int, depth: int = 12) -> bool:
+def varies(record: "Record", x: int, axis: int, depth: int = 12) -> bool:
     """Whether a value may vary along an axis, as far as a few steps back tell."""
     tape = record.tape
     if tape.full[x][axis] == 1 or record.facts.numbers[x] is not None:
@@ -136,7 +136,7 @@ def _varies(record: "Record", x: int, axis: int, depth: int = 12) -> bool:
     if e.op is MOVE:
         to = e.params["to"]
         inner = [a for a, b in to.items() if b == axis]
-        return any(_varies(record, e.ins[0], a, depth - 1) for a in inner)
+        return any(varies(record, e.ins[0], a, depth - 1) for a in inner)
     if RULES[e.op].kind in _SAME and all(tape.full[y] == tape.full[x] for y in e.ins):
-        return any(_varies(record, y, axis, depth - 1) for y in e.ins)
+        return any(varies(record, y, axis, depth - 1) for y in e.ins)
     return True

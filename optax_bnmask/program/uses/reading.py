@@ -1,7 +1,7 @@
 """The loop that follows leaves and normalisers through the equations of a tape."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from typing import Any, Final
 
 import numpy as np
@@ -13,6 +13,7 @@ from optax_bnmask.program.flags import EVERY
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRY, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses import contractions, entrywise, indicating
+from optax_bnmask.program.uses.belonging import belonging
 from optax_bnmask.program.uses.dimensions import reshaped
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, View, renamed
@@ -39,10 +40,13 @@ def uses(
     Returns:
       The `Record` of all equations.
     """
-    record = Record(facts, shapes, moves)
-    _inputs(record, leaves)
+    record, own = Record(facts, shapes, moves), belonging(facts)
+    _inputs(record, leaves, own)
     views, indicators = record.views, record.indicators
     for e in record.tape.equations:
+        if e.out in own:
+            _start_of_own(record, e.out)
+            continue
         for x in e.ins:
             if x in views:
                 kind = _kind(e)
@@ -60,23 +64,30 @@ def uses(
     return record
 
 
-def _inputs(record: Record, leaves: Sequence[int | None]) -> None:
+def _inputs(record: Record, leaves: Sequence[int | None], own: Set[int]) -> None:
     tape, gauges = record.tape, record.gauges
     for x, number in zip(tape.ins, leaves, strict=True):
         if number is not None and tape.floats[x]:
             gauges.start_input(x, number)
             places = tuple(frozenset({a}) for a in range(len(tape.shapes[x])))
             record.views[x] = View({number: places}, data=False)
+        elif x in own:
+            _start_of_own(record, x)
         else:
             gauges.start_input(x)
             record.views[x] = DATA
     for x, value in tape.captured.items():
         size = math.prod(tape.shapes[x])
         if size > 1 and not record.facts.flags[x] & EVERY and record.facts.numbers[x] is None:
-            gauges.start_input(x)
-            record.views[x] = View(fixed=size)
+            _start_of_own(record, x)
             if _has_unit_rows(value):
                 record.indicators[x] = indicating.along_last(tape, x)
+
+
+def _start_of_own(record: Record, x: int) -> None:
+    """Notes a value that may belong to a leaf that it meets entry by entry."""
+    record.gauges.start_input(x)
+    record.views[x] = View(fixed=math.prod(record.tape.shapes[x]))
 
 
 def _kind(e: Equation) -> Kind:

@@ -1,9 +1,10 @@
 """What was found of leaves and values so far, and the ways to add to it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flags import MAY_BE_0
 from optax_bnmask.program.registry import RULES, SAME, Kind, Law
 from optax_bnmask.program.tape import Equation, Map
 from optax_bnmask.program.uses.dimensions import (
@@ -92,9 +93,10 @@ class Record:
         if met and met.role and roles.get(met.role) is met.at:
             del roles[met.role]
         self.vote([number], Role.WEIGHT, e)
-        self.seen[number].meetings.append(how)
-        self.seen[number].outputs.append(e.out)
-        self.seen[number].meets_leaves |= any(self._knows_others(x, number) for x in e.ins)
+        seen = self.seen[number]
+        seen.meetings.append(how)
+        seen.outputs.append(e.out)
+        seen.meets_leaves |= any(self._knows_others(x, number) for x in e.ins)
 
     def _knows_others(self, x: int, number: int) -> bool:
         """Whether a value is computed from other leaves than that one."""
@@ -111,9 +113,22 @@ class Record:
             self._maps[k] = operand_map(self.tape, self.e, k, self.law or Law())
         return self._maps[k]
 
-    def meeting(self, k: int, places: Places) -> Meeting:
+    def meeting(self, k: int, places: Places, repeated: Collection[int] = ()) -> Meeting:
         """What the equation does to the axes of a leaf that is seen in its operand `k`."""
-        return meeting(self.tape, self.e, k, places, (self.to(k), self.to(1 - k)))
+        maps = self.to(k), self.to(1 - k)
+        return meeting(self.tape, self.e, k, places, maps, repeated=repeated)
+
+    def meetings(self, k: int, leaves: Mapping[int, Places]) -> dict[int, Meeting]:
+        """What the equation does to the axes of each of the leaves that its operand `k` is.
+
+        Queries that are repeated for each example are contracted all the same. Not so a gain that
+        was spread over a diagonal, which is 0 elsewhere.
+        """
+        repeated: Collection[int] = ()
+        if leaves and not self.facts.flags[self.e.ins[k]] & MAY_BE_0:
+            along = zip(*leaves.values(), strict=True)
+            repeated = [a for a, places in enumerate(along) if not any(places)]
+        return {n: self.meeting(k, places, repeated) for n, places in leaves.items()}
 
     def along(self, k: int) -> View | None:
         """The view of an operand along the axes of the result; none of a constant."""

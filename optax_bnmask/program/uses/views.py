@@ -26,11 +26,13 @@ class Met(NamedTuple):
       places: Where its axes are.
       role: What it is if nothing more happens to it, where that is known.
       at: Where that was said.
+      modulated: Whether the data were the same along an axis of it, as styles of its inputs are.
     """
 
     places: Places
     role: Role | None
     at: Equation
+    modulated: bool = False
 
 
 class Factor(NamedTuple):
@@ -39,12 +41,14 @@ class Factor(NamedTuple):
     Attributes:
       places: Where its axes are.
       pieces: The slices of the leaf that have been added up so far.
-      of: The data, as they were before they were shifted.
+      at: The data.
+      of: The same, as they were before they were shifted.
       met: What it is as long as that is all.
     """
 
     places: Places
     pieces: frozenset[int]
+    at: int
     of: int
     met: Met
 

@@ -1,0 +1,93 @@
+"""Which data belong to a leaf: masks, noise and perturbations that are arguments of the program.
+
+In ``x @ (w * mask + sigma * normal(key, w.shape))`` the mask and the noise meet nothing but `w`, in
+its own shape, before it meets `x`. They are no data that `w` is applied to. The same may be said of
+`x` in ``(x + positions) @ w``, if it has the shape of the positions, without a batch; so nothing
+belongs to a leaf unless some leaf, seen like this, is applied to other data: contracted with them,
+or looked up.
+"""
+
+from collections.abc import Collection, Set
+
+from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.tape import Equation
+
+_ENTRYWISE = {Kind.PRODUCT, Kind.QUOTIENT, Kind.SUM, Kind.EXTREMUM, Kind.SELECT}
+"""Where data may meet a leaf of their shape."""
+_ALONE = {
+    *_ENTRYWISE,
+    *(Kind.VIEW, Kind.CAST, Kind.POWER, Kind.NONLINEAR, Kind.COMPARISON, Kind.UNSCALED),
+}
+"""What may be done to data that belong to a leaf, before: not a reduction of data, nor a lookup."""
+_APPLIED = {Kind.CONTRACTION, Kind.LOOKUP}
+
+
+def belonging(facts: Facts) -> Set[int]:
+    """The values that are data, but belong to a leaf of the same shape.
+
+    Args:
+      facts: What is known of the values.
+
+    Returns:
+      These values, those that they are computed from included.
+    """
+    tape, depends, data = facts.tape, facts.depends, facts.knows_data
+    if not any(_meets(facts, e) for e in tape.equations):
+        return frozenset()
+    own: Set[int] = {x for x in range(len(tape.shapes)) if data[x] and not depends[x]}
+    while True:  # all, less what is seen to belong to none: in `w * m + m`, `m` meets itself
+        leafy = bytearray(depends)
+        for e in tape.equations:
+            if depends[e.out]:
+                ins = ((leafy[x] if depends[x] else x in own or not data[x]) for x in e.ins)
+                leafy[e.out] = all(ins)
+        found = _found(facts, leafy)
+        if found == own:
+            return own if _is_applied(facts, leafy, own) else frozenset()
+        own = found
+
+
+def _meets(facts: Facts, e: Equation) -> bool:
+    """Whether an equation may be where data meet what is a leaf's own, in its shape."""
+    full, depends, data = facts.tape.full, facts.depends, facts.knows_data
+    for x in e.ins:
+        if data[x] and not depends[x]:
+            return any(depends[y] and full[y] == full[x] for y in e.ins) and (
+                e.op in RULES and RULES[e.op].kind in _ENTRYWISE
+            )
+    return False
+
+
+def _found(facts: Facts, leafy: bytearray) -> Set[int]:
+    """The data all of whose uses lead to leaves of their shape, as far as leaves are known so."""
+    tape, depends, data = facts.tape, facts.depends, facts.knows_data
+    used, lost = set[int](), set(tape.outs)
+    for e in reversed(tape.equations):
+        kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
+        if depends[e.out]:
+            fits = kind in _ENTRYWISE and _beside(facts, e, leafy)
+        else:
+            fits = kind in _ALONE and e.out in used and e.out not in lost
+        for x in e.ins:
+            if data[x] and not depends[x]:
+                (used if fits else lost).add(x)
+    return used - lost
+
+
+def _beside(facts: Facts, e: Equation, leafy: bytearray) -> bool:
+    """Whether all that an equation reads are leaves and data of their shape, and numbers."""
+    tape, depends, data = facts.tape, facts.depends, facts.knows_data
+    shape = {tape.full[x] for x in e.ins if data[x] or depends[x]}
+    return len(shape) == 1 and all(leafy[x] for x in e.ins if depends[x])
+
+
+def _is_applied(facts: Facts, leafy: bytearray, own: Collection[int]) -> bool:
+    """Whether some leaf is contracted with, or looked up by, data that belong to none."""
+    depends, data = facts.depends, facts.knows_data
+    return any(
+        any(leafy[x] and depends[x] for x in e.ins)
+        and any(data[x] and not depends[x] and x not in own for x in e.ins)
+        for e in facts.tape.equations
+        if e.op in RULES and RULES[e.op].kind in _APPLIED
+    )
