@@ -109,7 +109,8 @@ class _AtHand:
         self.trial = trial
         self.base = [plain(value) for value in trial.own]
         self.here = np.ones(len(trial.assumptions))
-        self.elsewhere = [trial.measured(values, self.here) for values in trial.draws]
+        drawn = trial.draws[:DRAWS]
+        self.elsewhere = [trial.measured(values, self.here) for values in drawn]
         self.at_base = trial.measured(self.base, self.here)
 
     def weak(self) -> tuple[Weak, ...]:

@@ -214,12 +214,29 @@ def _shard_map(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) 
     return mapped(*[x.array for x in ins])
 
 
+def _reduce(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> Sequence[Array]:
+    """A reduction by a function of the program's own: operands first, then where each starts."""
+    arrays, body = [x.array for x in ins], i.closed(params["jaxpr"])
+    n = len(arrays) // 2
+
+    def combined(a: Sequence[Array], b: Sequence[Array]) -> Sequence[Array]:
+        return tuple(body(*a, *b))
+
+    given = tuple(arrays[:n]), tuple(arrays[n:]), combined
+    if "window_dimensions" not in params:
+        return lax.reduce(*given, params["dimensions"])
+    sizes = ("window_dimensions", "window_strides", "padding", "base_dilation", "window_dilation")
+    return lax.reduce_window(*given, **{name: params[name] for name in sizes})
+
+
 _NESTED: Final[dict[Any, Callable[..., Sequence[Array]]]] = {
     compat.primitive("scan_p"): _scan,
     compat.primitive("while_p"): _while,
     compat.primitive("cond_p"): _cond,
     compat.primitive("linear_solve_p"): _linear_solve,
     compat.primitive("shard_map_p"): _shard_map,
+    compat.primitive("reduce_p"): _reduce,
+    compat.primitive("reduce_window_p"): _reduce,
 }
 
 

@@ -13,6 +13,9 @@ from optax_bnmask.verify.trial import DRAWS, Trial
 _DOWN: Final = 2.0
 """In the last draw leaves are scaled down, by a factor of 4 at most: epsilons weigh more there."""
 
+_AT_HAND: Final = 2.0
+"""At the parameters' own values they are scaled by a factor of 4 at most."""
+
 _DOWN_ALL: Final = 16.0
 """And all of them together by so many powers of 2."""
 
@@ -35,8 +38,8 @@ def largest_error(trial: Trial, claims: Sequence[Claim], far: float) -> float:
       VerificationError: A claim fails.
     """
     worst = 0.0
-    for draw in range(DRAWS):
-        way = -_DOWN if draw == DRAWS - 1 else far
+    for draw in range(len(trial.draws)):
+        way = -_DOWN if draw == DRAWS - 1 else far if draw < DRAWS else min(far, _AT_HAND)
         moves = [claim.move(way, trial.rng) for claim in claims]
         most = trial.measured.bits if way > 0 else min(_DOWN_ALL, trial.measured.bits)
         for part in _parts(moves, most):
@@ -58,7 +61,7 @@ def added_error(trial: Trial) -> float:
     claimed: list[tuple[int, int | None]] = [(i, None) for i, x in enumerate(leaves) if x.dead]
     claimed += [(i, axis) for i, leaf in enumerate(leaves) for axis in shifts.get(leaf.path, ())]
     worst, tolerance = 0.0, trial.measured.tolerance
-    for draw in range(DRAWS if claimed else 0):
+    for draw in range(len(trial.draws) if claimed else 0):
         sign = -1 if draw == 1 else 1  # gains are drawn positive, and may matter by their signs
         base = trial.draws[draw]
         added = [_other(trial, base[i], i, axis, sign) for i, axis in claimed]
@@ -256,4 +259,4 @@ def _error_of_way(trial: Trial, draw: int, way: EachIndex, far: float) -> float:
 
 def unseen(trial: Trial) -> tuple[str, ...]:
     """The claims that could not be looked at, at any of the draws."""
-    return tuple(said for said, draws in trial.unseen.items() if draws == DRAWS)
+    return tuple(said for said, draws in trial.unseen.items() if draws >= DRAWS)

@@ -58,7 +58,8 @@ class Trial:
       measured: The function.
       rng: Where random numbers come from.
       own: The leaves as they were given.
-      draws: The leaves as they were drawn, several times.
+      draws: The leaves as they were drawn, `DRAWS` times; and behind these their own values, if
+        they have any: by them the program may take a branch that it takes at none of the others.
       assumptions: The constants that it takes for 0 or infinity, as `Measured` can multiply them.
       inputs: What may be hidden by its inputs.
       unseen: The claims that could not be looked at, with the number of draws at which.
@@ -100,6 +101,8 @@ class Trial:
             self.draws = [self._leaves(keep_signs=False) for _ in range(DRAWS)]
         self._require_finite()
         self._draw_until_something_is_seen()
+        if not any(map(is_abstract, self.own)):
+            self.draws.append([plain(value) for value in self.own])
         self.inputs = examined(self.measured.inputs, n_state, rng)
         self._on_varied = self.measured
         if self.inputs.singles:
@@ -167,7 +170,8 @@ class Trial:
         if key not in self._yardsticks:
             at = functools.partial(self.at, by=by, on_varied=on_varied)
             base = self.draws[draw]
-            elsewhere = [at(values) for d, values in enumerate(self.draws) if d != draw]
+            others = (values for d, values in enumerate(self.draws[:DRAWS]) if d != draw)
+            elsewhere = [at(values) for values in others]
             rounded = [at(self._rounded(base)) for _ in range(tries)]
             found = yardstick(at(base), elsewhere, rounded, self.measured.eps)
             self._yardsticks[key] = found
@@ -193,6 +197,8 @@ class Trial:
     def _smallest_error(self, draw: int, base: Sequence[np.ndarray]) -> float:
         """The change with epsilons as they leave least of it."""
         errors, first = list[float](), self.yardstick(draw, self.steps[0]).n_looked
+        if not first:  # rounding moves every entry: nothing is seen
+            return np.inf
         for by in self.steps:
             ruler = self.yardstick(draw, by)
             if ruler.n_looked < first:  # rounding, divided by next to nothing

@@ -21,6 +21,11 @@ def _select(eqn: Any, which: Array, *cases: Array) -> Array:
     return np.choose(which, cases)
 
 
+def _reshape(eqn, x, *_):
+    order = eqn.params["dimensions"]  # of the axes, as JAX batches a convolution over its kernels
+    return np.reshape(x if order is None else np.transpose(x, order), eqn.params["new_sizes"])
+
+
 def _broadcast(eqn: Any, x: Array, *_: Array) -> Array:
     shape = eqn.params["shape"]
     inner = [1] * len(shape)
@@ -156,9 +161,7 @@ _RULES: dict[str, Callable[..., Any]] = {
     "cumsum": _cumulated(np.add),
     "cummax": _cumulated(np.maximum),
     "broadcast_in_dim": _broadcast,
-    "reshape": lambda eqn, x, *_: np.reshape(
-        np.transpose(x, eqn.params["dimensions"]), eqn.params["new_sizes"]
-    ),
+    "reshape": _reshape,
     "transpose": lambda eqn, x: np.transpose(x, eqn.params["permutation"]),
     "squeeze": lambda eqn, x: np.squeeze(x, tuple(eqn.params["dimensions"])),
     "expand_dims": lambda eqn, x: np.expand_dims(x, tuple(eqn.params["dimensions"])),

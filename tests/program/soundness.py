@@ -74,7 +74,7 @@ def analysis_of(network: Network) -> bnmask.Analysis:
 def examine(network: Network, analysis: bnmask.Analysis | None = None) -> Examined:
     """Checks all that an analysis says of a network."""
     analysis = analysis_of(network) if analysis is None else analysis
-    settings = [Setting(("base",), {}), *_jitter(network)]
+    settings = [Setting(("base",), {}), *jitter(network)]
     claims = list(_claims(network, analysis))
     settings += claims
     settings += _absences(network, analysis)
@@ -117,12 +117,12 @@ def _noise_at(network: Network, settings: list[Setting]) -> float:
     noise = 0.0
     for setting in settings:
         there = dataclasses.replace(network, params=_applied(network.params, setting))
-        found = errors_of(there, [Setting(("base",), {}), *_jitter(there)])
+        found = errors_of(there, [Setting(("base",), {}), *jitter(there)])
         noise = max(noise, *found.values())
     return noise
 
 
-def _jitter(network: Network) -> Iterator[Setting]:
+def jitter(network: Network) -> Iterator[Setting]:
     """Changes of the size of rounding; a constant minus its mean may be exactly 0 under one."""
     for seed in _JITTERS:
         rng = np.random.default_rng(seed)

@@ -269,3 +269,34 @@ def test_loops_and_branches_are_computed_in_double_precision_too():
     found = verified(fn, {"w": normal(1, 3, 4, 4)}, X)
     assert (found.invariant, found.axes, found.dtype) == (1, 1, "float64")
     assert found.error <= 1e-8
+
+
+def pooled(x, window):
+    """The largest of some neighbours, by a function of the program's own, so that JAX keeps it."""
+    return lax.reduce_window(x, -jnp.inf, jnp.maximum, (1, window), (1, 1), "SAME")
+
+
+def smallest(x):
+    return lax.reduce(x, jnp.inf, jnp.minimum, (1,))
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda p, x: pooled(rms(x @ p["w"]), 3), lambda p, x: smallest(rms(x @ p["w"]))]
+)
+def test_reductions_by_functions_of_the_programs_own_are_computed_in_double_precision(fn):
+    found = verified(fn, W, X)
+    assert (found.dtype, found.invariant, found.unseen) == ("float64", 1, ())
+
+
+def test_a_branch_that_is_taken_at_the_own_parameters_alone_is_looked_at():
+    def branching(p, x, *, otherwise):
+        z, is_small = x @ p["v"], jnp.abs(p["w"]).max() < 1e-2  # as at no others
+        return lax.cond(is_small, lambda: otherwise(z), lambda: rms(z)) @ p["head"]
+
+    params = {"w": jnp.zeros(4), "v": normal(2, 4, 5), "head": normal(3, 5, 2)}
+    refuse(
+        lambda p, x: branching(p, x, otherwise=rms),
+        lambda p, x: branching(p, x, otherwise=jnp.tanh),
+        params,
+        X,
+    )
