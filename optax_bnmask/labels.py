@@ -1,6 +1,6 @@
 """A value for each leaf, aligned by path: what `Mask` is, and what `optax.partition` takes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice, product
 from typing import Any, Final
 
@@ -26,19 +26,48 @@ def whole(path: str) -> str:
     return path.partition(f"/{PART}")[0]
 
 
-Parts = Mapping[str, tuple[slice, ...]]
+Part = Mapping[int, tuple[slice, ...]]
+"""By axis the runs of indices that a part of a leaf consists of; of axes left out, all."""
+
+Parts = Mapping[str, Part]
+
+_NAMED: Final = 3
+"""Of so many runs a name tells, and of more how many they are; the first is in one part alone."""
 
 
 def parts_of(leaf: Leaf) -> Parts:
     """The parts of a leaf that `by_blocks` shows, by name; none of one that is whole."""
-    several = {axis: parts for axis, parts in leaf.blocks.items() if len(parts) > 1}
+    runs = {axis: _runs(leaf, axis) for axis in leaf.blocks}
+    several = {axis: own for axis, own in runs.items() if len(own) > 1}
     out = {}
     for chosen in product(*several.values()):
         at = dict(zip(several, chosen, strict=True))
-        name = ", ".join(f"{axis} [{b.start}:{b.stop}]" for axis, b in at.items())
-        places = (at.get(axis) for axis in range(len(leaf.shape)))
-        out[PART + name] = tuple(slice(b.start, b.stop) if b else slice(None) for b in places)
+        out[PART + ", ".join(f"{axis} [{_named(own)}]" for axis, own in at.items())] = at
     return out if several else {}
+
+
+def _runs(leaf: Leaf, axis: int) -> list[tuple[slice, ...]]:
+    """For each part of an axis the runs of its indices, with neighbours put together."""
+    blocks = leaf.blocks[axis]
+    out: dict[int, list[slice]] = {}
+    for block, number in zip(blocks, leaf.parts.get(axis, range(len(blocks))), strict=True):
+        own = out.setdefault(number, [])
+        start = own.pop().start if own and own[-1].stop == block.start else block.start
+        own.append(slice(start, block.stop))
+    return [tuple(own) for own in out.values()]
+
+
+def _named(runs: Sequence[slice]) -> str:
+    said = [f"{run.start}:{run.stop}" for run in runs[:_NAMED]]
+    return ", ".join(said + [f"{len(runs) - _NAMED} more"] * (len(runs) > _NAMED))
+
+
+def places(shape: Sequence[int], part: Part) -> Any:  # noqa: ANN401 - what NumPy and JAX index with
+    """What an array of a leaf's shape is indexed with for a part of it; slices where that does."""
+    if all(len(runs) == 1 for runs in part.values()):
+        return tuple(part[a][0] if a in part else slice(None) for a in range(len(shape)))
+    every = (part.get(a, (slice(0, n),)) for a, n in enumerate(shape))
+    return np.ix_(*(np.concatenate([np.arange(r.start, r.stop) for r in runs]) for runs in every))
 
 
 class _Label(str):

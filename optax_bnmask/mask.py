@@ -1,7 +1,7 @@
 """The decision: from what is known of each leaf to a mask, or labels, that Optax takes."""
 
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from itertools import compress
 from typing import Any
 
@@ -11,7 +11,7 @@ from optax_bnmask import compat
 from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.categories import BY_ROLE, CATEGORIES, checked, is_in
 from optax_bnmask.errors import CategoryError, PathError
-from optax_bnmask.labels import SHOWN, Labels, parts_of
+from optax_bnmask.labels import SHOWN, Labels, Part, parts_of
 from optax_bnmask.paths import matches, printable
 from optax_bnmask.record import Record
 from optax_bnmask.structure import reading
@@ -170,13 +170,12 @@ def selection(analysis: Record, categories: Collection[str], *, by_blocks: bool)
     return Mask(out)
 
 
-def _is_hidden(leaf: Leaf, where: Sequence[slice]) -> bool:
-    """Whether a part of a leaf may be scaled without the rest, by its place on an axis."""
+def _is_hidden(leaf: Leaf, part: Part) -> bool:
+    """Whether a part of a leaf may be scaled without the rest, by its places on an axis."""
     return any(
-        block.start <= where[axis].start and where[axis].stop <= block.stop
+        all(any(b.start <= run.start and run.stop <= b.stop for b in blocks) for run in part[axis])
         for axis, blocks in leaf.invariant_blocks.items()
-        for block in blocks
-        if where[axis].start is not None
+        if axis in part
     )
 
 

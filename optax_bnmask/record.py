@@ -10,6 +10,7 @@ from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.errors import CategoryError, PathError
 from optax_bnmask.paths import nearest
 from optax_bnmask.vocabulary import Block, Evidence, Leaf
+from optax_bnmask.wording import counted
 
 
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
@@ -120,7 +121,10 @@ class Record:
 def in_words(leaf: Leaf) -> list[str]:
     """What is known of a leaf's axes, and whether a gradient reaches it, a line each."""
     said = [f"as a matrix: {leaf.dimensions}"] if leaf.dimensions else []
-    said += [f"axis {axis} in parts of {sizes(own)}" for axis, own in leaf.blocks.items()]
+    for axis, own in leaf.blocks.items():
+        n = len({*leaf.parts.get(axis, range(len(own)))})
+        together = f", which make {counted(n, 'matrix', 'matrices')}" if n < len(own) else ""
+        said.append(f"axis {axis} in parts of {sizes(own)}{together}")
     for axis, own in leaf.invariant_blocks.items():
         places = ", ".join(
             f"{b.start}:{b.stop}" + (f" in runs of {b.inner}" if b.inner < b.stop - b.start else "")

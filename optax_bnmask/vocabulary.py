@@ -177,6 +177,9 @@ class Leaf:
       reached: Whether some gradient of some output flows to it.
       dead: If its value does not matter, whatever it is, why; proved from the program. `None` if it
         matters, for all that is known.
+      parts: By axis of several blocks, a number for each of them: those of one number make one
+        matrix. Of heads whose queries, keys and values are interleaved, every third block is of the
+        queries; and the two halves of a head that a rotation mixes are of one part.
     """
 
     path: str
@@ -195,6 +198,7 @@ class Leaf:
     position: Position | None = None
     reached: bool = True
     dead: Cancellation | None = None
+    parts: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict, hash=False)
 
     @property
     def size(self) -> int:

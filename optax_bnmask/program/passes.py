@@ -22,6 +22,7 @@ from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
 from optax_bnmask.program.uses.dimensions import blocks
 from optax_bnmask.program.uses.gradients import differentiable, moved, reached
+from optax_bnmask.program.uses.parts import parts as parts_of
 from optax_bnmask.program.uses.positions import positions
 from optax_bnmask.program.uses.reading import uses as uses_of
 from optax_bnmask.program.uses.record import Record
@@ -88,17 +89,20 @@ def _analysis_of(program: Program) -> Analysis:
     solution.read(tape.outs)
     solution.pin(tape.outs)
     found, exponents = found_by(solution)
-    parts = free_parts(exponents, biases)
+    free = free_parts(exponents, biases)
     names = program.paths
     where, touched = positions(uses), reached(tape, flows)
+    cut = {x: blocks(axes.segments(x)) for x in facts.leaves if x in axes.of}
+    together = parts_of(everything, cut)
 
     def of_axes(i: int) -> dict[str, Any]:
         x = known[i]
         return {
             "dimensions": uses.dimensions(i),
-            "blocks": blocks(axes.segments(x)) if x in axes.of else {},
+            "blocks": cut.get(x, {}),
+            "parts": together.get(x, {}),
             "invariant_blocks": _invariant_blocks(
-                found.scale[i], program.shapes[i], parts.get(i, {})
+                found.scale[i], program.shapes[i], free.get(i, {})
             ),
             "position": where[i],
             "reached": bool(touched[x]) or not tape.floats[x],
@@ -108,7 +112,7 @@ def _analysis_of(program: Program) -> Analysis:
     running = running_statistics(program, tape)
     return Analysis(
         tuple(
-            _leaf(program, i, found, uses, parts.get(i, {}), is_live=i in alive, **of_axes(i))
+            _leaf(program, i, found, uses, free.get(i, {}), is_live=i in alive, **of_axes(i))
             for i in range(len(names))
         ),
         frozenset({Evidence.PROGRAM}),
@@ -182,7 +186,7 @@ def _leaf(
     i: int,
     found: Symmetries,
     uses: Record,
-    parts: Mapping[int, Sequence[Block]],
+    free: Mapping[int, Sequence[Block]],
     *,
     is_live: bool,
     **of_axes: Any,  # noqa: ANN401 - fields of `Leaf`
@@ -198,7 +202,7 @@ def _leaf(
     scale = found.scale[i]
     axes = tuple(
         axis
-        for axis, ranges in sorted(parts.items())
+        for axis, ranges in sorted(free.items())
         if scale is Scale.INVARIANT and _covers(ranges, shape[axis])
     )
     if why := of_axes["dead"]:

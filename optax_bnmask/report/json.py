@@ -104,6 +104,7 @@ def _leaf(leaf: Leaf) -> dict[str, Any]:
         "position": leaf.position and leaf.position.value,
         "reached": leaf.reached,
         "dead": leaf.dead and leaf.dead._asdict(),
+        "parts": {str(axis): numbers for axis, numbers in leaf.parts.items()},
     }
 
 
@@ -177,6 +178,7 @@ def _leaf_of(fields: Fields) -> Leaf:
         _position_of(fields),
         _reached_of(fields),
         _cancellation_of(fields),
+        _parts_of(fields),
     )
     _check_sizes(fields, leaf)
     return leaf
@@ -204,6 +206,8 @@ def _check_sizes(fields: Fields, leaf: Leaf) -> None:
         raise fields.wrong(
             f"have the axes {sorted(axes)}, of which more is said", leaf.shape, "shape"
         )
+    if any(len(own) != len(leaf.blocks.get(axis, ())) for axis, own in leaf.parts.items()):
+        raise fields.wrong("have a number for each block", leaf.parts, "parts")
     for field, found in parts.items():
         ends = [(b, leaf.shape[axis]) for axis, blocks in found.items() for b in blocks]
         if any(not b.start < b.stop <= n or b.inner < 1 for b, n in ends):
@@ -241,6 +245,15 @@ def _blocks_of(fields: Fields, name: str) -> dict[int, tuple[Block, ...]]:
             raise fields.wrong("hold rows of start, stop and inner by axis", found, name)
         out[int(axis)] = tuple(Block(*row) for row in rows)
     return out
+
+
+def _parts_of(fields: Fields) -> dict[int, tuple[int, ...]]:
+    """Which blocks make one matrix; not in older texts."""
+    found = fields.checked(dict, fields.record.get("parts", {}), "parts")
+    if not all(str(axis).isdecimal() for axis in found):
+        raise fields.wrong("hold a list by axis", found, "parts")
+    inner = Fields(found, "`parts`")
+    return {int(axis): inner.lengths(axis) for axis in found}
 
 
 def _position_of(fields: Fields) -> Position | None:

@@ -8,7 +8,7 @@ import optax
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.errors import PathError
-from optax_bnmask.labels import Parts, parts_of
+from optax_bnmask.labels import Parts, parts_of, places
 from optax_bnmask.paths import layout, nearest
 from optax_bnmask.record import require_analysis, require_program
 
@@ -21,7 +21,8 @@ def by_blocks(
     Muon orthogonalises a fused kernel ``(D, 3 * H * K)`` of queries, keys and values as one matrix,
     and LAMB or an update clipped by leaf takes one norm for all three. Wrapped, they see three
     kernels, and take the step that they would take on a network whose kernels are not fused. Parts
-    are those of `Leaf.blocks`; the runs within a part, such as heads, stay together.
+    are those of `Leaf.parts`: heads stay together, also where they are interleaved, and so do the
+    halves of a head that a rotation mixes.
 
     Args:
       inner: Any transformation. A `Mask`, `Labels` and the specs of `muon_dimension_numbers` in it
@@ -86,13 +87,13 @@ def by_blocks(
 
 
 def _cut(x: Any, parts: Parts) -> Any:  # noqa: ANN401 - an array, or a dict of its parts
-    return {name: x[where] for name, where in parts.items()} if parts else x
+    return {name: x[places(x.shape, part)] for name, part in parts.items()} if parts else x
 
 
 def _joined(cut: Any, parts: Parts, like: Any) -> Any:  # noqa: ANN401 - an array
     if not parts:
         return cut
     out = jax.numpy.zeros(like.shape, next(iter(cut.values())).dtype)
-    for name, where in parts.items():
-        out = out.at[where].set(cut[name])
+    for name, part in parts.items():
+        out = out.at[places(like.shape, part)].set(cut[name])
     return out

@@ -13,9 +13,11 @@ or before, it is a weight: ``x @ (w * mask + noise)``. What can be told apart fr
 
 In this order:
 
-- `views`: what is remembered of a value on the way, and what of a leaf;
+- `belonging`: masks and noise that are a leaf's own; `views`: what is remembered of a value on the
+  way, and what of a leaf;
 - `dimensions`: where a leaf's axes are, and what a contraction does to them;
 - `gauges` and `trails`: the local scale, and where it cancels; `gradients`: what moves with leaves;
 - `record`: what was found so far; `entrywise` and `contractions`: what operations do to it, by
-  their kind; `reading`: the loop; `positions`: heads, inputs and hidden weights.
+  their kind; `reading`: the loop; `positions`: heads, inputs and hidden weights;
+- `parts`: which columns of a fused leaf make one matrix.
 """
