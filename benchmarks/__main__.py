@@ -11,7 +11,16 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks import analyses, audits, decoder, growth, masks, step_time, treatments
+from benchmarks import (
+    analyses,
+    audits,
+    decoder,
+    growth,
+    masks,
+    step_time,
+    treatments,
+    verifications,
+)
 from benchmarks.plots import picture
 from benchmarks.record import Record, compared, environment
 from benchmarks.tables import markdown, page
@@ -25,6 +34,7 @@ EXPERIMENTS = {
     "step": step_time.rows,
     "treatments": treatments.rows,
     "decoder": decoder.rows,
+    "verify": verifications.rows,
     "growth": growth.growths,
 }
 RESULTS = Path(__file__).with_name("results.json")

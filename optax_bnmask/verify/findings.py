@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from optax_bnmask.program.cones import Vector
-from optax_bnmask.verify.claims import groups, witness
+from optax_bnmask.verify.claims import added, groups, witness
 from optax_bnmask.verify.drawing import is_abstract
 from optax_bnmask.verify.interpreter import Constant
 from optax_bnmask.verify.trial import DRAWS, Trial, moved, plain
@@ -72,7 +72,7 @@ def _moves_nothing(
 ) -> bool:
     """Whether no setting of any draw moves an output."""
     by = trial.steps[0]
-    for draw in range(DRAWS):
+    for draw in range(len(trial.draws)):
         ruler = trial.yardstick(draw, by, on_varied=on_varied)
         if not ruler.n_looked:
             return False
@@ -119,12 +119,16 @@ class _AtHand:
             return ()
         if all(not np.any(y) for y in self.at_base):
             self.trial.notes.append("All outputs are 0 at `params`: weakness cannot be seen there.")
-        found = []
-        for path, others, exponents in self._scaled():
-            change = self._change(exponents, self.here)
-            if change > _WEAK:
+        found, waiting = list[Weak](), [list(self._scaled())]
+        while waiting:  # all at once, and halves where that changes something
+            some = waiting.pop()
+            change = self._change([exponents for _, _, exponents in some], self.here)
+            if len(some) > 1 and not change <= _WEAK:
+                waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
+            elif change > _WEAK:
+                ((path, others, exponents),) = some
                 found.append(Weak(path, change, others, self._because(exponents)))
-        return tuple(sorted(found, key=lambda w: -w.change))
+        return tuple(sorted(found, key=lambda w: (-w.change, w.path)))
 
     def _scaled(self) -> Iterator[tuple[str, tuple[str, ...], Vector]]:
         """What is claimed to be invariant: leaves, and joint groups, as one leaf and the others."""
@@ -138,9 +142,11 @@ class _AtHand:
                 path, *others = (analysis.leaves[i].path for i in sorted(scaling.exponents))
                 yield path, tuple(others), scaling.exponents
 
-    def _change(self, exponents: Vector, constants: np.ndarray) -> float:
-        top = max(map(abs, exponents.values()), default=1)
-        move = {i: float(s) / float(top) for i, s in exponents.items()}
+    def _change(self, several: Sequence[Vector], constants: np.ndarray) -> float:
+        """The change where each of several symmetries scales its leaves by 2 at most."""
+        tops = [max(map(abs, exponents.values()), default=1) for exponents in several]
+        scaled = zip(several, tops, strict=True)
+        move = added({i: float(s / top) for i, s in exponents.items()} for exponents, top in scaled)
         is_here = bool(np.all(constants == 1))
         before = self.at_base if is_here else self.trial.measured(self.base, constants)
         after = self.trial.measured(moved(self.base, move), constants)
@@ -151,12 +157,12 @@ class _AtHand:
         trial = self.trial
         for by in trial.steps if trial.assumptions else ():
             none = trial.constants(by)
-            if self._change(exponents, none) > _WEAK:
+            if self._change([exponents], none) > _WEAK:
                 continue
             alone = [
                 constant
                 for n, constant in enumerate(trial.assumptions)
-                if self._change(exponents, np.where(np.arange(len(none)) == n, 1.0, none)) > _WEAK
+                if self._change([exponents], np.where(np.arange(len(none)) == n, 1.0, none)) > _WEAK
             ]
             return _said(alone or list(trial.assumptions))
         guards = sorted({a.value for a in trial.analysis.assumptions if a.kind == "guard"})

@@ -228,12 +228,14 @@ def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIn
     A way that cannot be looked at, as values overflow, comes before one that is wrong.
     """
     ways = list(claim.alternatives(biases))
-    tolerance = trial.measured.tolerance
+    if len(ways) == 1:  # no bias goes along: whether it is right, `largest_error` sees
+        return ways[0]
+    draws, tolerance = range(len(trial.draws)), trial.measured.tolerance
     right, blurred = list[EachIndex](), list[EachIndex]()
     for way in ways:
         if right and not _rivals(way, right[0]):
             continue
-        errors = [_error_of_way(trial, draw, way, far) for draw in range(DRAWS)]
+        errors = [_error_of_way(trial, draw, way, far) for draw in draws]
         if max(errors) <= tolerance:
             right.append(way)
         elif all(error <= tolerance or np.isinf(error) for error in errors):
@@ -242,7 +244,8 @@ def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIn
     for n in range(_FLIPS):
         if len(right) < 2:
             break
-        still = [way for way in right if _error_of_way(trial, n % DRAWS, way, far) <= tolerance]
+        draw = draws[n % len(draws)]
+        still = [way for way in right if _error_of_way(trial, draw, way, far) <= tolerance]
         right = still or right
     return next(iter([*right, *blurred, *ways]), claim)
 
