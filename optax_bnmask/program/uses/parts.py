@@ -15,7 +15,7 @@ An axis of a leaf is followed through the program as an array of its own indices
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,9 @@ _JOINED, _DYNAMIC_SLICE, _REVERSED = (
     compat.primitive(f"{name}_p") for name in ("concatenate", "dynamic_slice", "rev")
 )
 
+_MANY: Final = 1 << 40
+"""Cells are numbered anew before their numbers, which double with each cut, are too large."""
+
 Indices = np.ndarray[Any, Any]
 """For each entry of a value the index of the leaf's axis that it is of; -1 where it is of none. Of
 length 1 along the axes of the value that have nothing to do with it."""
@@ -40,19 +43,17 @@ class _Axis:
     """One axis of one leaf: how it is cut, and what comes together again."""
 
     def __init__(self, size: int) -> None:
-        self.cells = np.zeros(size, int)
-        self.met = [np.zeros((0, 2), int)]
+        self.size = size
+        self.cuts: list[Indices] = []
+        self.met: list[tuple[Indices, Indices]] = []
 
     def cut(self, kept: Indices) -> None:
         """Tells the indices that are kept from the rest."""
-        inside = np.zeros(len(self.cells), bool)
-        inside[kept[kept >= 0]] = True
-        self.cells = np.unique(2 * self.cells + inside, return_inverse=True)[1]
+        self.cuts.append(kept[kept >= 0])
 
     def meet(self, one: Indices, other: Indices) -> None:
         """Notes that entries come together, each of one array with one of the other."""
-        pairs = np.stack([x.ravel() for x in np.broadcast_arrays(one, other)], 1)
-        self.met.append(np.unique(pairs[(pairs >= 0).all(1)], axis=0))
+        self.met.append((one, other))
 
     def meet_along(self, indices: Indices, axes: Iterable[int]) -> None:
         """Notes that entries come together that differ along one of some axes alone."""
@@ -60,15 +61,28 @@ class _Axis:
             if indices.shape[a] > 1:
                 self.meet(indices, np.take(indices, [0], a))
 
-    def parts(self) -> Sequence[int]:
-        """For each index the number of its part, in the order of their first indices."""
-        part = {cell: cell for cell in self.cells.tolist()}
-        for one, other in np.unique(self.cells[np.concatenate(self.met)], axis=0).tolist():
+    def parts(self, starts: Sequence[int]) -> tuple[int, ...]:
+        """The number of the part that each of some indices is in, counted as they come."""
+        cells, top = np.zeros(self.size, int), 0
+        for inside in self.cuts:
+            cells[inside] += top + 1  # so that they have numbers that none of the rest has
+            top = 2 * top + 1
+            if top > _MANY:
+                cells = np.unique(cells, return_inverse=True)[1]
+                top = int(cells.max())
+        every, cells = np.unique(cells, return_inverse=True)
+        together = np.eye(len(every), dtype=bool)
+        for one, other in self.met:
+            known = (one >= 0) & (other >= 0)
+            pair = (np.broadcast_to(x, known.shape)[known] for x in (one, other))
+            together[tuple(cells[x] for x in pair)] = True
+        part = list(range(len(together)))
+        for one, other in np.argwhere(together & ~np.eye(len(together), dtype=bool)).tolist():
             old, new = part[one], part[other]
-            part = {cell: new if p == old else p for cell, p in part.items()}
-        found = [part[cell] for cell in self.cells.tolist()]
+            part = [new if p == old else p for p in part]
+        found = [part[cell] for cell in cells[list(starts)].tolist()]
         number = {p: n for n, p in enumerate(dict.fromkeys(found))}
-        return [number[p] for p in found]
+        return tuple(number[p] for p in found)
 
 
 def parts(
@@ -94,8 +108,8 @@ def parts(
         _follow(facts, several)
     out: dict[int, dict[int, tuple[int, ...]]] = {}
     for (x, axis), found in several.items():
-        number = found.parts()
-        out.setdefault(x, {})[axis] = tuple(number[block.start] for block in fused[x][axis])
+        starts = [block.start for block in fused[x][axis]]
+        out.setdefault(x, {})[axis] = found.parts(starts)
     return out
 
 
