@@ -166,27 +166,34 @@ class System:
         return max(right if 2 * len(right) > len(form) else form.keys() - right)
 
     def apart(self, form: Form, segments: Segments) -> list[Components]:
-        """What a form for an axis as a whole says of each of its segments.
+        """What a form for an axis as a whole says of each of its segments."""
+        return [self.apart_at(form, segments, place) for place in range(len(segments))]
+
+    def apart_at(self, form: Form, segments: Segments, place: int) -> Components:
+        """What a form for an axis as a whole says of one of its segments.
 
         A segment has a mean of its own, but for the first, and a component for each subset of its
         atoms.
         """
-        out: list[Components] = [{} for _ in segments]
+        out: Components = {}
         for unknown, c in form.items():
             if unknown not in self.parts:
-                self.parts[unknown] = [
-                    {
-                        tuple((0, k) for k in subset): self.unknown(tuple(s[k] for k in subset))
-                        for subset in subsets(len(s), smallest=0 if t else 1)
-                    }
-                    for t, s in enumerate(segments)
-                ]
-                if unknown in self.own:
-                    self.own.update(u for p in self.parts[unknown] for f in p.values() for u in f)
-            for components, own in zip(out, self.parts[unknown], strict=True):
-                for component, f in own.items():
-                    components[component] = plus(components.get(component, NOTHING), f, c)
+                self._take_apart(unknown, segments)
+            for component, f in self.parts[unknown][place].items():
+                out[component] = plus(out.get(component, NOTHING), f, c)
         return out
+
+    def _take_apart(self, unknown: int, segments: Segments) -> None:
+        """Gives an unknown of an axis as a whole its parts."""
+        self.parts[unknown] = [
+            {
+                tuple((0, k) for k in subset): self.unknown(tuple(s[k] for k in subset))
+                for subset in subsets(len(s), smallest=0 if t else 1)
+            }
+            for t, s in enumerate(segments)
+        ]
+        if unknown in self.own:
+            self.own.update(u for p in self.parts[unknown] for f in p.values() for u in f)
 
 
 def subsets(n: int, smallest: int) -> Iterator[tuple[int, ...]]:

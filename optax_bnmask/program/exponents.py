@@ -110,7 +110,7 @@ class Degrees:
             ((p, _),) = component
             resolved = self.system.resolve(form)
             if resolved:
-                own = self.system.apart(resolved, axes[p])[cell[p]]
+                own = self.system.apart_at(resolved, axes[p], cell[p])
                 for places, f in own.items():
                     renamed = tuple((p, k) for _, k in places)
                     out[renamed] = plus(out.get(renamed, NOTHING), f)

@@ -1,5 +1,6 @@
 """What a reshape and a slice make of the cells of a degree: other names. Knows no JAX."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,6 +30,7 @@ def renamed(
     outside: Sequence[Segments],
 ) -> Degree:
     """The cells of a value under the names that a reshape gives them and their components."""
+    starts = [list(map(_borders, axes)) for axes in (inside, outside)]
     known: dict[Any, Any] = {}
     out: Degree = {}
     for c, components in x.items():
@@ -36,7 +38,8 @@ def renamed(
         for number, (before, after) in enumerate(groups):
             key = (number, *(c[q] for q in before))
             if key not in known:
-                known[key] = _landing(c, before, after, inside, outside)
+                there = _landing(c, before, after, starts)
+                known[key] = there, _names(c, there, (before, after), (inside, outside))
             there, names = known[key]
             for q, t in there.items():
                 cell[q] = t
@@ -48,32 +51,40 @@ def renamed(
     return out
 
 
+def _borders(segments: Segments) -> list[int]:
+    """Where the segments of an axis start, and where the last one ends."""
+    return starts_of([*segments, ()])
+
+
 def _landing(
-    c: Cell,
-    before: Sequence[int],
-    after: Sequence[int],
-    inside: Sequence[Segments],
-    outside: Sequence[Segments],
-) -> tuple[dict[int, int], dict[tuple[int, int], tuple[int, int]]]:
-    """Where the first entry of a cell goes within a group of axes, and what its atoms are called.
+    c: Cell, before: Sequence[int], after: Sequence[int], borders: Sequence[Sequence[list[int]]]
+) -> dict[int, int]:
+    """In which segments the first entry of a cell comes to lie, by axis of a group.
 
     The first entry decides: both passes have cut the axes wherever another cell begins.
     """
+    inside, outside = borders
     at = 0
     for q in before:
-        starts = starts_of(inside[q])
-        at = at * _length(inside[q]) + starts[c[q]]
+        at = at * inside[q][-1] + inside[q][c[q]]
     there: dict[int, int] = {}
     for q in reversed(after):
-        at, here = divmod(at, _length(outside[q]))
-        there[q] = max(t for t, s in enumerate(starts_of(outside[q])) if s <= here)
+        at, here = divmod(at, outside[q][-1])
+        there[q] = bisect_right(outside[q], here) - 1
+    return there
+
+
+def _names(
+    c: Cell,
+    there: Mapping[int, int],
+    groups: tuple[Sequence[int], Sequence[int]],
+    axes: tuple[Sequence[Segments], Sequence[Segments]],
+) -> dict[tuple[int, int], tuple[int, int]]:
+    """What the atoms of a cell are called after a reshape that keeps their order."""
+    (before, after), (inside, outside) = groups, axes
     old = [(q, k) for q in before for k in range(len(inside[q][c[q]]))]
     new = [(q, k) for q in after for k in range(len(outside[q][there[q]]))]
     atoms = [inside[q][c[q]][k] for q, k in old], [outside[q][there[q]][k] for q, k in new]
     if atoms[0] != atoms[1]:
         raise AssertionError("a reshape between axes that the first pass did not make the same")
-    return there, dict(zip(old, new, strict=True))
-
-
-def _length(segments: Segments) -> int:
-    return starts_of([*segments, ()])[-1]
+    return dict(zip(old, new, strict=True))
