@@ -90,8 +90,12 @@ def _other(trial: Trial, base: np.ndarray, i: int, axis: int | None, sign: int) 
     """What is added to a leaf: anything, or what is constant along an axis."""
     if axis is None:
         return sign * trial.leaf(i) - base
-    size = float(np.sqrt(np.mean(np.square(np.abs(base))))) or 1.0
     shape = [1 if a == axis else n for a, n in enumerate(base.shape)]
+    if sign < 0:  # far enough to change all signs
+        return -float(np.max(np.abs(base), initial=0.0) or 1.0) * trial.rng.uniform(
+            1.5, 3.0, size=shape
+        )
+    size = float(np.sqrt(np.mean(np.square(np.abs(base))))) or 1.0
     return size * trial.rng.normal(size=shape)
 
 
