@@ -18,8 +18,12 @@ PANELS = {
 }
 
 
-def picture(record: Record, path: Path):
-    """Draws what was measured: no panel without figures, and no picture without panels."""
+def picture(record: Record, path: Path) -> str:
+    """Draws what was measured: no panel without figures, and no picture without panels.
+
+    Returns:
+      The name of the file, if there is one.
+    """
     import matplotlib as mpl  # noqa: PLC0415 - only the picture needs it
 
     mpl.use("agg")
@@ -33,7 +37,7 @@ def picture(record: Record, path: Path):
     kinds = list(dict.fromkeys(growth.of for growth in record.growths))
     panels = len(bars) + len(kinds)
     if not panels:
-        return
+        return ""
     columns = min(2, panels)
     high = -(-panels // columns)
     figure, axes = plt.subplots(high, columns, figsize=(7.5 * columns, 4.6 * high), squeeze=False)
@@ -47,6 +51,7 @@ def picture(record: Record, path: Path):
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+    return path.name
 
 
 def _rows(record, experiment, unit):

@@ -3,12 +3,13 @@
 from benchmarks.record import LINEAR, Growth, Record, Row
 
 
-def page(record: Record) -> str:
-    """A page with the table and the picture, and how it was made."""
+def page(record: Record, *, picture: str = "") -> str:
+    """A page with the table and the picture, if there is one, and how it was made."""
+    shown = f"\n\n![The same as a picture]({picture})" if picture else ""
     return (
         "# What the package costs\n\n`python -m benchmarks` wrote this page, from one run in which "
         "all that is compared took\nturns. A ratio is to what its row names under *of*.\n\n"
-        f"{markdown(record)}\n\n![The same as a picture](results.png)\n"
+        f"{markdown(record)}{shown}\n"
     )
 
 

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src import source_info_util
+from jax._src.state.types import AbstractRef
 from jax.core import Tracer
 from jax.extend.core import Literal, Primitive, jaxpr_as_fun
 
@@ -246,6 +247,11 @@ def _short(file_name: str, here: str) -> str:
     if found:
         return inside
     return file_name.removeprefix(f"{here}{os.sep}")
+
+
+def is_reference(aval: Any) -> bool:  # noqa: ANN401 - JAX keeps it private
+    """Whether a value is a mutable reference, as `jax.new_ref` makes one."""
+    return isinstance(aval, AbstractRef)
 
 
 def ragged_numbers(params: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:

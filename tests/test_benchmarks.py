@@ -21,6 +21,7 @@ from benchmarks.tables import markdown, page
 from benchmarks.timing import fastest, in_turns
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results.json"
+IN_USE = RESULTS.with_name("in_use.json")
 ENVIRONMENT = {
     "device": "abacus",
     "cpus": 2,
@@ -230,8 +231,14 @@ def record_that_is_kept():
     return Record.from_json(RESULTS.read_text(encoding="utf-8"))
 
 
-def test_page_shows_what_is_on_record(kept):
-    assert RESULTS.with_suffix(".md").read_text(encoding="utf-8") == page(kept)
+@pytest.fixture(name="in_use", scope="module")
+def record_of_use():
+    return Record.from_json(IN_USE.read_text(encoding="utf-8"))
+
+
+def test_pages_show_what_is_on_record(kept, in_use):
+    assert RESULTS.with_suffix(".md").read_text("utf-8") == page(kept, picture="results.png")
+    assert IN_USE.with_suffix(".md").read_text("utf-8") == page(in_use)
 
 
 def test_sentences_of_the_page_are_on_record(kept):
@@ -276,3 +283,15 @@ def test_bars_hold_on_record(kept):
     }
     assert [growth.sizes[-1] for growth in found.growths[:2]] == [100_000] * 2
     assert [bar.name for bar in found.bars() if not bar.met] == []
+
+
+def test_bars_of_use_hold_on_record(in_use):
+    assert not in_use.environment["quick"]
+    assert {row.experiment for row in in_use.rows} == {"audit", "treatments", "verify"}
+    assert {row.on for row in in_use.rows if row.experiment == "audit"} == {
+        *("1,000 leaves", "5,000 leaves")
+    }
+    assert len({row.on for row in in_use.rows if row.experiment == "verify"}) == 7
+    bars = in_use.bars()
+    assert len(bars) == 9
+    assert [bar.name for bar in bars if not bar.met] == []

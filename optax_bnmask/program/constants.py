@@ -50,6 +50,28 @@ def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
     return getattr(value, "is_fully_replicated", True) or value.is_fully_addressable
 
 
+_FINE: Final = 5, 7
+"""The bits of float16's exponent, and of bfloat16's mantissa. With fewer, as in 8 bits and in 4,
+rounding and the bounds of the dtype are no accident but what the program is about."""
+
+
+def is_fine(exponent_bits: int, mantissa_bits: int) -> bool:
+    """Whether rounding to floats of so many bits is an accident."""
+    return exponent_bits >= _FINE[0] and mantissa_bits >= _FINE[1]
+
+
+def has_fine_result(e: Equation) -> bool:
+    """Whether the result of an equation has a float dtype to which rounding is an accident."""
+    dtype = e.source.outvars[e.place].aval.dtype
+    return compat.is_inexact(dtype) and _is_fine_dtype(dtype)
+
+
+@functools.lru_cache
+def _is_fine_dtype(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
+    info = jnp.finfo(dtype)
+    return is_fine(info.nexp, info.nmant)
+
+
 def number_of(number: float, dtype: Any) -> tuple[float, int]:  # noqa: ANN401 - a dtype
     """A constant all of whose entries are `number`, and its flags."""
     flags = NONNEG if number >= 0 else 0

@@ -197,7 +197,8 @@ def _of_factors(facts: Facts, e: Equation) -> int:
 def _of_quotient(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros are those of the numerator."""
     x = e.ins[0]
-    flags = facts.any(e, EVERY | NOW) | facts.all(e, NONNEG) | facts.flags[x] & MAY_BE_0
+    every = facts.any(e, EVERY | NOW) if facts.tape.floats[e.out] else 0  # of integers, 3/0 is -1
+    flags = every | facts.all(e, NONNEG) | facts.flags[x] & MAY_BE_0
     flags |= _scaled(facts, *e.ins)
     return flags | MASKED if facts.depends[e.out] and facts.is_data(x) else flags
 

@@ -159,7 +159,8 @@ def _narrowing_outputs(
     solution.pin(outs[:1])
     before, _ = found_by(solution)
     said = []
-    for x, name in zip(outs[1:], program.output_paths[1:], strict=True):
+    references = ["a mutable reference"] * (len(outs) - len(program.output_paths))
+    for x, name in zip(outs[1:], (*program.output_paths[1:], *references), strict=True):
         if before.scale == found.scale:
             break
         solution.read([x])

@@ -112,7 +112,8 @@ class Tape:
       literals: The values of the constants that the program spells out.
       captured: The values of the arrays that the function closes over.
       ins: For each input of the program, its value.
-      outs: The values of its outputs.
+      outs: The values of its outputs; behind these, those that it puts into mutable references:
+        where they are read again is not followed, so they count like outputs.
       live: A 1 for each value that some output needs.
       leaves: The live leaves of floating dtype, each input with the leaf's number, in the order in
         which the program first reads them.
@@ -126,9 +127,10 @@ class Tape:
         self.floats: list[bool] = []
         self.literals: dict[int, Any] = {}
         self.captured: dict[int, Any] = {}
+        self._written: list[int] = []
         inner = compat.open_jaxpr(program.jaxpr)
         self.ins = [self.value(v.aval) for v in inner.invars]
-        self.outs = self.run(program.jaxpr, self.ins, Frame())
+        self.outs = [*self.run(program.jaxpr, self.ins, Frame()), *self._written]
         self.live = self.needed(self.outs)
         self.equations = [e for e in self.equations if self.live[e.out]]
         number = dict(zip(self.ins, program.inputs, strict=True))
@@ -194,6 +196,8 @@ class Tape:
 
     def _copy(self, eqn: Any, given: tuple[int, ...], frame: Frame) -> list[int]:  # noqa: ANN401
         """Writes an equation of a jaxpr as it is, once for each of its results."""
+        if any(compat.is_reference(v.aval) for v in eqn.invars):
+            self._written += given
         outs = [
             self.add(v.aval.shape, frame.hidden, floats=compat.is_inexact(v.aval.dtype))
             for v in eqn.outvars

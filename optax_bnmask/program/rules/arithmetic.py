@@ -3,9 +3,9 @@
 import math
 from fractions import Fraction
 
-import jax.numpy as jnp
 import numpy as np
 
+from optax_bnmask.program.constants import has_fine_result, is_fine
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EVERY, HUGE, MAY_BE_0, NONNEG, NONZERO, NOW, ZERO_TEST
@@ -57,8 +57,11 @@ def power(e: Equation, reading: Facts) -> Law | None:
 
 
 def _fraction(value: float) -> Number:
-    """The simple fraction that a float stands for: 0.33333334 is a third."""
-    return int(value) if value == int(value) else Fraction(value).limit_denominator(1 << 20)
+    """The simple fraction that a float stands for: 0.33333334 is a third, and 1e-7 itself."""
+    if value == int(value):
+        return int(value)
+    simple = Fraction(value).limit_denominator(1 << 20)
+    return simple if abs(simple - Fraction(value)) < 1e-6 * abs(value) else Fraction(value)
 
 
 # ``f(a*x) = a * f(x)``.
@@ -140,24 +143,18 @@ def carried(e: Equation, reading: Facts) -> Law:
     return Law((SAME, SAME, *[None for _ in tests]), AGREE, pinned=tuple(tests))
 
 
-_FINE = 7
-"""The bits of bfloat16's mantissa. With fewer, as in 8 bits and in 4, rounding and the bounds of
-the dtype are no accident but what the program is about."""
-
-
 @rule(Kind.VIEW, "reduce_precision_p")
 def rounded(e: Equation, reading: Facts) -> Law | None:
     """``f(a*x) = a * f(x)`` up to rounding, as between dtypes."""
     del reading
-    return Law() if e.params["mantissa_bits"] >= _FINE else PIN
+    return Law() if is_fine(e.params["exponent_bits"], e.params["mantissa_bits"]) else PIN
 
 
 @rule(Kind.CAST, "convert_element_type_p")
 def cast(e: Equation, reading: Facts) -> Law | None:
     """Between floats ``f(a*x) = a * f(x)``; to bool, whether it is 0; to int, no such law."""
     if reading.tape.floats[e.out]:
-        is_fine = jnp.finfo(e.source.outvars[e.place].aval.dtype).nmant >= _FINE
-        return Law() if is_fine else PIN
+        return Law() if has_fine_result(e) else PIN
     made_bool = e.source.outvars[0].aval.dtype == np.bool_
     return Law((None,), (0,), scales=False) if made_bool else PIN
 

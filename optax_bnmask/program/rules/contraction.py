@@ -1,8 +1,10 @@
 """Sums of products: linear in each operand, where all summands scale alike."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from optax_bnmask import compat
+from optax_bnmask.program.constants import has_fine_result
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MASKED, NONNEG
 from optax_bnmask.program.registry import Kind, Law, known, rule
@@ -24,14 +26,14 @@ def dot(e: Equation, reading: Facts) -> Law:
     of_y = [*by, *(a for a in range(ry) if a not in cy and a not in by)]
     behind = len(of_x) - len(bx)
     to_y = {a: q + behind * (q >= len(by)) for q, a in enumerate(of_y)}
-    return Law(({a: q for q, a in enumerate(of_x)}, to_y), (1, 1))
+    return _rounded(e, ({a: q for q, a in enumerate(of_x)}, to_y))
 
 
 @rule(Kind.CONTRACTION, CONTRACT)
 def contract(e: Equation, reading: Facts) -> Law:
     """``f(a*x, b*y) = a*b * f(x, y)``."""
     del reading
-    return Law(e.params["to"], (1, 1))
+    return _rounded(e, e.params["to"])
 
 
 @rule(Kind.CONTRACTION, "ragged_dot_general_p", facts=known(adds=MASKED))  # rows in no group are 0
@@ -45,11 +47,11 @@ def ragged_dot(e: Equation, reading: Facts) -> Law:
     tape, (x, y, *_) = reading.tape, e.ins
     ((cx, cy), (bx, by)), groups = compat.ragged_numbers(e.params)
     if not groups:  # what is ragged is summed over, or a batch: rows of the result are groups
-        return Law(({}, {}, None), (1, 1, 0))
+        return _rounded(e, ({}, {}, None))
     of_x = [*bx, *(a for a in range(len(tape.shapes[x])) if a not in cx and a not in bx)]
     free_y = [a for a in range(len(tape.shapes[y])) if a not in (*cy, *by, *groups)]
     to_y = {a: q for q, a in enumerate(by)} | {a: q + len(of_x) for q, a in enumerate(free_y)}
-    return Law(({a: q for q, a in enumerate(of_x)}, to_y, None), (1, 1, 0))
+    return _rounded(e, ({a: q for q, a in enumerate(of_x)}, to_y, None))
 
 
 @rule(Kind.CONTRACTION, "conv_general_dilated_p")
@@ -61,10 +63,17 @@ def convolution(e: Equation, reading: Facts) -> Law:
     """
     del reading
     if e.params["batch_group_count"] > 1:
-        return Law(({}, {}), (1, 1))
+        return _rounded(e, ({}, {}))
     numbers = e.params["dimension_numbers"]
     to_batch, to_feature = numbers.out_spec[:2]
-    return Law(({numbers.lhs_spec[0]: to_batch}, {numbers.rhs_spec[0]: to_feature}), (1, 1))
+    return _rounded(e, ({numbers.lhs_spec[0]: to_batch}, {numbers.rhs_spec[0]: to_feature}))
+
+
+def _rounded(e: Equation, maps: tuple[Any, ...]) -> Law:
+    """The law of a sum of products; none scales that is rounded to integers, or to 8 bits."""
+    if has_fine_result(e):
+        return Law(maps, (1, 1, 0)[: len(maps)])
+    return Law(maps, (0, 0, 0)[: len(maps)], scales=False, pinned=(0, 1))
 
 
 @rule(Kind.REDUCTION, "fft_p", facts=known(keeps=~NONNEG))

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import PACKED
+from optax_bnmask.program.flags import EVERY, NOW, PACKED
 from optax_bnmask.program.registry import ANYTHING, PIN, Kind, Law, rule
 from optax_bnmask.program.rules.contraction import last
 from optax_bnmask.program.rules.shaping import unchanged
@@ -56,7 +56,13 @@ def _packed(reading: Facts, e: Equation, flags: int) -> int:
 rule(Kind.FACTORS, "lu_p", facts=_packed)(_scaling(0))
 
 
-@rule(Kind.SOLUTION, "triangular_solve_p")
+def _of_solution(reading: Facts, e: Equation, flags: int) -> int:
+    """Zeros make nothing of a matrix whose diagonal is taken to be 1."""
+    of_b = reading.flags[e.ins[1]] & (EVERY | NOW)
+    return flags & ~(EVERY | NOW) | of_b if e.params["unit_diagonal"] else flags
+
+
+@rule(Kind.SOLUTION, "triangular_solve_p", facts=_of_solution)
 def triangular_solve(e: Equation, reading: Facts) -> Law | None:
     """``solve(c*a, d*b) = d/c * solve(a, b)``; a unit diagonal keeps `a` from scaling.
 

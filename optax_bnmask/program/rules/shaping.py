@@ -162,7 +162,13 @@ def sort(e: Equation, reading: Facts) -> Law:
     return Law((to,) * len(e.ins), powers)
 
 
-@rule(Kind.REDUCTION, "top_k_p", "approx_top_k_p")
+def _of_largest(reading: Facts, e: Equation, flags: int) -> int:
+    """Of where they stand nothing is known."""
+    del reading
+    return MAY_BE_0 if e.place else flags
+
+
+@rule(Kind.REDUCTION, "top_k_p", "approx_top_k_p", facts=_of_largest)
 def largest(e: Equation, reading: Facts) -> Law:
     """The largest entries scale like all entries; where they stand does not."""
     rank = len(reading.tape.shapes[e.out])

@@ -8,7 +8,7 @@ from functools import partial
 import jax.numpy as jnp
 
 from optax_bnmask import compat
-from optax_bnmask.program.registry import Kind
+from optax_bnmask.program.registry import PIN, Kind
 from optax_bnmask.program.shifts.changes import Changes, Places, plus, times
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import MOVE, RESHAPE, Equation
@@ -16,7 +16,7 @@ from optax_bnmask.program.tape import MOVE, RESHAPE, Equation
 _SUB, _MAX, _NEG = (compat.primitive(f"{name}_p") for name in ("sub", "max", "neg"))
 
 
-@shifting("copy_p", "stop_gradient_p", "name_p", "reduce_precision_p")
+@shifting("copy_p", "stop_gradient_p", "name_p")
 def same(shifts: Shifts, e: Equation) -> Changes | None:
     """``x + d - x = d``; rounding is left to the arithmetic."""
     return multiple(shifts, e, e.ins[0], 1)
@@ -45,10 +45,16 @@ def second(shifts: Shifts, e: Equation) -> Changes | None:
     return multiple(shifts, e, e.ins[1], 1)
 
 
-@shifting(Kind.CAST)
+@shifting(Kind.CAST, "reduce_precision_p")
 def cast(shifts: Shifts, e: Equation) -> Changes | None:
-    """A float in another dtype changes by ``x + d - x = d``; integers are given up."""
-    return same(shifts, e) if shifts.tape.floats[e.out] else losing(shifts, e)
+    """A float in another dtype changes by ``x + d - x = d``.
+
+    Integers are given up, and floats of 8 bits; so are complex numbers of which a part is left.
+    """
+    dtypes = (v.aval.dtype for v in (e.source.invars[0], e.source.outvars[0]))
+    before, after = (jnp.issubdtype(dtype, jnp.complexfloating) for dtype in dtypes)
+    kept = shifts.tape.floats[e.out] and shifts.facts.law(e) is not PIN and before == after
+    return same(shifts, e) if kept else losing(shifts, e)
 
 
 @shifting(Kind.SUM)

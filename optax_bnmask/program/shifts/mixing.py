@@ -175,7 +175,7 @@ def contract(shifts: Shifts, e: Equation) -> Changes | None:
     `d`, the change of (batch, query, key) is constant along the keys.
     """
     law = shifts.facts.law(e)
-    if law is None or e.params.get("batch_group_count", 1) > 1:
+    if law is None or not law.scales or e.params.get("batch_group_count", 1) > 1:
         return losing(shifts, e)
     out, maps = Changes(), list[dict[int, int]]()
     for k in (0, 1):

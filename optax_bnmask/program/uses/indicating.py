@@ -84,8 +84,16 @@ def _of_comparison(record: "Record", e: Equation) -> Hot:
     if any(record.facts.numbers[x] is not None for x in e.ins):
         return ()
     axes = range(len(record.tape.full[e.out]))
-    x, y = ([varies(record, z, a) for a in axes] for z in e.ins)
+    x, y = ([_varies_beside(record, e, z, a) for a in axes] for z in e.ins)
     return tuple(_HOT if a != b else _COLD for a, b in zip(x, y, strict=True))
+
+
+def _varies_beside(record: "Record", e: Equation, x: int, axis: int) -> bool:
+    """Whether an operand may vary along an axis of the result, of which a number shows none."""
+    shown, own = (len(record.tape.shapes[z]) for z in (e.out, x))
+    place = axis if own == shown else axis - shown + own
+    seen = (axis >= shown or own == shown) and place < len(record.tape.full[x])
+    return seen and varies(record, x, place)
 
 
 def _of_factors(record: "Record", e: Equation) -> Hot:
