@@ -123,6 +123,17 @@ def test_an_example_without_a_batch_belongs_to_no_table():
     assert seen(found.leaves) == {name: ROLES[name] for name in names}
 
 
+def test_an_example_without_a_batch_beside_tokens_belongs_to_no_table():
+    def fn(p, frames, tokens):
+        h = jnp.tanh((frames + p["positions"]) @ p["into"] + p["bias"])
+        q = p["table"][tokens] @ p["into"]
+        return jax.nn.softmax(jnp.einsum("btd,kd->btk", q, h)) @ h @ p["head"]
+
+    names = ("positions", "into", "bias", "table", "head")
+    found = bnmask.analyze(fn, {name: PARAMS[name] for name in names}, shape(6, 5), TOKENS)
+    assert seen(found.leaves) == {name: ROLES[name] for name in names}
+
+
 def test_data_that_are_used_otherwise_too_belong_to_no_leaf():
     def fn(p, x, y):
         z = (x @ p["into"])[:, 0]

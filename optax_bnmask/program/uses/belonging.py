@@ -2,9 +2,9 @@
 
 In ``x @ (w * mask + sigma * normal(key, w.shape))`` the mask and the noise meet nothing but `w`, in
 its own shape, before it meets `x`. They are no data that `w` is applied to. The same may be said of
-`x` in ``(x + positions) @ w``, if it has the shape of the positions, without a batch; so nothing
-belongs to a leaf unless some leaf, seen like this, is applied to other data: contracted with them,
-or looked up.
+`x` in ``(x + positions) @ w``, if it has the shape of the positions, without a batch. So what is
+added belongs to a leaf only if some leaf to which something was done in this way is then applied to
+other data, that is contracted with them or looked up; what is multiplied, if any leaf is.
 """
 
 from collections.abc import Collection, Set
@@ -32,19 +32,31 @@ def belonging(facts: Facts) -> Set[int]:
     Returns:
       These values, those that they are computed from included.
     """
-    tape, depends, data = facts.tape, facts.depends, facts.knows_data
-    if not any(_meets(facts, e) for e in tape.equations):
+    if not any(_meets(facts, e) for e in facts.tape.equations):
         return frozenset()
+    leafy, own = _all_own(facts, _ENTRYWISE)
+    if _is_applied(facts, leafy, own, changed=True):
+        return own
+    leafy, own = _all_own(facts, _ENTRYWISE - {Kind.SUM})
+    return own if _is_applied(facts, leafy, own) else frozenset()
+
+
+def _all_own(facts: Facts, kinds: Set[Kind]) -> tuple[bytearray, Set[int]]:
+    """What is a function of leaves and of what belongs to them; and what does, at most.
+
+    It is all data, less what is seen to belong to none: in ``w * m + m``, `m` meets itself.
+    """
+    tape, depends, data = facts.tape, facts.depends, facts.knows_data
     own: Set[int] = {x for x in range(len(tape.shapes)) if data[x] and not depends[x]}
-    while True:  # all, less what is seen to belong to none: in `w * m + m`, `m` meets itself
+    while True:
         leafy = bytearray(depends)
         for e in tape.equations:
             if depends[e.out]:
                 ins = ((leafy[x] if depends[x] else x in own or not data[x]) for x in e.ins)
                 leafy[e.out] = all(ins)
-        found = _found(facts, leafy)
+        found = _found(facts, leafy, kinds)
         if found == own:
-            return own if _is_applied(facts, leafy, own) else frozenset()
+            return leafy, own
         own = found
 
 
@@ -59,14 +71,14 @@ def _meets(facts: Facts, e: Equation) -> bool:
     return False
 
 
-def _found(facts: Facts, leafy: bytearray) -> Set[int]:
+def _found(facts: Facts, leafy: bytearray, kinds: Set[Kind]) -> Set[int]:
     """The data all of whose uses lead to leaves of their shape, as far as leaves are known so."""
     tape, depends, data = facts.tape, facts.depends, facts.knows_data
     used, lost = set[int](), set(tape.outs)
     for e in reversed(tape.equations):
         kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
         if depends[e.out]:
-            fits = kind in _ENTRYWISE and _beside(facts, e, leafy)
+            fits = kind in kinds and _beside(facts, e, leafy)
         else:
             fits = kind in _ALONE and e.out in used and e.out not in lost
         for x in e.ins:
@@ -82,12 +94,34 @@ def _beside(facts: Facts, e: Equation, leafy: bytearray) -> bool:
     return len(shape) == 1 and all(leafy[x] for x in e.ins if depends[x])
 
 
-def _is_applied(facts: Facts, leafy: bytearray, own: Collection[int]) -> bool:
-    """Whether some leaf is contracted with, or looked up by, data that belong to none."""
+def _is_applied(
+    facts: Facts, leafy: bytearray, own: Collection[int], *, changed: bool = False
+) -> bool:
+    """Whether some leaf is contracted with, or looked up by, data that belong to none.
+
+    Args:
+      facts: What is known of the values.
+      leafy: The functions of leaves and of what belongs to them.
+      own: The data that belong to leaves.
+      changed: Whether only leaves count that such data were applied to before, and nothing else.
+    """
     depends, data = facts.depends, facts.knows_data
+    leaves = _entry_by_entry(facts, own) if changed else leafy
     return any(
-        any(leafy[x] and depends[x] for x in e.ins)
-        and any(data[x] and not depends[x] and x not in own for x in e.ins)
+        any(depends[x] and leaves[x] and (data[x] or not changed) for x in e.ins)
+        and any(data[x] and x not in own and not leafy[x] for x in e.ins)
         for e in facts.tape.equations
         if e.op in RULES and RULES[e.op].kind in _APPLIED
     )
+
+
+def _entry_by_entry(facts: Facts, own: Collection[int]) -> bytearray:
+    """The functions, entry by entry, of leaves and of what belongs to them."""
+    depends, data = facts.depends, facts.knows_data
+    out = bytearray(len(depends))
+    for x in facts.leaves:
+        out[x] = 1
+    for e in facts.tape.equations:
+        if depends[e.out] and e.op in RULES and RULES[e.op].kind in _ALONE:
+            out[e.out] = all(out[x] if depends[x] else x in own or not data[x] for x in e.ins)
+    return out
