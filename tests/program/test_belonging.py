@@ -134,6 +134,18 @@ def test_an_example_without_a_batch_beside_tokens_belongs_to_no_table():
     assert seen(found.leaves) == {name: ROLES[name] for name in names}
 
 
+def test_running_statistics_belong_to_no_gain():
+    def fn(p, x, mean, var):
+        y = (x @ p["into"] - mean) * (lax.rsqrt(var + 1e-5) * p["gain"]) + p["bias"]
+        return jnp.tanh(y) @ p["head"]
+
+    names = ("into", "gain", "bias", "head")
+    params = {name: PARAMS[name] for name in names}
+    found = bnmask.analyze(fn, params, X, shape(8), shape(8))
+    assert found["gain"].role is bnmask.Role.NORM_SCALE
+    assert found["bias"].role is bnmask.Role.NORM_BIAS
+
+
 def test_data_that_are_used_otherwise_too_belong_to_no_leaf():
     def fn(p, x, y):
         z = (x @ p["into"])[:, 0]

@@ -4,22 +4,28 @@ In ``x @ (w * mask + sigma * normal(key, w.shape))`` the mask and the noise meet
 its own shape, before it meets `x`. They are no data that `w` is applied to. The same may be said of
 `x` in ``(x + positions) @ w``, if it has the shape of the positions, without a batch. So what is
 added belongs to a leaf only if some leaf to which something was done in this way is then applied to
-other data, that is contracted with them or looked up; what is multiplied, if any leaf is.
+other data, that is contracted with them or looked up; what is multiplied, if any leaf is, and it
+has two axes or more: gains of one are multiplied with much.
 """
 
 from collections.abc import Collection, Set
 
+from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Equation
 
-_ENTRYWISE = {Kind.PRODUCT, Kind.QUOTIENT, Kind.SUM, Kind.EXTREMUM, Kind.SELECT}
+_ENTRYWISE = {Kind.PRODUCT, Kind.SUM, Kind.EXTREMUM, Kind.SELECT}
 """Where data may meet a leaf of their shape."""
 _ALONE = {
     *_ENTRYWISE,
     *(Kind.VIEW, Kind.CAST, Kind.POWER, Kind.NONLINEAR, Kind.COMPARISON, Kind.UNSCALED),
 }
 """What may be done to data that belong to a leaf, before: not a reduction of data, nor a lookup."""
+_ROOTS = {compat.primitive(f"{name}_p") for name in ("sqrt", "rsqrt", "cbrt", "pow")}
+"""Nor roots: they are made of statistics, as of the running variance beside a gain."""
+_BITS = compat.primitive("bitcast_convert_type_p")
+"""Random floats are made of random bits."""
 _APPLIED = {Kind.CONTRACTION, Kind.LOOKUP}
 
 
@@ -37,24 +43,24 @@ def belonging(facts: Facts) -> Set[int]:
     leafy, own = _all_own(facts, _ENTRYWISE)
     if _is_applied(facts, leafy, own, changed=True):
         return own
-    leafy, own = _all_own(facts, _ENTRYWISE - {Kind.SUM})
+    leafy, own = _all_own(facts, _ENTRYWISE - {Kind.SUM}, least=2)
     return own if _is_applied(facts, leafy, own) else frozenset()
 
 
-def _all_own(facts: Facts, kinds: Set[Kind]) -> tuple[bytearray, Set[int]]:
-    """What is a function of leaves and of what belongs to them; and what does, at most.
+def _all_own(facts: Facts, kinds: Set[Kind], least: int = 0) -> tuple[bytearray, Set[int]]:
+    """What is a function of leaves and of what belongs to them; and what does, of so many axes.
 
     It is all data, less what is seen to belong to none: in ``w * m + m``, `m` meets itself.
     """
     tape, depends, data = facts.tape, facts.depends, facts.knows_data
-    own: Set[int] = {x for x in range(len(tape.shapes)) if data[x] and not depends[x]}
+    own: Set[int] = {x for x in _given(facts) if len(tape.shapes[x]) >= least}
     while True:
         leafy = bytearray(depends)
         for e in tape.equations:
             if depends[e.out]:
                 ins = ((leafy[x] if depends[x] else x in own or not data[x]) for x in e.ins)
                 leafy[e.out] = all(ins)
-        found = _found(facts, leafy, kinds)
+        found = own & _found(facts, leafy, kinds)
         if found == own:
             return leafy, own
         own = found
@@ -71,6 +77,19 @@ def _meets(facts: Facts, e: Equation) -> bool:
     return False
 
 
+def _given(facts: Facts) -> set[int]:
+    """Arguments and random numbers, and what is made of them entry by entry."""
+    depends, data = facts.depends, facts.knows_data
+    out = {x for x in facts.tape.ins if data[x]}
+    for e in facts.tape.equations:
+        kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
+        entrywise = (kind in _ALONE and e.op not in _ROOTS) or e.op is _BITS
+        given = entrywise and all(x in out or not data[x] for x in e.ins)
+        if (given or kind is Kind.UNSCALED) and data[e.out] and not depends[e.out]:
+            out.add(e.out)
+    return out
+
+
 def _found(facts: Facts, leafy: bytearray, kinds: Set[Kind]) -> Set[int]:
     """The data all of whose uses lead to leaves of their shape, as far as leaves are known so."""
     tape, depends, data = facts.tape, facts.depends, facts.knows_data
@@ -80,7 +99,7 @@ def _found(facts: Facts, leafy: bytearray, kinds: Set[Kind]) -> Set[int]:
         if depends[e.out]:
             fits = kind in kinds and _beside(facts, e, leafy)
         else:
-            fits = kind in _ALONE and e.out in used and e.out not in lost
+            fits = kind in _ALONE and e.op not in _ROOTS and e.out in used and e.out not in lost
         for x in e.ins:
             if data[x] and not depends[x]:
                 (used if fits else lost).add(x)
