@@ -4,8 +4,8 @@ Run with `python -m benchmarks`; `--help` lists the options. It takes some minut
 and writes results.json, results.md and results.png beside this file; `--quick` shows within a
 minute that all of it works. `python -m benchmarks --show benchmarks/results.json` prints what is on
 record. What audits, treatments and `verify` cost is on record by itself, from
-`--only audit treatments verify --output benchmarks/in_use.json`. The exit status is 1 if a bar is
-not met.
+`--only audit treatments verify --output benchmarks/in_use.json`.
+The exit status is 1 if a bar is not met.
 """
 
 import argparse
@@ -37,7 +37,8 @@ EXPERIMENTS = {
     "treatments": treatments.rows,
     "decoder": decoder.rows,
     "verify": verifications.rows,
-    "growth": growth.growths,
+    "growth-of-audits": growth.growths_of_audits,
+    "growth-of-analyses": growth.growths_of_analyses,
 }
 RESULTS = Path(__file__).with_name("results.json")
 

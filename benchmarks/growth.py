@@ -67,8 +67,12 @@ def growths_of_masks(*, quick):
     yield from of_masks(FEW_LEAVES if quick else LEAVES, 5)
 
 
-def growths(*, quick):
-    """Of audits and analyses, alike."""
+def growths_of_audits(*, quick):
+    """From some leaves to many."""
     yield audits.growth(FEW_AUDITED if quick else AUDITED, 1)
+
+
+def growths_of_analyses(*, quick):
+    """From short programs to long ones, of two kinds."""
     for kind in KINDS:
         yield of_analyses(kind, FEW_EQUATIONS if quick else EQUATIONS, 2 if quick else 3)
