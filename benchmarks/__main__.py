@@ -4,7 +4,7 @@ Run with `python -m benchmarks`; `--help` lists the options. It takes some minut
 and writes results.json, results.md and results.png beside this file; `--quick` shows within a
 minute that all of it works. `python -m benchmarks --show benchmarks/results.json` prints what is on
 record. What audits, treatments and `verify` cost is on record by itself, from
-`--only audit treatments verify --output benchmarks/in_use.json`.
+`--only audit growth-of-audits treatments verify --output benchmarks/in_use.json`.
 The exit status is 1 if a bar is not met.
 """
 

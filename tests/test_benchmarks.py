@@ -238,7 +238,7 @@ def record_of_use():
 
 def test_pages_show_what_is_on_record(kept, in_use):
     assert RESULTS.with_suffix(".md").read_text("utf-8") == page(kept, picture="results.png")
-    assert IN_USE.with_suffix(".md").read_text("utf-8") == page(in_use)
+    assert IN_USE.with_suffix(".md").read_text("utf-8") == page(in_use, picture="in_use.png")
 
 
 def test_sentences_of_the_page_are_on_record(kept):
@@ -292,6 +292,7 @@ def test_bars_of_use_hold_on_record(in_use):
         *("1,000 leaves", "5,000 leaves")
     }
     assert len({row.on for row in in_use.rows if row.experiment == "verify"}) == 7
+    assert [growth.sizes for growth in in_use.growths] == [(200, 1_000, 5_000)]
     bars = in_use.bars()
-    assert len(bars) == 9
+    assert len(bars) == 10
     assert [bar.name for bar in bars if not bar.met] == []
