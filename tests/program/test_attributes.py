@@ -8,11 +8,7 @@ from jax import lax
 
 import optax_bnmask as bnmask
 
-
-@pytest.fixture(autouse=True)
-def _as_users_have_it():
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def shape(*n, dtype="float32"):
