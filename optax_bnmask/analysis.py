@@ -16,7 +16,7 @@ from optax_bnmask.structure import Reading, dtype_of, reading
 from optax_bnmask.vocabulary import Evidence, Leaf
 
 
-@dataclasses.dataclass(frozen=True, slots=True, repr=False)
+@dataclasses.dataclass(frozen=True, slots=True, repr=False, eq=False)
 class Analysis(Record):
     """How each parameter is used and whether its scale matters.
 

@@ -153,9 +153,7 @@ class Labels:
             if not path:
                 raise PathError(
                     f"A `{type(self).__name__}` must be called with the tree of its leaves. It got "
-                    f"a single {type(tree).__name__}. `optax.inject_hyperparams` calls with the "
-                    f'step count what is not declared static: pass `static_args=("mask",)` there, '
-                    f"or whatever the argument is called."
+                    f"a single {type(tree).__name__}. {_why_single(tree)}"
                 ) from None
             raise PathError(
                 f"A `{type(self).__name__}` can only be applied to leaves that it was made for. It "
@@ -234,3 +232,17 @@ class Labels:
         lines = "".join(f"\n  {printable(path)}: {label!r}" for path, label in shown)
         more = f"\n  and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
         return f"{type(self).__name__}({lines}{more}\n)"
+
+
+def _why_single(tree: Any) -> str:  # noqa: ANN401 - an array, or a number
+    """How labels may have come to be called with one array, and the way out."""
+    if np.ndim(tree):
+        return (
+            "`optax.flatten`, and whatever else joins all leaves to one, leaves no leaves to tell "
+            "apart: mask outside of it."
+        )
+    return (
+        "Optax calls with the step count what stands in the place of a number, such as "
+        "`weight_decay`: pass it as `mask`. And so `optax.inject_hyperparams` calls what is not "
+        'declared static: pass `static_args=("mask",)` there, or whatever the argument is called.'
+    )

@@ -84,6 +84,13 @@ class Record:
             "is wanted. Pass `analysis.decay_mask()` or `analysis.select(...)` as `mask`."
         )
 
+    def __hash__(self) -> int:
+        """Refuses: as the labels of `optax.partition`, an analysis would be one for all leaves."""
+        raise TypeError(
+            "An `Analysis` is no label and no key. Found one where either is wanted. Pass "
+            "`analysis.labels(...)` to `optax.partition`, and `analysis.to_json()` to a cache."
+        )
+
     def __getitem__(self, path: str) -> Leaf:
         """The leaf of that canonical path."""
         try:

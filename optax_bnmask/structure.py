@@ -12,7 +12,7 @@ import numpy as np
 
 from optax_bnmask import compat
 from optax_bnmask.arguments import described, is_array
-from optax_bnmask.conventions import GAINS, OFFSETS, Shape, Verdict, by_convention
+from optax_bnmask.conventions import GAINS, OFFSETS, UNKNOWN, Shape, Verdict, by_convention
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import Layout, layout
 from optax_bnmask.statistics import (
@@ -141,7 +141,10 @@ def _ruled(  # its arguments after the path are what makes a kind of scope
     has_statistics = shape is not None or refused is not None
     shapes = dict(zip(arrays[::3], arrays[1::3], strict=True))
     verdicts = by_convention(shapes, nested=nested)
-    for name in filter((GAINS | OFFSETS).__contains__, shapes if has_statistics else ()):
+    named = [name for name in shapes if name in GAINS | OFFSETS] if has_statistics else []
+    if len(OFFSETS.intersection(named)) > 1 and verdicts.get("bias", UNKNOWN).role is Role.BIAS:
+        named.remove("bias")  # that of the weight beside it; the other offset is the normaliser's
+    for name in named:
         if shape is None:
             why = f"not a BatchNorm's: statistics are kept in its scope, but {refused}"
             verdicts[name] = verdicts[name].refusing(why)

@@ -85,6 +85,18 @@ def test_mask_called_with_a_step_count_says_how_to_declare_it_static():
     assert updates["post"]["scale"][0] == 0
 
 
+@pytest.mark.usefixtures("optax_promotion")
+def test_mask_in_the_place_of_a_number_says_what_it_is_called_with():
+    for tx in (optax.adamw(1e-3, weight_decay=MASK), optax.add_decayed_weights(MASK)):
+        with pytest.raises(PathError, match=r"in the place of a number.*pass it as `mask`"):
+            tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_mask_behind_what_joins_all_leaves_says_so():
+    with pytest.raises(PathError, match=r"`optax.flatten`.* mask outside of it"):
+        optax.flatten(optax.adamw(1e-3, mask=MASK)).init(PARAMS)
+
+
 @pytest.mark.parametrize("kept", [MASK, ~MASK, bnmask.Labels({"a": "x"}), Mask({})])
 def test_mask_and_labels_refuse_to_be_taken_for_a_bool(kept):
     with pytest.raises(TypeError, match=r"not one yes or no.*call it: `mask\(params\)`"):

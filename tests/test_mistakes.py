@@ -108,6 +108,9 @@ MISTAKES = {
         lambda: bnmask.decay_mask({"a": "kernel"}), StructureError, "'a' is a str. Leave it out"),
     "an analysis for params": (
         lambda: bnmask.decay_mask(ANALYSIS), StructureError, "is a Analysis"),
+    "an analysis for labels": (
+        lambda: optax.partition({"decay": TX}, ANALYSIS).init(PARAMS), TypeError,
+        r"An `Analysis` is no label.* Pass `analysis.labels\(...\)` to `optax.partition`"),
     "a category misspelt": (
         lambda: bnmask.decay_mask(FLAX, STATS, exempt=("norms",)), CategoryError,
         "A category must be one of 'norm', .* Found 'norms'"),

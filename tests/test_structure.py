@@ -466,6 +466,18 @@ def test_a_gain_and_bias_of_one_stem_are_a_normalisers():
     assert found["ln1_bias"] is Role.NORM_BIAS
 
 
+def test_of_two_offsets_beside_a_weight_one_is_the_weights():
+    v = jnp.ones(8)
+    scope = {"kernel": jnp.ones((3, 3, 4, 8)), "bias": v, "scale": v, "beta": v}
+    analysis = bnmask.analyze_structure({"conv": scope}, {"conv": {"mean": v, "var": v}})
+    assert {leaf.path: str(leaf.role) for leaf in analysis.leaves} == {
+        "conv/beta": "norm_bias",
+        "conv/bias": "bias",
+        "conv/kernel": "weight",
+        "conv/scale": "norm_scale",
+    }
+
+
 def test_a_flat_scope_of_thousands_takes_time_linear_in_their_number():
     def seconds(n):
         struct = jax.ShapeDtypeStruct

@@ -29,8 +29,8 @@ def splits(analysis: Analysis, cases: Cases) -> Iterator[Finding]:
     forgotten: list[Case] = []
     for group in analysis.groups:
         members = [case for path, case in known.items() if path in group and _counts(case)]
-        if any(case.decays for case in members):
-            forgotten += [case for case in members if not case.decays]
+        if any(map(_is_held, members)):
+            forgotten += [case for case in members if not _is_held(case)]
     yield from finding(
         "warning",
         "group_split",
@@ -40,31 +40,39 @@ def splits(analysis: Analysis, cases: Cases) -> Iterator[Finding]:
         "none; `Analysis.groups` lists them.",
     )
     alone = [c for c in cases if c.leaf.scale is Scale.INVARIANT and _counts(c)]
-    exempt = [case for case in alone if not case.decays]
-    decayed = without(alone, exempt)
-    if exempt and decayed:
-        odd = exempt if len(exempt) <= len(decayed) else decayed
-        does = "do not decay though the other" if odd is exempt else "decay though the other"
+    exempt = [case for case in alone if not _is_held(case)]
+    held = without(alone, exempt)
+    if exempt and held:
+        odd = exempt if len(exempt) <= len(held) else held
+        others = len(alone) - len(odd)
+        does = (
+            f"decay or keep their norm though the other {others} do neither",
+            f"neither decay nor keep their norm though the other {others} of them do",
+        )
         yield from finding(
             "warning",
             "invariant_split",
             odd,
-            f"Some weights whose scale a normaliser hides {does} "
-            f"{len(alone) - len(odd)} of them do{'' if odd is exempt else ' not'}, {{}}. Treat "
-            f"them alike, or their effective learning rates will part.",
+            f"Some weights whose scale a normaliser hides {does[odd is exempt]}, {{}}. Treat them "
+            f"alike, or their effective learning rates will part.",
         )
 
 
 def _counts(case: Case) -> bool:
-    """Whether a leaf should decay with the others, and is not held at its norm instead."""
-    return case.leaf.role in _MATRICES and case.wanted and not case.does.kept
+    """Whether a leaf should decay with the others."""
+    return case.leaf.role in _MATRICES and case.wanted
+
+
+def _is_held(case: Case) -> bool:
+    """Whether its norm is kept from growing, by decay or as it is."""
+    return case.decays or case.does.kept
 
 
 def hardly_any(cases: Cases) -> Iterator[Finding]:
     """Most of the parameters are exempt and nothing is done about their norms."""
     total = sum(case.leaf.size for case in cases)
     decayed = sum(case.leaf.size for case in cases if case.decays)
-    left = [case for case in cases if case.wanted and not (case.decays or case.does.kept)]
+    left = [case for case in cases if case.wanted and not _is_held(case)]
     if decayed < _HARDLY_ANY * total < 2 * _HARDLY_ANY * sum(case.leaf.size for case in left):
         yield from finding(
             "warning",

@@ -10,6 +10,9 @@ from optax_bnmask.families import listed
 from optax_bnmask.vocabulary import Leaf, Role
 from optax_bnmask.wording import counted
 
+SAME: Final = 1.05
+"""Rates that differ by less are one rate."""
+
 _NAMED: Final = 5
 """So many leaves are named in a message."""
 
@@ -44,6 +47,11 @@ class Case:
     def decays(self) -> bool:
         """Whether it loses a share of itself."""
         return self.does.rate > 0
+
+    @property
+    def uneven(self) -> bool:
+        """Whether parts of it decay at different rates."""
+        return self.does.least * SAME < self.does.rate
 
     @property
     def frozen(self) -> bool:

@@ -10,15 +10,16 @@ from typing import Final
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit.balance import hardly_any, splits, unknown
-from optax_bnmask.audit.evidence import Case, Cases, count, finding, some, without
+from optax_bnmask.audit.evidence import SAME, Case, Cases, count, finding, some, without
 from optax_bnmask.audit.outcome import Finding
+from optax_bnmask.audit.readings import alike
 from optax_bnmask.vocabulary import NORMS, Role, Scale
 
 _MAY_BE_EXEMPT: Final = NORMS | {Role.BIAS, Role.GAIN}
 _HIDDEN: Final = frozenset({Scale.INVARIANT, Scale.JOINT, Scale.UNUSED})
 
-_SAME: Final = 1.05
-"""Rates that differ by less are one rate."""
+_SAME_STRETCHED: Final = 4.0
+"""The same of leaves whose steps are stretched to their length, which is read under a gradient."""
 
 _UNSEEN: Final = (
     "Two things an audit cannot see: a penalty on the norm that is a part of the loss, and a decay "
@@ -37,12 +38,16 @@ def findings(analysis: Analysis, cases: Cases) -> tuple[Finding, ...]:
       The findings.
     """
     broken = [case for case in cases if case.does.broken]
-    live = [case for case in cases if not (case.frozen or case.does.broken)]
+    random = [case for case in without(cases, broken) if case.does.random]
+    live = [case for case in without(cases, broken, random) if not case.frozen]
     found = list(_judged(analysis, live)) if live else []
+    if random:
+        why = f"What {count(random)} lose is random, as when they are rounded at random: "
+        found.insert(0, undetermined([case.path for case in random], f"{why}{some(random)}."))
     if broken:
         why = f"The updates of {count(broken)} are not finite, whatever the gradient: "
         found.insert(0, undetermined([case.path for case in broken], f"{why}{some(broken)}."))
-    elif not live:
+    elif not (live or random):
         why = "No gradient moves any leaf in any step tried: the learning rate is 0, or starts to "
         found = [undetermined([case.path for case in cases], f"{why}rise after 512 steps.")]
     order = {"error": 0, "warning": 1, "note": 2}
@@ -58,11 +63,13 @@ def _judged(analysis: Analysis, live: Cases) -> Iterator[Finding]:
     """Cause by cause; each looks at the leaves that no cause before it explains."""
     growing = [case for case in live if case.does.rate < 0]
     erased = [case for case in live if case.decays and not (case.does.moved and case.reached)]
+    partly = [case for case in without(live, erased) if case.decays and case.does.erased]
     climbing = without(_climbing(live), growing, erased)
     elsewhere = [case for case in live if case.does.rate and case.does.centre]
     recalled = [case for case in live if case.does.recalled]
     yield from _growth(growing)
     yield from _erased(erased)
+    yield from _erased_in_part(partly)
     yield from _climbs(climbing)
     yield from _all_climb(live)
     yield from _elsewhere(without(elsewhere, growing, erased))
@@ -74,6 +81,7 @@ def _judged(analysis: Analysis, live: Cases) -> Iterator[Finding]:
     coupled = [case for case in decayed if case.does.divided or not case.does.proportional]
     yield from _coupled(coupled)
     yield from _lost([case for case in decayed if case.lost])
+    yield from _uneven(without(decayed, coupled))
     yield from _unequal(without(decayed, coupled))
 
 
@@ -92,7 +100,8 @@ def _mask(analysis: Analysis, rest: Cases, *, alone: bool) -> Iterator[Finding]:
         if alone and any(case.leaf.role not in _MAY_BE_EXEMPT and case.wanted for case in rest):
             yield from _nothing(rest)
         return
-    if norms and len(decayed) == len(rest) and weights:
+    whole = all(not case.uneven for case in norms)
+    if norms and whole and len(decayed) == len(rest) and weights:
         yield from _everything(norms)
         return
     if norms and weights and not any(case.decays for case in weights):
@@ -124,8 +133,8 @@ def _growth(cases: Cases) -> Iterator[Finding]:
         "error",
         "growth",
         cases,
-        "The decay points away from 0, so that leaves grow without bound, {}. It is negative, or "
-        "added after the learning rate has turned the sign of the updates. Put "
+        "The decay points away from 0, so that leaves or parts of them grow without bound, {}. It "
+        "is negative, or added after the learning rate has turned the sign of the updates. Put "
         "`optax.add_decayed_weights` before the learning rate, as `optax.adamw` does.",
     )
 
@@ -138,6 +147,25 @@ def _erased(cases: Cases) -> Iterator[Finding]:
         "Decay moves leaves that no gradient moves, and so takes them to 0 step by step, {}. To "
         "freeze them, give them to `optax.set_to_zero` in an `optax.partition`, so that no decay "
         "comes after it.",
+    )
+
+
+def _erased_in_part(cases: Cases) -> Iterator[Finding]:
+    rows = [case for case in cases if case.does.erased == "rows"]
+    yield from finding(
+        "error",
+        "erased",
+        rows,
+        "Decay moves parts of leaves that no gradient moves, and so takes them to 0 step by step, "
+        "{}. The gradient is masked at some indices before something that decays. Mask the updates "
+        "after the decay instead, as the last of the chain.",
+    )
+    yield from finding(
+        "warning",
+        "erased",
+        without(cases, rows),
+        "Decay moves single entries of leaves that no gradient moves, {}. That is right if these "
+        "are pruned and 0. Otherwise mask the updates after the decay, as the last of the chain.",
     )
 
 
@@ -221,13 +249,11 @@ def _everything(norms: Cases) -> Iterator[Finding]:
 
 
 def _inverted(norms: Cases, weights: Cases) -> Iterator[Finding]:
-    return finding(
-        "error",
-        "inverted",
-        [*norms, *weights],
+    message = (
         f"The mask is inverted: what normalisers own decays ({some(norms)}), and no weight does "
-        f"({some(weights)}). In Optax, True means that a leaf decays.",
+        f"({some(weights)}). In Optax, True means that a leaf decays."
     )
+    yield Finding("error", "inverted", tuple(case.path for case in [*norms, *weights]), message)
 
 
 def _norms(norms: Cases) -> Iterator[Finding]:
@@ -262,10 +288,19 @@ def _unwanted(cases: Cases) -> Iterator[Finding]:
 
 
 def _coupled(cases: Cases) -> Iterator[Finding]:
-    return finding(
+    constant = [case for case in cases if alike(case.does.rate, case.does.pushed)]
+    yield from finding(
         "warning",
         "coupled",
-        cases,
+        constant,
+        "What leaves lose in a step is not in proportion to them, {}, and the same whatever their "
+        "gradient is: a penalty on absolute values (L1), or a soft threshold. That is no weight "
+        "decay. The rate shown holds for leaves of size 1 only.",
+    )
+    yield from finding(
+        "warning",
+        "coupled",
+        without(cases, constant),
         "What leaves lose in a step is not in proportion to them, {}: the decay is added before "
         "something that divides by the size of what it gets, as Adam does, and its strength means "
         "little. The rate shown holds for leaves of size 1 only. Decay after that: `optax.adamw` "
@@ -284,6 +319,20 @@ def _lost(cases: Cases) -> Iterator[Finding]:
     )
 
 
+def _uneven(decayed: Cases) -> Iterator[Finding]:
+    cases = [case for case in decayed if case.uneven]
+    low = min((case.does.least for case in cases), default=0)
+    high = max((case.does.rate for case in cases), default=0)
+    return finding(
+        "warning",
+        "uneven_rates",
+        cases,
+        f"Parts of one leaf decay at different rates, from {low:.3g} to {high:.3g} of themselves "
+        f"in a step, {{}}. The rate shown is the highest. That is right only if it is meant, as "
+        f"where stacked layers have learning rates of their own.",
+    )
+
+
 def _unequal(decayed: Cases) -> Iterator[Finding]:
     """Rates are compared among the leaves whose scale a normaliser hides, and among the others.
 
@@ -293,7 +342,7 @@ def _unequal(decayed: Cases) -> Iterator[Finding]:
     for cases in (hidden, without(decayed, hidden)):
         values = [case.does.rate for case in cases]
         low, high = min(values, default=0), max(values, default=0)
-        slow = [case for case in cases if case.does.rate * _SAME < high]
+        slow = [case for case in cases if case.does.rate * _same(case) < high]
         yield from finding(
             "warning",
             "unequal_rates",
@@ -301,3 +350,8 @@ def _unequal(decayed: Cases) -> Iterator[Finding]:
             f"Leaves decay at different rates, from {low:.3g} to {high:.3g} of themselves in a "
             f"step; below the highest are {{}}.",
         )
+
+
+def _same(case: Case) -> float:
+    """How far apart two rates are that are one, where this is one of them."""
+    return _SAME_STRETCHED if case.does.stretched else SAME

@@ -1,6 +1,6 @@
 """An optimizer put on several params at once, step by step, leaves that are treated alike once."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +11,11 @@ from optax_bnmask import compat
 from optax_bnmask.audit.patterns import RUNS, aside, board, mixed, push
 from optax_bnmask.audit.shorten import Labels, Short, shortened
 from optax_bnmask.audit.update import Update
-from optax_bnmask.audit.widen import over_runs, wide
+from optax_bnmask.audit.widen import over_runs
+from optax_bnmask.verify.interpreter import wide
+
+Form = Callable[[Short], Callable[[list[Any]], list[Any]]]
+"""From a program to one that is compiled."""
 
 
 class Kind(NamedTuple):
@@ -56,16 +60,29 @@ class Machine:
     kinds: tuple[Kind, ...]
     kind_of: tuple[int, ...]
 
-    def __init__(self, update: Update) -> None:
+    def __init__(
+        self, update: Update, apart: Sequence[Hashable] = (), form: Form = over_runs
+    ) -> None:
+        """Compiles an update.
+
+        Args:
+          update: The update.
+          apart: For each leaf, what tells it from others of its shape and dtype: nothing unless
+            they are started differently.
+          form: How to compile a program.
+        """
         labels = Labels()
-        leaves = [(leaf.shape, leaf.dtype) for leaf in update.leaves]
+        leaves = [
+            (leaf.shape, leaf.dtype, *own)
+            for leaf, *own in zip(update.leaves, *([apart] if apart else []), strict=True)
+        ]
         starts = [labels.of(("start", leaf)) for leaf in leaves]
         self._params = [labels.of(("params", leaf)) for leaf in leaves]
         self._gradient = [labels.of(("gradient", leaf)) for leaf in leaves]
         inputs = zip(starts, self._gradient, update.leaves, strict=True)
         self._leaves = dict(zip(self._params, inputs, strict=True))
         begin = shortened(labels, update.start, starts)
-        self._begin = _stage(begin)
+        self._begin = _stage(begin, form)
         self._stages: list[_Stage] = []
         state: Sequence[int] = begin.results
         made: list[Sequence[int]] = []
@@ -73,16 +90,17 @@ class Machine:
             short = self._step(labels, program, state)
             made.append(short.results[: len(leaves)])
             after = short.results[len(leaves) :]
-            self._stages.append(_stage(short))
+            self._stages.append(_stage(short, form))
             state = after
         self._first, (last, state) = state, self._repeated(labels, update.steps[-1], state)
         made.append(last.results[: len(leaves)])
         self._next = dict(zip(state, last.results[len(leaves) :], strict=True))
-        self._stages.append(_stage(last))
+        self._stages.append(_stage(last, form))
         self._state = state
         ways = [*zip(self._params, *made, strict=True)]
         numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
         self.kinds = tuple(Kind(self._leaves[way[0]][-1], way[1:]) for way in numbers)
+        self._places = tuple(way[0] for way in numbers)
         self.kind_of = tuple(numbers[way] for way in ways)
 
     def _step(self, labels: Labels, program: Any, state: Sequence[int]) -> Short:  # noqa: ANN401
@@ -129,15 +147,47 @@ class Machine:
                 leaf, [scale * there if r.moved else x for r, x in zip(RUNS, now, strict=True)]
             )
             given[gradient] = _rows(leaf, [pushed * r.gradient * push(leaf.shape) for r in RUNS])
+        return self._walk(begun, given)
+
+    def walk(
+        self, values: Sequence[float], dtypes: Sequence[Any]
+    ) -> Iterator[Sequence[np.ndarray]]:
+        """Starts on params that are all one number each, and moves them, without any gradient.
+
+        Args:
+          values: The number for each leaf.
+          dtypes: For each leaf, the dtype that it is rounded to in every step.
+
+        Yields:
+          The params after a step, one for each kind of leaf.
+        """
+        rounded = dict(zip(self._params, dtypes, strict=True))
+        numbers = dict(zip(self._params, values, strict=True))
+        given: dict[int, Any] = {}
+        begun: dict[int, Any] = {}
+        for params, (start, gradient, leaf) in self._leaves.items():
+            given[params] = begun[start] = jnp.full(leaf.shape, numbers[params], leaf.dtype)
+            given[gradient] = jnp.zeros(leaf.shape, leaf.dtype)
+        for number, updates in enumerate(self._walk(begun, given)):
+            for params, kind in zip(self._places, self.kinds, strict=True):
+                made = updates[kind.updates[min(number, len(kind.updates) - 1)]]
+                moved = (given[params] + made).astype(rounded[params])
+                given[params] = moved.astype(kind.leaf.dtype)
+            yield [np.asarray(given[params]) for params in self._places]
+
+    def _walk(
+        self, begun: Mapping[int, Any], given: Mapping[int, Any]
+    ) -> Iterator[Mapping[int, Any]]:
+        """Goes on without end from a start; `given`, by label, may be changed between steps."""
         values = self._begin.of(begun)
         *once, last = self._stages
         for number, stage in enumerate(once):
-            values = stage.of(given | values)
+            values = stage.of({**given, **values})
             yield self._updates(values, number)
         pairs = zip(self._first, self._state, strict=True)
         values = {label: values[first] for first, label in pairs}
         while True:
-            values = last.of(given | values)
+            values = last.of({**given, **values})
             yield self._updates(values, len(once))
             values = {now: values[then] for now, then in self._next.items()}
 
@@ -147,9 +197,9 @@ class Machine:
         return {label: np.asarray(values[label]) for label in wanted}
 
 
-def _stage(short: Short) -> _Stage:
+def _stage(short: Short, form: Form) -> _Stage:
     results = tuple(dict.fromkeys(short.results))
-    return _Stage(short.inputs, results, over_runs(short._replace(results=results)))
+    return _Stage(short.inputs, results, form(short._replace(results=results)))
 
 
 def _rows(leaf: jax.ShapeDtypeStruct, rows: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - an array

@@ -32,7 +32,8 @@ class Finding:
 
     Attributes:
       severity: ``"error"``; ``"warning"``; or ``"note"``, of what an audit cannot vouch for.
-      kind: Errors: ``"growth"`` (pushed away from 0), ``"erased"`` (decays and gets no gradient),
+      kind: Errors: ``"growth"`` (a leaf or a part of it is pushed away from 0), ``"erased"`` (it
+        decays and gets no gradient, or so do some of its rows; a warning where single entries do),
         ``"climbs"`` (its raw gradient is added to it; a warning where it is not the raw one),
         ``"norm_decayed"``, ``"everything_decayed"``, ``"nothing_decayed"``, ``"inverted"``,
         ``"weight_exempt"``, ``"exempt_decayed"`` (in a category of `exempt`) and
@@ -40,8 +41,8 @@ class Finding:
         ``"lost"`` (less than the leaf's dtype can tell), ``"pulled_elsewhere"`` (to values other
         than 0), ``"recalled"`` (to the values that it started from), ``"group_split"`` and
         ``"invariant_split"`` (some of those that belong together), ``"hardly_anything_decayed"``,
-        ``"unequal_rates"``. ``"unknown_decayed"``: a warning if most that decays is of unknown
-        role, otherwise a note.
+        ``"unequal_rates"``, ``"uneven_rates"`` (of parts of one leaf). ``"unknown_decayed"``: a
+        warning if most that decays is of unknown role, otherwise a note.
       paths: The leaves it is about, in the order of the params.
       message: What was found, what it does, and the way out, in words.
     """
@@ -63,7 +64,9 @@ class Audit:
     Attributes:
       rates: By path, the share of itself that a leaf loses in a step for no other reason than its
         own size: ``learning_rate * weight_decay`` of AdamW. 0 where it does not decay, negative
-        where it grows. Of leaves in a finding ``"coupled"`` it is the share at size 1 alone.
+        where it grows. Of leaves in a finding ``"coupled"`` it is the share at size 1 alone;
+        of those in ``"uneven_rates"`` that of the parts that lose most. Behind a trust ratio, as in
+        LAMB, it hangs on the gradient, and is that under one whose entries are about 1.
       findings: What is wrong, the gravest first.
       analysis: What is known of each leaf.
       frozen: The leaves that neither decay nor any gradient moves.

@@ -1,26 +1,33 @@
 """Whether a decay is more than the dtype of its leaf can tell."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import jax.numpy as jnp
+import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.audit.deeds import deeds_of
+from optax_bnmask.audit.machine import Machine
 from optax_bnmask.audit.readings import Behaviour
 from optax_bnmask.audit.update import Update
+from optax_bnmask.audit.widen import as_traced
+
+_AT_MOST: Final = 2**14
+"""Steps to take; of a decay that needs more to be seen, nothing is said."""
 
 
 def lost(
     update: Update, dtypes: Mapping[str, Any], seen: Mapping[str, Behaviour]
 ) -> frozenset[str]:
-    """The leaves whose decay is rounded away, whatever their values.
+    """The leaves whose decay is rounded away in every step, found by taking the steps.
 
     Between two powers of 2 the numbers of a dtype are equally far apart: by ``eps`` of the lower
     power, half of that below it. So what is lost must be a quarter of ``eps`` of a number at least,
-    or no number changes by it; for most it must be twice as much.
-
-    A leaf of which the optimizer's state keeps a copy in a wider dtype loses it there instead.
+    or no number changes by it in one step. It may be kept all the same, in a copy of the leaf in a
+    wider dtype or in a running sum of what was rounded away. Then it shows once it has come to half
+    of the distance to the next number, after ``eps / (3 * rate)`` steps from 1.5, or from the next
+    number above it, whose last bit is 1: from there on, what is half way is rounded away.
 
     Args:
       update: The optimizer, traced.
@@ -30,24 +37,31 @@ def lost(
     Returns:
       The paths.
     """
-    small = {
-        path: place
-        for place, (path, dtype) in enumerate(dtypes.items())
+    needed = {
+        path: math.ceil(float(jnp.finfo(dtype).eps) / seen[path].rate)
+        for path, dtype in dtypes.items()
         if compat.is_inexact(dtype)
         and seen[path].steady  # a warm-up has yet to arrive at its rate
         and 0 < seen[path].rate < jnp.finfo(dtype).eps / 4
     }
-    if not small:
+    needed = {path: steps for path, steps in needed.items() if steps <= _AT_MOST}
+    if not needed:
         return frozenset()
-    reads = deeds_of(update.start).reads
-    return frozenset(
-        path
-        for path, place in small.items()
-        if not any(
-            made_from & (1 << place)
-            and kept.shape == update.leaves[place].shape
-            and compat.is_inexact(kept.dtype)
-            and jnp.finfo(kept.dtype).bits > jnp.finfo(dtypes[path]).bits
-            for kept, made_from in zip(update.state, reads, strict=True)
-        )
-    )
+    ways = [(seen[path], dtype) for path, dtype in dtypes.items()]
+    numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
+    machine = Machine(update, [numbers[way] for way in ways], as_traced)
+    kinds = dict(zip(dtypes, machine.kind_of, strict=True))
+    left = {kinds[path]: (path, steps) for path, steps in needed.items()}
+    starts = {path: _start(dtype) for path, dtype in dtypes.items()}
+    for taken, params in enumerate(machine.walk([*starts.values()], [*dtypes.values()]), 1):
+        for kind, (path, _) in list(left.items()):
+            if np.any(params[kind] != starts[path]):
+                del left[kind]
+        if not left or taken >= max(steps for _, steps in left.values()):
+            break
+    return frozenset(path for path in needed if kinds[path] in left)
+
+
+def _start(dtype: Any) -> float:  # noqa: ANN401 - a dtype
+    """A number between two powers of 2, its neighbours equally far on both sides."""
+    return 1.5 + float(jnp.finfo(dtype).eps) if compat.is_inexact(dtype) else 1.0

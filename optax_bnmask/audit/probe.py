@@ -9,7 +9,7 @@ import numpy as np
 
 from optax_bnmask.audit.machine import Machine
 from optax_bnmask.audit.patterns import ELSEWHERE, PUSHED, QUIET, UNEVEN
-from optax_bnmask.audit.readings import Behaviour, Reader, Reading, alike, behaviour_of
+from optax_bnmask.audit.readings import Behaviour, Reader, Reading, alike
 from optax_bnmask.audit.update import Update
 
 _LEAST: Final = 8
@@ -26,6 +26,12 @@ _FINE: Final = 2.0**-5
 the same course over the steps. One that is divided by its own size is not in proportion here
 either; one divided by a constant and the sum of its squares, as by Adagrad, takes another course.
 """
+
+_HALF: Final = 0.5
+"""What seems to lose more than this share of itself in a step may be clipped to a range."""
+
+_TINY: Final = 2.0**-12
+"""Params so small that they lie within such a range."""
 
 _FAINT: Final = 2.0**-20
 """Gradients so small that nothing clips them: what `optax.masked` leaves out is handed on."""
@@ -58,6 +64,9 @@ def probe(update: Update, paths: tuple[str, ...]) -> Mapping[str, Behaviour]:
     with jax.enable_x64(True):  # noqa: FBT003 - JAX's own signature
         machine = Machine(update)
         found = _run(machine)
+        if any(each.rate > _HALF for each in found):
+            tiny = _run(machine, scale=_TINY)
+            found = [b if a.rate > _HALF > b.rate else a for a, b in zip(found, tiny, strict=True)]
         if any(each.rate and not each.proportional for each in found):
             fine = _run(machine, scale=_FINE)
             found = [
@@ -82,12 +91,13 @@ def _run(machine: Machine, *, scale: float = 1.0, pushed: float = 1.0) -> list[B
                 past.append(reader.read(made))
         if number + 1 >= _steps_to_take(readings):
             break
-    return [behaviour_of(past) for past in readings]
+    return [reader.behaviour(past) for reader, past in zip(readers, readings, strict=True)]
 
 
 def _is_news(updates: np.ndarray, past: list[Reading]) -> bool:
-    """Whether a leaf moves that did not, or decays that did not."""
-    if any(reading.rate or reading.pushed for reading in past):
+    """Whether a leaf moves that did not, or decays that did not, or in part and so far once."""
+    seen = [reading for reading in past if reading.rate or reading.pushed]
+    if len(seen) > 1 or (seen and not seen[0].in_part):
         return not any(reading.moved for reading in past) and bool(np.any(updates))
     plus, minus = updates[PUSHED[0]], updates[PUSHED[1]]
     depends = np.any(updates[[*QUIET, *UNEVEN, ELSEWHERE]]) or np.any(plus != minus)
@@ -114,18 +124,22 @@ def _unscaled(here: Behaviour, faint: Behaviour) -> Behaviour:
 def _rated(found: list[Behaviour]) -> list[Behaviour]:
     """With the rate that counts: that without a gradient, or if there is none, that under one.
 
-    What keeps its norm is turned and set back, which is no decay.
+    What keeps its norm is turned and set back, which is no decay. What is stretched to the length
+    of its leaf would be so without a gradient as well, however small its decay is.
     """
     some = any(each.rate for each in found)
     found = [
         each
-        if each.rate or (some and (each.kept or not each.alone))
-        else dataclasses.replace(each, rate=each.pushed, proportional=True, centre=0.0)
+        if (each.rate and not (each.stretched and each.pushed))
+        or (some and not each.rate and (each.kept or not each.alone))
+        else dataclasses.replace(
+            each, rate=each.pushed, least=each.pushed, proportional=True, centre=0.0
+        )
         for each in found
     ]
     top = max(abs(each.rate) for each in found)
     return [
-        each if abs(each.rate) > _ROUNDING * top else dataclasses.replace(each, rate=0.0)
+        each if abs(each.rate) > _ROUNDING * top else dataclasses.replace(each, rate=0.0, least=0.0)
         for each in found
     ]
 
@@ -138,4 +152,4 @@ def _signed(found: list[Behaviour]) -> list[Behaviour]:
     """
     if any(each.answer < 0 for each in found) or not any(each.answer > 0 for each in found):
         return found
-    return [dataclasses.replace(each, rate=float(np.abs(each.rate))) for each in found]
+    return [dataclasses.replace(each, rate=abs(each.rate), least=abs(each.least)) for each in found]

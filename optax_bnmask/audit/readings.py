@@ -30,6 +30,10 @@ _PARALLEL: Final = 1 - 1e-9
 _ALIKE: Final = 0.05
 """Rates of even and of uneven params that differ by less are one rate."""
 
+_CANCELLED: Final = 2.0**-20
+"""Beside the highest rate of a leaf, less is what is left where the constants that are rounded to
+float32 in a program should cancel."""
+
 _STEADY: Final = 1e-3
 """What differs by less from one step to another is no noise."""
 
@@ -39,6 +43,9 @@ _FEW: Final = 8
 _INVERSE: Final = 0.95
 """The least correlation, of logarithms, between losses and inverse gradients that is none by
 chance."""
+
+_STRETCHED: Final = 1e-3
+"""Steps of lengths that differ by less are scaled to the length of their leaf, as by LAMB."""
 
 _RECOMPUTED: Final = 0.05
 """A state that calls params back by more than this in a step is where they are computed anew."""
@@ -62,6 +69,11 @@ class Reading(NamedTuple):
       divided: Whether entries with larger gradients lose less of themselves.
       kept: Whether its norm is what it was although it moved.
       finite: Whether the updates with no gradient are finite, and those with one.
+      stretched: Whether a step is as long with a gradient as without.
+      shares: What each entry loses of itself with no gradient; `None` where that is not one number
+        of its own, whatever its size.
+      still: The entries that the gradient's sign makes no difference to; `None` if they are all or
+        none.
     """
 
     rate: float
@@ -77,6 +89,14 @@ class Reading(NamedTuple):
     divided: bool
     kept: bool
     finite: tuple[bool, bool]
+    stretched: bool
+    shares: np.ndarray | None
+    still: np.ndarray | None
+
+    @property
+    def in_part(self) -> bool:
+        """Whether entries lose different shares of themselves."""
+        return self.shares is not None and not _is_one_pattern(self.shares, np.ones(1))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -100,6 +120,12 @@ class Behaviour:
       divided: Whether entries with larger gradients lose less of themselves, in any step.
       kept: Whether gradients turn it and leave its norm alone.
       broken: Whether its updates are not finite, with a gradient and without.
+      stretched: Whether its steps are as long with a gradient as without, as a trust ratio makes
+        them: of a rate without a gradient it is that length alone that shows.
+      least: The lowest rate of its entries that move; that of the others is `rate`.
+      erased: Which of its entries decay and get no gradient: ``""`` for none, ``"rows"`` for all
+        at some indices of an axis, ``"entries"`` for others.
+      random: Whether which of its entries lose something changes from step to step.
       bare: Whether it climbs its gradient in steps that have met no learning rate.
     """
 
@@ -118,6 +144,10 @@ class Behaviour:
     divided: bool
     kept: bool
     broken: bool
+    stretched: bool = False
+    least: float = 0.0
+    erased: str = ""
+    random: bool = False
     bare: bool = False
 
 
@@ -128,6 +158,7 @@ class Reader:
         self._params = scale * board(shape).ravel()
         self._mixed = scale * mixed(shape).ravel()
         self._push = pushed * push(shape).ravel()
+        self._shape = shape
         self._mark = np.cos(np.arange(self._params.size))
         here, there = self._params, scale * aside(shape).ravel()
         size = max(float(here @ here), np.finfo(float).tiny)
@@ -146,10 +177,15 @@ class Reader:
         moved = bool(np.max(np.abs(apart), initial=0) > 1e-12 * size)
         length = np.linalg.norm(params)
         turned = np.abs(np.linalg.norm(params + plus[0]) - length)
-        rate = _pull(u[list(QUIET)], params)
+        rate, uneven = _pull(u[list(QUIET)], params), _pull(u[list(UNEVEN)], self._mixed)
+        quiet = _shares(u[list(QUIET)], params)
+        shares = _one_of(quiet, _shares(u[list(UNEVEN)], self._mixed))
+        if shares is not None:
+            rate = uneven = _strongest(shares)
+        still = np.max(np.abs(apart), 0, initial=0) <= 1e-12 * size
         return Reading(
             rate,
-            _pull(u[list(UNEVEN)], self._mixed),
+            uneven,
             _pull(plus, params),
             bool(_pull(plus, params, least=_PARALLEL)),
             self._centre(u[list(QUIET)], rate),
@@ -161,7 +197,40 @@ class Reader:
             _is_divided(plus, params, push_),
             moved and bool(turned < 1e-9 * length),
             (bool(np.isfinite(u[list(QUIET)]).all()), bool(np.isfinite(plus).all())),
+            _is_one_length(u[QUIET[0]], plus[0]),
+            shares,
+            still if moved and np.any(still) else None,
         )
+
+    def behaviour(self, readings: Sequence[Reading]) -> Behaviour:
+        """What the readings of all steps come to, entry by entry too."""
+        made = behaviour_of(readings)
+        every = [reading.shares for reading in readings if reading.shares is not None]
+        shares = every[0] if every else None
+        still = np.ones(self._push.shape, bool)
+        for reading in readings:
+            if reading.moved:
+                still &= reading.still if reading.still is not None else False
+        if shares is None or not made.moved:
+            return dataclasses.replace(made, least=made.rate)
+        return dataclasses.replace(
+            made,
+            least=float(np.min(shares[~still], initial=made.rate)),
+            erased=self._erased(still & (shares > 0), still),
+            random=not all(_is_one_pattern(shares, other) for other in every),
+        )
+
+    def _erased(self, gone: np.ndarray, still: np.ndarray) -> str:
+        """Which entries decay that no gradient moves, but for what drops the smallest gradients."""
+        size = np.abs(self._push)
+        if not np.any(gone) or np.max(size[still]) <= np.min(size[~still]):
+            return ""
+        shaped, axes = still.reshape(self._shape), range(len(self._shape))
+        for axis in axes:
+            others = tuple(a for a in axes if a != axis)
+            if np.array_equal(shaped.any(others), shaped.all(others)):
+                return "rows"
+        return "entries"
 
     def _centre(self, pair: np.ndarray, rate: float) -> tuple[float, float, float]:
         """Half the sum of the updates of a leaf and its negative is the pull that has no sign."""
@@ -194,6 +263,44 @@ def _is_divided(pair: np.ndarray, params: np.ndarray, by: np.ndarray) -> bool:
     return bool(np.std(y) > _STEADY and np.corrcoef(x, y)[0, 1] < -_INVERSE)
 
 
+def _shares(pair: np.ndarray, params: np.ndarray) -> np.ndarray:
+    """What each entry loses of itself; it is 0 nowhere."""
+    return (pair[1] - pair[0]) / 2 / params
+
+
+def _one_of(even: np.ndarray, uneven: np.ndarray) -> np.ndarray | None:
+    """The shares of entries, if each loses one share of itself whatever its size."""
+    top = np.max(np.abs(even), initial=0)
+    if not (np.isfinite(top) and top > FLOOR):
+        return None
+    if np.max(np.abs(even - uneven)) > _ALIKE * top:
+        return None
+    return np.where(np.abs(even) > _CANCELLED * top, even, 0.0)
+
+
+def _is_one_pattern(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether entries lose the same beside each other in two steps."""
+    tops = [np.max(np.abs(shares)) for shares in (one, other)]
+    return bool(np.max(np.abs(one / tops[0] - other / tops[1])) <= _ALIKE)
+
+
+def _strongest(shares: np.ndarray) -> float:
+    """The share that counts of entries that lose different ones: that by which one grows, if any.
+
+    One share, but for rounding, is the mean of all.
+    """
+    low, high = float(np.min(shares)), float(np.max(shares))
+    if high - low <= _STEADY * max(abs(high), abs(low)):
+        return float(np.mean(shares))
+    return low if low < 0 else high
+
+
+def _is_one_length(one: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two steps are equally long, and are steps."""
+    lengths = [float(np.linalg.norm(x)) for x in (one, other)]
+    return max(lengths) > 0 and max(lengths) <= (1 + _STRETCHED) * min(lengths)
+
+
 def _pull(pair: np.ndarray, params: np.ndarray, least: float = _ALONG) -> float:
     """The share of themselves that params lose: half the difference of theirs and their negative's.
 
@@ -222,11 +329,12 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
     calm, hard = zip(*(reading.finite for reading in readings), strict=True)
     rate, pushed = first.rate or first.uneven, _first(readings, lambda r: r.pushed)
     recalled = _first(readings, lambda r: r.recalled if abs(r.recalled) > FLOOR else 0.0)
+    proportional = all(alike(reading.rate, reading.uneven) for reading in rates)
     return Behaviour(
         rate,
         pushed,
         all(reading.alone for reading in readings if reading.pushed),
-        all(alike(reading.rate, reading.uneven) for reading in rates),
+        proportional,
         rates[-1].rate / first.rate if first.rate else 0.0,
         len(rates) > 1 and abs(rates[-1].rate) <= (1 + _STEADY) * abs(first.rate),
         _centre(first, rates[-1]) if rates else 0.0,
@@ -238,6 +346,7 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
         any(reading.divided for reading in readings),
         _all_kept(readings),
         not (all(calm) or all(hard) or rate or pushed),
+        proportional and first.stretched,
     )
 
 

@@ -16,6 +16,9 @@ from jax import lax
 
 from optax_bnmask import compat
 from optax_bnmask.audit.shorten import Line, Short
+from optax_bnmask.verify.interpreter import Interpreter, Opened, widened
+
+_INTERPRETER: Final = Interpreter({}, Opened())
 
 
 def evaluate(short: Short, *values: Any) -> list[Any]:  # noqa: ANN401 - arrays
@@ -37,14 +40,6 @@ def evaluate(short: Short, *values: Any) -> list[Any]:  # noqa: ANN401 - arrays
     return [env[label] for label in short.results]
 
 
-def wide(dtype: Any) -> Any:  # noqa: ANN401 - a dtype
-    """The dtype in which values of a dtype are computed here."""
-    if not compat.is_inexact(dtype):
-        return dtype
-    is_complex = jnp.issubdtype(dtype, jnp.complexfloating)
-    return np.dtype(np.complex128 if is_complex else np.float64)
-
-
 def _constant(value: Any) -> Any:  # noqa: ANN401 - an array
     """A constant in its wide dtype, a number as it was most likely written.
 
@@ -53,7 +48,7 @@ def _constant(value: Any) -> Any:  # noqa: ANN401 - an array
     the one in the source, but for numbers that were computed there.
     """
     if not (compat.is_inexact(value.dtype) and value.ndim == 0 and value.dtype.kind != "c"):
-        return _widened(value)
+        return widened(value)
     exact = float(value)
     with np.errstate(over="ignore"):  # the largest number of a dtype, rounded up
         for digits in range(1, 17):
@@ -63,43 +58,9 @@ def _constant(value: Any) -> Any:  # noqa: ANN401 - an array
     return jnp.asarray(exact, np.float64)  # infinite, or not a number
 
 
-def _widened(value: Any) -> Any:  # noqa: ANN401 - an array
-    """A value in its wide dtype."""
-    return value.astype(wide(value.dtype)) if compat.is_inexact(value.dtype) else value
-
-
 def _applied(line: Line, operands: Sequence[Any]) -> Sequence[Any]:
-    """One operation on wide operands, or if it is of one width only, as reading bits is, on those.
-
-    Whether it is shows in what it returns: other shapes or dtypes than widening should give.
-    """
-    avals = [var.aval for var in line.eqn.outvars]
-    params = {name: _wide_parameter(value) for name, value in line.eqn.params.items()}
-    try:
-        outs = _bound(line, operands, params)
-        if all(
-            o.shape == a.shape and o.dtype == wide(a.dtype)
-            for o, a in zip(outs, avals, strict=True)
-        ):
-            return outs
-    except (TypeError, ValueError):
-        pass  # it checks its dtypes
-    narrow = [
-        operand.astype(atom.aval.dtype) if compat.is_inexact(atom.aval.dtype) else operand
-        for operand, atom in zip(operands, line.eqn.invars, strict=True)
-    ]
-    return [_widened(out) for out in _bound(line, narrow, line.eqn.params)]
-
-
-def _bound(line: Line, operands: Sequence[Any], params: Mapping[str, Any]) -> Sequence[Any]:
-    """The results of the primitive, as a list whether it has one or several."""
-    primitive = line.eqn.primitive
-    outs = primitive.bind(*operands, **params)
-    return outs if primitive.multiple_results else [outs]
-
-
-def _wide_parameter(value: Any) -> Any:  # noqa: ANN401 - any parameter
-    return wide(value) if isinstance(value, np.dtype) else value
+    """One operation in float64, as `verify` runs it; in its own dtypes if it is of one width."""
+    return _INTERPRETER.applied(line.eqn, operands)
 
 
 def _cond(line: Line, operands: Sequence[Any]) -> Sequence[Any]:
@@ -154,3 +115,17 @@ def over_runs(short: Short) -> Callable[[list[Any]], list[Any]]:
         return evaluate(short, *values)
 
     return jax.jit(partial(lax.map, run))
+
+
+def as_traced(short: Short) -> Callable[[list[Any]], list[Any]]:
+    """A program compiled in the dtypes that it was traced with."""
+
+    def run(values: list[Any]) -> list[Any]:
+        env = dict(zip(short.inputs, values, strict=True)) | dict(short.known)
+        for line in short.lines:
+            primitive, operands = line.eqn.primitive, [env[label] for label in line.ins]
+            outs = primitive.bind(*operands, **primitive.get_bind_params(line.eqn.params))
+            env.update(zip(line.outs, outs if primitive.multiple_results else [outs], strict=True))
+        return [env[label] for label in short.results]
+
+    return jax.jit(run)

@@ -210,7 +210,10 @@ def _check_sizes(fields: Fields, leaf: Leaf) -> None:
         raise fields.wrong("have a number for each block", leaf.parts, "parts")
     for field, found in parts.items():
         ends = [(b, leaf.shape[axis]) for axis, blocks in found.items() for b in blocks]
-        if any(not b.start < b.stop <= n or b.inner < 1 for b, n in ends):
+        if any(
+            not (b.start < b.stop <= n and b.inner >= 1 and (b.stop - b.start) % b.inner == 0)
+            for b, n in ends
+        ):
             raise fields.wrong("lie within their axes", found, field)
 
 
@@ -240,7 +243,8 @@ def _blocks_of(fields: Fields, name: str) -> dict[int, tuple[Block, ...]]:
     found = fields.checked(dict, fields.record.get(name, {}), name)
     out = {}
     for axis, blocks in found.items():
-        rows = [Fields({"block": row}, "`blocks`").lengths("block") for row in blocks]
+        each = fields.checked(list, blocks, name)
+        rows = [Fields({"block": row}, f"`{name}`").lengths("block") for row in each]
         if not str(axis).isdecimal() or any(len(row) != len(Block._fields) for row in rows):
             raise fields.wrong("hold rows of start, stop and inner by axis", found, name)
         out[int(axis)] = tuple(Block(*row) for row in rows)

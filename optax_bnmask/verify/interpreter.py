@@ -102,6 +102,10 @@ class Interpreter:
                 env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in inner.outvars]
 
+    def applied(self, eqn: Any, arrays: Sequence[Array]) -> list[Array]:  # noqa: ANN401
+        """The results of one equation at these arrays, none of them known before it runs."""
+        return [x.array for x in self._equation(eqn, [*map(Value, arrays)])]
+
     def _equation(self, eqn: Any, ins: Sequence[Value]) -> list[Value]:  # noqa: ANN401
         if eqn.primitive in CALLS and (body := body_of_call(eqn.params, len(ins))) is not None:
             return self._within(eqn).run(body, ins)
@@ -259,13 +263,13 @@ def _widest_of(name: str, value: Any) -> Any:  # noqa: ANN401 - any parameter
     if name == "precision":
         return None  # algorithms of products are of one dtype each
     if name in ("dtype", "new_dtype", "preferred_element_type") and value is not None:
-        return _wide_dtype(value)
+        return wide(value)
     return value
 
 
 def _cast(eqn: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401
     """A cast between floats only rounds, and is left out; ``f(a*x) = a*f(x)``."""
-    return lax.convert_element_type(ins[0], _wide_dtype(eqn.params["new_dtype"]))
+    return lax.convert_element_type(ins[0], wide(eqn.params["new_dtype"]))
 
 
 def _scatter(function: Callable[..., Array]) -> Callable[..., Array]:
@@ -293,7 +297,8 @@ _BITS: Final = compat.primitive("bitcast_convert_type_p")
 
 
 @functools.cache
-def _wide_dtype(dtype: Any) -> Any:  # noqa: ANN401 - a dtype
+def wide(dtype: Any) -> Any:  # noqa: ANN401 - a dtype
+    """The dtype in which values of a dtype are computed here."""
     if jnp.issubdtype(dtype, np.complexfloating):
         return np.dtype(np.complex128)
     return np.dtype(np.float64) if jnp.issubdtype(dtype, np.floating) else dtype
@@ -301,7 +306,7 @@ def _wide_dtype(dtype: Any) -> Any:  # noqa: ANN401 - a dtype
 
 def widened(x: Any) -> Any:  # noqa: ANN401 - any array, keys of random numbers among them
     """An array in double precision, if it is one of floats."""
-    return jnp.asarray(x, _wide_dtype(x.dtype)) if compat.is_inexact(x.dtype) else x
+    return jnp.asarray(x, wide(x.dtype)) if compat.is_inexact(x.dtype) else x
 
 
 def _iswidened(eqn: Any) -> bool:  # noqa: ANN401
@@ -319,7 +324,7 @@ def _results(outs: Any, eqn: Any) -> list[Array]:  # noqa: ANN401
     """The results, if they are those that the jaxpr speaks of."""
     outs = list(outs) if eqn.primitive.multiple_results else [outs]
     for x, variable in zip(outs, eqn.outvars, strict=True):
-        if x.shape != variable.aval.shape or x.dtype != _wide_dtype(variable.aval.dtype):
+        if x.shape != variable.aval.shape or x.dtype != wide(variable.aval.dtype):
             raise TypeError(f"`{eqn.primitive}` gave {x.dtype}{x.shape}")
     return outs
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax import lax
 from optax import contrib
 
 import optax_bnmask as bnmask
@@ -187,3 +188,93 @@ def test_muon_of_huge_leaves_is_audited_on_small_ones_of_the_same_proportions():
     params, analysis = huge()
     tx = contrib.muon(RATE, weight_decay=DECAY, adam_weight_decay=DECAY)
     assert kinds(bnmask.audit(tx, params, analysis)) == ["everything_decayed"]
+
+
+STRETCHED = {"LAMB": (optax.lamb, "mask"), "LARS": (optax.lars, "weight_decay_mask")}
+
+
+@pytest.mark.parametrize("name", STRETCHED)
+def test_rates_behind_a_trust_ratio_are_in_proportion_to_the_decay(name):
+    make, mask = STRETCHED[name]
+    decays = np.array([1e-6, 1e-4, 1e-2])
+    rates = [
+        bnmask.audit(make(RATE, weight_decay=decay, **{mask: MASK}), PARAMS, ANALYSIS).rates
+        for decay in decays
+    ]
+    np.testing.assert_allclose(
+        [each["dense/kernel"] for each in rates],
+        decays * rates[0]["dense/kernel"] / 1e-6,
+        rtol=0.01,
+    )
+    assert {each["norm/scale"] for each in rates} == {0.0}
+
+
+def test_groups_of_one_trust_ratio_that_decay_apart_are_named():
+    params = {"a": {"kernel": jnp.ones((4, 3))}, "b": {"kernel": jnp.ones((6, 5))}}
+    labels = {"a": {"kernel": "strong"}, "b": {"kernel": "weak"}}
+    groups = {
+        "strong": optax.lamb(RATE, weight_decay=DECAY),
+        "weak": optax.lamb(RATE, weight_decay=DECAY / 100),
+    }
+    analysis = bnmask.analyze_structure(params)
+    (found,) = bnmask.audit(optax.partition(groups, labels), params, analysis).findings
+    assert (found.kind, found.paths) == ("unequal_rates", ("b/kernel",))
+    assert bnmask.audit(groups["strong"], params, analysis).findings == ()
+
+
+def after_adamw(rule):
+    """AdamW, and a function of the update of the kernel."""
+
+    def update(updates, params):
+        del params
+        return {
+            **updates,
+            "dense": {**updates["dense"], "kernel": rule(updates["dense"]["kernel"])},
+        }
+
+    return optax.chain(adamw(MASK), optax.stateless(update))
+
+
+EYE = jnp.eye(4)
+OF_ONE_WIDTH = {
+    "rows that are scaled": lambda u: u.at[0].multiply(1.0),
+    "rows that are added": lambda u: u.at[0].add(0.0),
+    "sums of segments": lambda u: jax.ops.segment_sum(u, jnp.arange(4), 4),
+    "a linear solve": lambda u: jnp.linalg.solve(2 * EYE, 2 * u),
+    "an inverse": lambda u: jnp.linalg.inv(2 * EYE) @ (2 * u),
+    "Cholesky": lambda u: jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(EYE), u),
+    "an exponential of a matrix": lambda u: jax.scipy.linalg.expm(0 * EYE) @ u,
+    "a reduction of its own": lambda u: u + 0 * lax.reduce(u, jnp.float32(0), lax.add, (0, 1)),
+    "a histogram": lambda u: u + 0 * jnp.histogram(u)[0][0],
+}
+
+
+@pytest.mark.parametrize("name", OF_ONE_WIDTH)
+def test_operations_that_hold_a_program_of_one_width_are_seen_through(name):
+    audit = bnmask.audit(after_adamw(OF_ONE_WIDTH[name]), PARAMS, ANALYSIS)
+    assert audit.findings == ()
+    np.testing.assert_allclose(audit.rates["dense/kernel"], RATE * DECAY, rtol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_an_inverted_mask_is_named_however_often_its_blocks_repeat(blocks):
+    params = {f"block{i}": {**PARAMS, "n{}": PARAMS["norm"]} for i in range(blocks)}
+    analysis = bnmask.analyze_structure(params)
+    (found,) = bnmask.audit(adamw(~analysis.decay_mask()), params, analysis).findings
+    assert found.kind == "inverted"
+    assert "n{}" in found.message
+
+
+def test_a_soft_threshold_is_not_called_a_penalty_behind_adam():
+    pull = optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u + DECAY * jnp.sign(p), u, p))
+    tx = optax.chain(optax.scale_by_adam(), optax.masked(pull, MASK), optax.scale(-RATE))
+    (found,) = bnmask.audit(tx, PARAMS, ANALYSIS).findings
+    assert found.kind == "coupled"
+    assert "soft threshold" in found.message
+
+
+def test_params_that_are_clipped_to_a_small_range_are_not_erased():
+    clip = by_leaf(lambda u, p: jnp.clip(p + u, -0.01, 0.01) - p)
+    tx = optax.chain(optax.rmsprop(5e-5), optax.stateless(clip))
+    (found,) = bnmask.audit(tx, PARAMS, ANALYSIS).findings
+    assert found.kind == "nothing_decayed"
