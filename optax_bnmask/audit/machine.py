@@ -1,11 +1,14 @@
 """An optimizer put on several params at once, step by step, leaves that are treated alike once."""
 
+import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from optax_bnmask import compat
 from optax_bnmask.audit.patterns import RUNS, aside, board, mixed, push
@@ -147,49 +150,65 @@ class Machine:
                 leaf, [scale * there if r.moved else x for r, x in zip(RUNS, now, strict=True)]
             )
             given[gradient] = _rows(leaf, [pushed * r.gradient * push(leaf.shape) for r in RUNS])
-        return self._walk(begun, given)
+        values = self._begin.of(begun)
+        *once, last = self._stages
+        for number, stage in enumerate(once):
+            values = stage.of(given | values)
+            yield self._updates(values, number)
+        values = self._repeating(values)
+        while True:
+            values = last.of(given | values)
+            yield self._updates(values, len(once))
+            values = {now: values[then] for now, then in self._next.items()}
 
     def walk(
-        self, values: Sequence[float], dtypes: Sequence[Any]
-    ) -> Iterator[Sequence[np.ndarray]]:
+        self, values: Sequence[float], dtypes: Sequence[Any], stride: int
+    ) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
         """Starts on params that are all one number each, and moves them, without any gradient.
 
         Args:
           values: The number for each leaf.
           dtypes: For each leaf, the dtype that it is rounded to in every step.
+          stride: How many steps to take at once.
 
         Yields:
-          The params after a step, one for each kind of leaf.
+          How many steps were taken, and the params, one array for each kind of leaf.
         """
         rounded = dict(zip(self._params, dtypes, strict=True))
         numbers = dict(zip(self._params, values, strict=True))
-        given: dict[int, Any] = {}
-        begun: dict[int, Any] = {}
-        for params, (start, gradient, leaf) in self._leaves.items():
-            given[params] = begun[start] = jnp.full(leaf.shape, numbers[params], leaf.dtype)
-            given[gradient] = jnp.zeros(leaf.shape, leaf.dtype)
-        for number, updates in enumerate(self._walk(begun, given)):
-            for params, kind in zip(self._places, self.kinds, strict=True):
-                made = updates[kind.updates[min(number, len(kind.updates) - 1)]]
-                moved = (given[params] + made).astype(rounded[params])
-                given[params] = moved.astype(kind.leaf.dtype)
-            yield [np.asarray(given[params]) for params in self._places]
-
-    def _walk(
-        self, begun: Mapping[int, Any], given: Mapping[int, Any]
-    ) -> Iterator[Mapping[int, Any]]:
-        """Goes on without end from a start; `given`, by label, may be changed between steps."""
-        values = self._begin.of(begun)
+        zero, begun, params = dict[int, Any](), dict[int, Any](), dict[int, Any]()
+        for label, (start, gradient, leaf) in self._leaves.items():
+            params[label] = begun[start] = jnp.full(leaf.shape, numbers[label], leaf.dtype)
+            zero[gradient] = jnp.zeros(leaf.shape, leaf.dtype)
         *once, last = self._stages
+
+        def moved(params: dict[int, Any], made: Mapping[int, Any], number: int) -> dict[int, Any]:
+            out = dict(params)
+            for label, kind in zip(self._places, self.kinds, strict=True):
+                new = (params[label] + made[kind.updates[number]]).astype(rounded[label])
+                out[label] = new.astype(kind.leaf.dtype)
+            return out
+
+        state = self._begin.of(begun)
         for number, stage in enumerate(once):
-            values = stage.of({**given, **values})
-            yield self._updates(values, number)
-        pairs = zip(self._first, self._state, strict=True)
-        values = {label: values[first] for first, label in pairs}
-        while True:
-            values = last.of({**given, **values})
-            yield self._updates(values, len(once))
-            values = {now: values[then] for now, then in self._next.items()}
+            state = stage.of(zero | params | state)
+            params = moved(params, state, number)
+
+        def step(_: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
+            params, state = carry
+            made = last.of(zero | params | state)
+            state = {now: made[then] for now, then in self._next.items()}
+            return moved(params, made, len(once)), state
+
+        steps = jax.jit(partial(lax.fori_loop, 0, stride, step))
+        carry = params, self._repeating(state)
+        for number in itertools.count(1):
+            carry = steps(carry)
+            yield len(once) + number * stride, [np.asarray(carry[0][x]) for x in self._places]
+
+    def _repeating(self, values: Mapping[int, Any]) -> dict[int, Any]:
+        """The state by the labels that it has in all further steps."""
+        return {label: values[x] for x, label in zip(self._first, self._state, strict=True)}
 
     def _updates(self, values: Mapping[int, Any], number: int) -> dict[int, np.ndarray]:
         """The updates that a stage made, by label."""

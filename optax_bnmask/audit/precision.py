@@ -17,6 +17,10 @@ _AT_MOST: Final = 2**14
 """Steps to take; of a decay that needs more to be seen, nothing is said."""
 
 
+_STRIDE: Final = 64
+"""Steps to take before looking at what has become of the params."""
+
+
 def lost(
     update: Update, dtypes: Mapping[str, Any], seen: Mapping[str, Behaviour]
 ) -> frozenset[str]:
@@ -53,7 +57,7 @@ def lost(
     kinds = dict(zip(dtypes, machine.kind_of, strict=True))
     left = {kinds[path]: (path, steps) for path, steps in needed.items()}
     starts = {path: _start(dtype) for path, dtype in dtypes.items()}
-    for taken, params in enumerate(machine.walk([*starts.values()], [*dtypes.values()]), 1):
+    for taken, params in machine.walk([*starts.values()], [*dtypes.values()], _STRIDE):
         for kind, (path, _) in list(left.items()):
             if np.any(params[kind] != starts[path]):
                 del left[kind]

@@ -96,9 +96,9 @@ class Record:
         seen = self.seen[number]
         seen.meetings.append(how)
         seen.outputs.append(e.out)
-        seen.meets_leaves |= any(self._knows_others(x, number) for x in e.ins)
+        seen.meets_leaves |= any(self.knows_others(x, number) for x in e.ins)
 
-    def _knows_others(self, x: int, number: int) -> bool:
+    def knows_others(self, x: int, number: int) -> bool:
         """Whether a value is computed from other leaves than that one."""
         view = self.views.get(x)
         return bool(self.facts.depends[x] and (view is None or number not in view.leaves))
