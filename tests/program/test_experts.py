@@ -66,6 +66,22 @@ def test_experts_own_matrices_and_biases(net):
     assert {str(analysis[path].role) for path in ("up_bias", "down_bias")} == {"bias"}
 
 
+def scaled(p, x):
+    gates, expert = lax.top_k(x @ p["router"], 2)
+    gates = nn.softmax(gates) * p["gate_scale"][expert]
+    h = nn.silu(jnp.einsum("td,tkdf->tkf", x, p["up"][expert]) * p["up_scale"][expert])
+    y = jnp.einsum("tkf,tkfd->tkd", h, p["down"][expert])
+    return (x + jnp.einsum("tkd,tk->td", y, gates)) @ p["head"]
+
+
+def test_experts_own_gains():
+    own = {"gate_scale": jnp.ones(EXPERTS), "up_scale": jnp.ones((EXPERTS, HIDDEN))}
+    used = {path: x for path, x in PARAMS.items() if not path.endswith("bias")}
+    analysis = bnmask.analyze(scaled, used | own, X)
+    assert {str(analysis[path].role) for path in own} == {"gain"}
+    assert tuple(analysis["up"].dimensions) == OF_EXPERT
+
+
 def nearest(z, codes):
     return codes[jnp.argmin(((z[:, None] - codes) ** 2).sum(-1), -1)]
 
@@ -84,8 +100,14 @@ def positioned(p, x, places):
     return nn.relu(x @ p["encoder"] + p["codes"][places]) @ p["head"]
 
 
+def gated(p, x):
+    z = x @ p["encoder"]
+    return (nn.sigmoid(z) * nearest(z, p["codes"])) @ p["head"]
+
+
 @pytest.mark.parametrize(
-    ("net", "args"), [(quantised, ()), (refined, ()), (positioned, (jnp.arange(TOKENS) % 4,))]
+    ("net", "args"),
+    [(gated, ()), (quantised, ()), (refined, ()), (positioned, (jnp.arange(TOKENS) % 4,))],
 )
 def test_codebooks_and_positions_are_tables_though_they_are_added_to_an_output(net, args):
     params = {

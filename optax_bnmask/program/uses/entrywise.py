@@ -7,6 +7,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.flags import EPSILON, EVERY
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Equation
+from optax_bnmask.program.uses.experts import revote_chosen
 from optax_bnmask.program.uses.indicating import varies
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, NONE, Factor, Met, View, features_of, together
@@ -74,6 +75,7 @@ def product(record: Record, e: Equation) -> View:
         if factor.leaves and (not other.is_pure or _is_gain(record, e, factor, other)):
             view = _gained(record, e, k, view, (factor, other))
             break
+    revote_chosen(record, e, (x, y), Role.GAIN)
     return _normalised(record, e, view, x, y)
 
 
@@ -195,9 +197,7 @@ def total(record: Record, e: Equation) -> View:
     for leaf, other in ((x, y), (y, x)):
         if leaf.leaves:
             return _biased(record, e, leaf, other)
-    for table, other in ((x, y), (y, x)):
-        if table.owners and table.met.keys() == table.owners:
-            _choose_biases(record, e, table, other)
+    revote_chosen(record, e, (x, y), Role.BIAS)
     same = record.gauges.are_the_same(e)
     return View(
         met=together((x.met, y.met)),
@@ -211,31 +211,6 @@ def total(record: Record, e: Equation) -> View:
         broad=x.broad and y.broad,
         features=features_of((x.features, y.features)),
     )
-
-
-def _choose_biases(record: Record, e: Equation, table: View, other: View) -> None:
-    """Makes biases of tables whose rows are added to what the weight of the same choice put out.
-
-    So each expert of a mixture has its bias, ``ragged_dot(x, w, sizes) + b[expert]``: the choice is
-    made by leaves, the router's, and the weight has a matrix for each row of the table.
-    """
-    for number, met in table.met.items():
-        if met.role is not Role.EMBEDDING or number in other.met:
-            continue
-        if not any(record.knows_others(x, number) for x in met.at.ins):
-            continue
-        axes = {a for a, own in enumerate(met.places) if max(own, default=-1) >= 0}
-        kept = {a for own in met.places for a in own if a >= 0}
-        choices = {n for a, n in enumerate(record.shapes[number]) if a not in kept}
-        made_by = [
-            {leaf for leaf, _ in other.features[a]} if other.features else set[int]() for a in axes
-        ]
-        for weight in set[int]().union(*made_by):
-            matrix = record.dimensions(weight)
-            batch = matrix.batch if matrix else ()
-            if choices and choices <= {record.shapes[weight][a] for a in batch}:
-                record.revote([number], Role.EMBEDDING, Role.BIAS, e)
-                record.biases[weight].add(number)
 
 
 def _both_normed(record: Record, e: Equation, x: View, y: View) -> int:

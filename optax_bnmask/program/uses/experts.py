@@ -1,0 +1,48 @@
+"""What each expert of a mixture owns beside its matrix: a bias, a gain, looked up by the router."""
+
+from optax_bnmask.program.tape import Equation
+from optax_bnmask.program.uses.record import Record
+from optax_bnmask.program.uses.views import Met, View
+from optax_bnmask.vocabulary import Role
+
+
+def revote_chosen(record: Record, e: Equation, operands: tuple[View, View], role: Role) -> None:
+    """Gives tables whose rows belong to what is chosen beside them their role there.
+
+    So each expert of a mixture has its bias, ``ragged_dot(x, w, sizes) + b[expert]``: the choice is
+    made by leaves, the router's, and the weight has a matrix for each row of the table. A single
+    number for each, ``gate * scale[expert]``, is a gain.
+    """
+    for table, other in (operands, operands[::-1]):
+        if not table.owners or table.met.keys() != table.owners:
+            continue  # it is more than what was looked up
+        for number, met in table.met.items():
+            by_leaves = any(record.knows_others(x, number) for x in met.at.ins)
+            if met.role is not Role.EMBEDDING or number in other.met or not by_leaves:
+                continue
+            weights = _with_a_matrix_for_each(record, number, met, other)
+            single = record.shapes[number] == _choices(record, number, met)
+            if weights or (single and role is Role.GAIN):
+                record.revote([number], Role.EMBEDDING, role, e)
+            if role is Role.BIAS:
+                for weight in weights:
+                    record.biases[weight].add(number)
+
+
+def _choices(record: Record, number: int, met: Met) -> tuple[int, ...]:
+    """The lengths of the axes that a table was looked up along."""
+    kept = {a for own in met.places for a in own if a >= 0}
+    return tuple(n for a, n in enumerate(record.shapes[number]) if a not in kept)
+
+
+def _with_a_matrix_for_each(record: Record, number: int, met: Met, other: View) -> set[int]:
+    """The weights that made an axis of a table's rows, with a matrix for each row."""
+    axes = [a for a, own in enumerate(met.places) if max(own, default=-1) >= 0]
+    made_by = {leaf for a in axes if other.features for leaf, _ in other.features[a]}
+    choices = set(_choices(record, number, met))
+    out = set[int]()
+    for weight in made_by - {number}:
+        matrix = record.dimensions(weight)
+        if matrix and choices and choices <= {record.shapes[weight][a] for a in matrix.batch}:
+            out.add(weight)
+    return out
