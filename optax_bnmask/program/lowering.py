@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from optax_bnmask import compat
+from optax_bnmask.program.joining import unjoined
 from optax_bnmask.program.tape import CONTRACT, SLICE, Writer, lowering
 
 
@@ -47,11 +48,17 @@ def cut(w: Writer, x: int) -> list[int]:
     """Some of the entries."""
     bounds = tuple(zip(w.params["start_indices"], w.params["limit_indices"], strict=True))
     strides = w.params["strides"] or (1,) * len(bounds)
+    old = w.tape.shapes[x]
+    parted = [a for a, (low, high) in enumerate(bounds) if high - low < old[a]]
+    if len(parted) == 1 and all(n == 1 for n in strides):
+        return [_piece(w, x, parted[0], *bounds[parted[0]])]
     return [w.emit(SLICE, (x,), w.shape, bounds=bounds, strides=strides)]
 
 
 def _piece(w: Writer, x: int, axis: int, low: int, high: int) -> int:
-    """Writes a slice along one axis."""
+    """Writes a slice along one axis; of what was joined there, what that slice was before."""
+    if (piece := unjoined(w.tape, x, axis, (low, high))) is not None:
+        return piece
     shape = w.tape.shapes[x]
     bounds = [(low, high) if a == axis else (0, n) for a, n in enumerate(shape)]
     part = [b - a for a, b in bounds]

@@ -87,7 +87,14 @@ def in_two_steps(h, axes):
     return y / jnp.sqrt((y * y).mean(axes, keepdims=True) + EPS)
 
 
-SPELLINGS = [two_pass, by_moments, by_sums, folded, in_two_steps]
+def stacked(h, axes):
+    """Both moments in one array, as they are exchanged between devices at once."""
+    sums = jnp.stack([h.sum(axes, keepdims=True), (h * h).sum(axes, keepdims=True)])
+    mean, square = sums / math.prod(h.shape[a] for a in axes)
+    return (h - mean) * lax.rsqrt(square - mean * mean + EPS)
+
+
+SPELLINGS = [two_pass, by_moments, by_sums, folded, in_two_steps, stacked]
 
 
 @pytest.mark.parametrize("norm", SPELLINGS)
@@ -325,12 +332,6 @@ def masked(p, x):
     return h - h.mean(0, where=some, keepdims=True)
 
 
-def stacked(p, x):
-    h = x @ p["w"] + p["b"]
-    mean, square = jnp.stack([h.mean(0), (h * h).mean(0)])
-    return (h - mean) * lax.rsqrt(square - mean * mean + EPS)
-
-
 def of_magnitudes(p, x):
     h = x @ p["w"] + p["b"]
     mean = h.mean(0)
@@ -350,7 +351,6 @@ def of_examples(p, x):
 
 MISSED = {
     "a mean over some rows, as in a masked norm": (masked, ROWS, "b"),
-    "moments that are stacked, as for one exchange between devices": (stacked, ROWS, "b"),
     "a mean of squared magnitudes": (of_magnitudes, ROWS, "b"),
     "a mean that is a contraction": (by_a_matrix, ROWS, "b"),
     "a kernel whose output is constant only once it is broadcast": (of_examples, TOKENS, "emb"),
@@ -374,6 +374,38 @@ class Linen(nn.Module):
     @nn.compact
     def __call__(self, x):
         return jnp.tanh(self.norm(nn.Conv(4, (self.size, self.size), name="conv")(x)))
+
+
+def by_shards(fn, x):
+    """Over a mesh of one device, which exchanges with itself."""
+    auto = (jax.sharding.AxisType.Auto,)
+    mesh, rows = jax.make_mesh((1,), ("data",), axis_types=auto), jax.P("data")
+    return jax.shard_map(fn, mesh=mesh, in_specs=rows, out_specs=rows)(x)
+
+
+def by_groups(fn, x):
+    return jax.vmap(fn, axis_name="data")(x.reshape(2, -1, *x.shape[1:]))
+
+
+@pytest.mark.parametrize("spread", [by_shards, by_groups])
+@pytest.mark.parametrize("fast", [True, False])
+def test_a_bias_before_a_batch_norm_over_devices_is_dead(spread, fast):
+    alone, synced = (
+        Linen(nn.BatchNorm(use_fast_variance=fast, axis_name=name, **batch_norm))
+        for name in (None, "data")
+    )
+    x = drawn(IMAGE, 1)
+    variables = alone.init(jax.random.key(0), x)
+    stats = variables["batch_stats"]
+
+    def fn(p, x):
+        def one(x):
+            given = {"params": p, "batch_stats": stats}
+            return synced.apply(given, x, mutable=["batch_stats"])[0]
+
+        return spread(one, x)
+
+    assert bnmask.analyze(fn, variables["params"], x).dead == ("conv/bias",)
 
 
 batch_norm = {"use_running_average": False}

@@ -19,6 +19,6 @@ In this order:
 - `gauges` and `trails`: the local scale, and where it cancels; `gradients`: what moves with leaves;
 - `record`: what was found so far; `entrywise` and `contractions`: what operations do to it, by
   their kind; `reading`: the loop; `positions`: heads, inputs and hidden weights;
-- `experts`: biases and gains that a router looks up; `parts`: which columns of a fused leaf make one
-  matrix.
+- `experts`: biases and gains that a router looks up; `parts`: which columns of a fused leaf make
+  one matrix.
 """
