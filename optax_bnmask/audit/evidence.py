@@ -77,7 +77,12 @@ def finding(severity: str, kind: str, cases: Cases, message: str) -> Iterator[Fi
     """
     if cases:
         paths = tuple(case.path for case in cases)
-        yield Finding(severity, kind, paths, message.format(f"{count(cases)}: {some(cases)}"))
+        yield Finding(severity, kind, paths, message.format(named(cases)))
+
+
+def named(cases: Cases) -> str:
+    """How many leaves there are, and the names of the first."""
+    return f"{count(cases)}: {some(cases)}"
 
 
 def some(cases: Cases) -> str:

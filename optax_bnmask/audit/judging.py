@@ -10,7 +10,7 @@ from typing import Final
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit.balance import hardly_any, splits, unknown
-from optax_bnmask.audit.evidence import SAME, Case, Cases, count, finding, some, without
+from optax_bnmask.audit.evidence import SAME, Case, Cases, count, finding, named, some, without
 from optax_bnmask.audit.outcome import Finding
 from optax_bnmask.audit.readings import alike
 from optax_bnmask.vocabulary import NORMS, Role, Scale
@@ -42,8 +42,8 @@ def findings(analysis: Analysis, cases: Cases) -> tuple[Finding, ...]:
     live = [case for case in without(cases, broken, random) if not case.frozen]
     found = list(_judged(analysis, live)) if live else []
     if random:
-        why = f"What {count(random)} lose is random, as when they are rounded at random: "
-        found.insert(0, undetermined([case.path for case in random], f"{why}{some(random)}."))
+        why = "Chance decides which entries lose something, as in rounding at random, of "
+        found.insert(0, undetermined([case.path for case in random], f"{why}{named(random)}."))
     if broken:
         why = f"The updates of {count(broken)} are not finite, whatever the gradient: "
         found.insert(0, undetermined([case.path for case in broken], f"{why}{some(broken)}."))
@@ -82,7 +82,7 @@ def _judged(analysis: Analysis, live: Cases) -> Iterator[Finding]:
     yield from _coupled(coupled)
     yield from _lost([case for case in decayed if case.lost])
     yield from _uneven(without(decayed, coupled))
-    yield from _unequal(without(decayed, coupled))
+    yield from _unequal([case for case in without(decayed, coupled) if not case.uneven])
 
 
 def _mask(analysis: Analysis, rest: Cases, *, alone: bool) -> Iterator[Finding]:
@@ -288,7 +288,16 @@ def _unwanted(cases: Cases) -> Iterator[Finding]:
 
 
 def _coupled(cases: Cases) -> Iterator[Finding]:
-    constant = [case for case in cases if alike(case.does.rate, case.does.pushed)]
+    rising = [case for case in cases if case.does.rises]
+    constant = [case for case in without(cases, rising) if alike(case.does.rate, case.does.pushed)]
+    yield from finding(
+        "warning",
+        "coupled",
+        rising,
+        "What leaves lose in a step is a larger share of them the larger they are, {}: it is "
+        "multiplied with their size, as by `optax.scale_by_param_block_rms`. The rate shown holds "
+        "for leaves of size 1 only.",
+    )
     yield from finding(
         "warning",
         "coupled",
@@ -300,7 +309,7 @@ def _coupled(cases: Cases) -> Iterator[Finding]:
     yield from finding(
         "warning",
         "coupled",
-        without(cases, constant),
+        without(cases, rising, constant),
         "What leaves lose in a step is not in proportion to them, {}: the decay is added before "
         "something that divides by the size of what it gets, as Adam does, and its strength means "
         "little. The rate shown holds for leaves of size 1 only. Decay after that: `optax.adamw` "

@@ -11,7 +11,7 @@ import numpy as np
 from jax import lax
 
 from optax_bnmask import compat
-from optax_bnmask.audit.patterns import RUNS, aside, board, mixed, push
+from optax_bnmask.audit.patterns import CHANGES, RUNS, aside, board, mixed, push
 from optax_bnmask.audit.shorten import Labels, Short, shortened
 from optax_bnmask.audit.update import Update
 from optax_bnmask.audit.widen import over_runs
@@ -104,6 +104,7 @@ class Machine:
         numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
         self.kinds = tuple(Kind(self._leaves[way[0]][-1], way[1:]) for way in numbers)
         self._places = tuple(way[0] for way in numbers)
+        self._reads = tuple(last.reads(way[-1]) for way in numbers)
         self.kind_of = tuple(numbers[way] for way in ways)
 
     def _step(self, labels: Labels, program: Any, state: Sequence[int]) -> Short:  # noqa: ANN401
@@ -142,28 +143,37 @@ class Machine:
         """
         given: dict[int, Any] = {}
         begun: dict[int, Any] = {}
-        for params, (start, gradient, leaf) in self._leaves.items():
+        for params, (start, _, leaf) in self._leaves.items():
             here, there, other = (f(leaf.shape) for f in (board, aside, mixed))
             now = [scale * run.params * (other if run.uneven else here) for run in RUNS]
             given[params] = _rows(leaf, now)
             begun[start] = _rows(
                 leaf, [scale * there if r.moved else x for r, x in zip(RUNS, now, strict=True)]
             )
-            given[gradient] = _rows(leaf, [pushed * r.gradient * push(leaf.shape) for r in RUNS])
         values = self._begin.of(begun)
         *once, last = self._stages
-        for number, stage in enumerate(once):
-            values = stage.of(given | values)
-            yield self._updates(values, number)
-        values = self._repeating(values)
-        while True:
-            values = last.of(given | values)
-            yield self._updates(values, len(once))
-            values = {now: values[then] for now, then in self._next.items()}
+        for number in itertools.count():
+            if number < CHANGES:
+                given |= self._gradients(pushed, number)
+            if number == len(once):
+                values = self._repeating(values)
+            values = (once[number] if number < len(once) else last).of(given | values)
+            yield self._updates(values, min(number, len(once)))
+            if number >= len(once):
+                values = {now: values[then] for now, then in self._next.items()}
+
+    def _gradients(self, pushed: float, number: int) -> dict[int, Any]:
+        """The gradients of a step, by label."""
+        out = {}
+        for _, gradient, leaf in self._leaves.values():
+            same, other = push(leaf.shape), push(leaf.shape, number)
+            rows = [pushed * r.gradient * (other if r.changing else same) for r in RUNS]
+            out[gradient] = _rows(leaf, rows)
+        return out
 
     def walk(
         self, values: Sequence[float], dtypes: Sequence[Any], stride: int
-    ) -> Iterator[tuple[int, Sequence[np.ndarray]]]:
+    ) -> Iterator[tuple[int, Sequence[np.ndarray], Sequence[bool]]]:
         """Starts on params that are all one number each, and moves them, without any gradient.
 
         Args:
@@ -172,7 +182,8 @@ class Machine:
           stride: How many steps to take at once.
 
         Yields:
-          How many steps were taken, and the params, one array for each kind of leaf.
+          How many steps were taken; for each kind of leaf the params, and whether its update reads
+          a part of the state of its shape that has changed.
         """
         rounded = dict(zip(self._params, dtypes, strict=True))
         numbers = dict(zip(self._params, values, strict=True))
@@ -201,10 +212,23 @@ class Machine:
             return moved(params, made, len(once)), state
 
         steps = jax.jit(partial(lax.fori_loop, 0, stride, step))
-        carry = params, self._repeating(state)
+        first = self._repeating(state)
+        carry = params, first
         for number in itertools.count(1):
             carry = steps(carry)
-            yield len(once) + number * stride, [np.asarray(carry[0][x]) for x in self._places]
+            changed = {
+                label
+                for label, value in carry[1].items()
+                if compat.is_inexact(value.dtype) and not np.array_equal(value, first[label])
+            }
+            yield (
+                len(once) + number * stride,
+                [np.asarray(carry[0][label]) for label in self._places],
+                [
+                    any(first[label].shape == kind.leaf.shape for label in reads & changed)
+                    for kind, reads in zip(self.kinds, self._reads, strict=True)
+                ],
+            )
 
     def _repeating(self, values: Mapping[int, Any]) -> dict[int, Any]:
         """The state by the labels that it has in all further steps."""

@@ -9,6 +9,10 @@ SIZE: Final = 5.0
 rounding differs."""
 
 
+CHANGES: Final = 8
+"""In so many of the first steps the gradient that changes is another one."""
+
+
 class Run(NamedTuple):
     """One of the runs that are compared, as multiples of patterns.
 
@@ -17,22 +21,25 @@ class Run(NamedTuple):
       gradient: The gradient, as a multiple of `push`.
       uneven: Whether the params are a multiple of `mixed` instead.
       moved: Whether the state is that of other params, `aside`.
+      changing: Whether the gradient is another one in each of the first steps.
     """
 
     params: float
     gradient: float = 0.0
     uneven: bool = False
     moved: bool = False
+    changing: bool = False
 
 
 RUNS: Final = (
     *(Run(1), Run(-1), Run(1, uneven=True), Run(-1, uneven=True)),
     *(Run(1, 1), Run(-1, 1), Run(1, -1), Run(-1, -1)),
     Run(1, moved=True),
+    Run(1, 1, changing=True),
 )
-QUIET, UNEVEN, PUSHED, AGAINST, ELSEWHERE = (0, 1), (2, 3), (4, 5), (6, 7), 8
+QUIET, UNEVEN, PUSHED, AGAINST, ELSEWHERE, CHANGING = (0, 1), (2, 3), (4, 5), (6, 7), 8, 9
 """Where in `RUNS` to find: no gradient; the same on uneven params; a gradient; the opposite one;
-the state of other params."""
+the state of other params; gradients that change."""
 
 
 def board(shape: tuple[int, ...]) -> np.ndarray:
@@ -81,7 +88,22 @@ def aside(shape: tuple[int, ...]) -> np.ndarray:
     return board(shape) * (1 - np.arange(np.prod(shape, dtype=int)).reshape(shape) // 2 % 2 * 2)
 
 
-def push(shape: tuple[int, ...]) -> np.ndarray:
-    """A gradient without any order, so that no slice of it is parallel to a slice of the params."""
-    drawn = np.random.default_rng(0).uniform(-1, 1, shape)
-    return np.copysign(0.5, drawn) + drawn
+def push(shape: tuple[int, ...], number: int = 0) -> np.ndarray:
+    """A gradient without any order, so that no slice of it is parallel to a slice of the params.
+
+    Two neighbours along the last axis have one sign, where those of the `board` have two: all signs
+    together, which is what Adam makes of a gradient, are at a right angle to it, or nearly.
+
+    Args:
+      shape: The shape.
+      number: Another number, another gradient.
+
+    Returns:
+      Numbers between 0.5 and 1.5 of both signs.
+    """
+    rng = np.random.default_rng(number)
+    sizes, signs = rng.uniform(0.5, 1.5, shape), rng.choice([-1.0, 1.0], shape)
+    axis = next((a for a in reversed(range(len(shape))) if shape[a] > 1), None)
+    if axis is not None:
+        signs = np.take(signs, np.arange(shape[axis]) // 2 * 2, axis)
+    return sizes * signs

@@ -14,8 +14,11 @@ from optax_bnmask.audit.update import Update
 from optax_bnmask.audit.widen import as_traced
 
 _AT_MOST: Final = 2**14
-"""Steps to take; of a decay that needs more to be seen, nothing is said."""
+"""Steps to take. A decay that needs more to be seen is lost unless something else keeps it."""
 
+_STARTED: Final = 2.0**-26
+"""Steps that are no larger beside the gradient are those of an optimizer that has yet to find its
+learning rate."""
 
 _STRIDE: Final = 64
 """Steps to take before looking at what has become of the params."""
@@ -31,7 +34,9 @@ def lost(
     or no number changes by it in one step. It may be kept all the same, in a copy of the leaf in a
     wider dtype or in a running sum of what was rounded away. Then it shows once it has come to half
     of the distance to the next number, after ``eps / (3 * rate)`` steps from 1.5, or from the next
-    number above it, whose last bit is 1: from there on, what is half way is rounded away.
+    number above it, whose last bit is 1: from there on, what is half way is rounded away. Where
+    that takes too many steps, what counts is whether the update reads such an array at all: a part
+    of the state of the leaf's shape that changes though there is no gradient.
 
     Args:
       update: The optimizer, traced.
@@ -39,16 +44,16 @@ def lost(
       seen: What it does to them.
 
     Returns:
-      The paths.
+      The paths; those too of which a part is lost.
     """
     needed = {
-        path: math.ceil(float(jnp.finfo(dtype).eps) / seen[path].rate)
+        path: math.ceil(float(jnp.finfo(dtype).eps) / seen[path].least)
         for path, dtype in dtypes.items()
         if compat.is_inexact(dtype)
         and seen[path].steady  # a warm-up has yet to arrive at its rate
-        and 0 < seen[path].rate < jnp.finfo(dtype).eps / 4
+        and seen[path].steps[0] > _STARTED
+        and 0 < seen[path].least < jnp.finfo(dtype).eps / 4
     }
-    needed = {path: steps for path, steps in needed.items() if steps <= _AT_MOST}
     if not needed:
         return frozenset()
     ways = [(seen[path], dtype) for path, dtype in dtypes.items()]
@@ -57,11 +62,11 @@ def lost(
     kinds = dict(zip(dtypes, machine.kind_of, strict=True))
     left = {kinds[path]: (path, steps) for path, steps in needed.items()}
     starts = {path: _start(dtype) for path, dtype in dtypes.items()}
-    for taken, params in machine.walk([*starts.values()], [*dtypes.values()], _STRIDE):
-        for kind, (path, _) in list(left.items()):
-            if np.any(params[kind] != starts[path]):
+    for taken, params, keeps in machine.walk([*starts.values()], [*dtypes.values()], _STRIDE):
+        for kind, (path, steps) in list(left.items()):
+            if np.all(params[kind] != starts[path]) or (keeps[kind] and steps > _AT_MOST):
                 del left[kind]
-        if not left or taken >= max(steps for _, steps in left.values()):
+        if taken >= max((min(steps, _AT_MOST) for _, steps in left.values()), default=0):
             break
     return frozenset(path for path in needed if kinds[path] in left)
 

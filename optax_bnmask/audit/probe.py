@@ -69,10 +69,7 @@ def probe(update: Update, paths: tuple[str, ...]) -> Mapping[str, Behaviour]:
             found = [b if a.rate > _HALF > b.rate else a for a, b in zip(found, tiny, strict=True)]
         if any(each.rate and not each.proportional for each in found):
             fine = _run(machine, scale=_FINE)
-            found = [
-                b if b.proportional and not a.proportional and alike(a.course, b.course) else a
-                for a, b in zip(found, fine, strict=True)
-            ]
+            found = [_finer(a, b) for a, b in zip(found, fine, strict=True)]
         if any(each.answer > 0 for each in found):
             faint = _run(machine, pushed=_FAINT)
             found = [_unscaled(a, b) for a, b in zip(found, faint, strict=True)]
@@ -97,7 +94,7 @@ def _run(machine: Machine, *, scale: float = 1.0, pushed: float = 1.0) -> list[B
 def _is_news(updates: np.ndarray, past: list[Reading]) -> bool:
     """Whether a leaf moves that did not, or decays that did not, or in part and so far once."""
     seen = [reading for reading in past if reading.rate or reading.pushed]
-    if len(seen) > 1 or (seen and not seen[0].in_part):
+    if len(seen) > 1 or (seen and not seen[0].entries.in_part):
         return not any(reading.moved for reading in past) and bool(np.any(updates))
     plus, minus = updates[PUSHED[0]], updates[PUSHED[1]]
     depends = np.any(updates[[*QUIET, *UNEVEN, ELSEWHERE]]) or np.any(plus != minus)
@@ -108,6 +105,13 @@ def _steps_to_take(readings: list[list[Reading]]) -> int:
     """How long to go on, given what has moved so far."""
     moved = all(any(reading.moved for reading in past) for past in readings)
     return PATIENCE if moved else AT_MOST
+
+
+def _finer(here: Behaviour, fine: Behaviour) -> Behaviour:
+    """What an optimizer does to a leaf, seen on small params too."""
+    if fine.proportional and not here.proportional and alike(here.course, fine.course):
+        return fine
+    return dataclasses.replace(here, rises=0 < fine.rate < _HALF * here.rate)
 
 
 def _unscaled(here: Behaviour, faint: Behaviour) -> Behaviour:
@@ -124,16 +128,26 @@ def _unscaled(here: Behaviour, faint: Behaviour) -> Behaviour:
 def _rated(found: list[Behaviour]) -> list[Behaviour]:
     """With the rate that counts: that without a gradient, or if there is none, that under one.
 
-    What keeps its norm is turned and set back, which is no decay. What is stretched to the length
-    of its leaf would be so without a gradient as well, however small its decay is.
+    What keeps its norm is turned and set back, which is no decay. Of a leaf too small to tell its
+    decay from the gradient behind a trust ratio, the highest rate of the others is taken.
     """
+    stretched = [each.rate for each in found if each.stretched and not each.unsure]
+    found = [
+        dataclasses.replace(each, rate=max(stretched), least=max(stretched))
+        if each.unsure and stretched
+        else each
+        for each in found
+    ]
     some = any(each.rate for each in found)
     found = [
         each
-        if (each.rate and not (each.stretched and each.pushed))
-        or (some and not each.rate and (each.kept or not each.alone))
+        if each.rate or (some and (each.kept or not each.alone))
         else dataclasses.replace(
-            each, rate=each.pushed, least=each.pushed, proportional=True, centre=0.0
+            each,
+            rate=each.pushed,
+            least=min(each.least or each.pushed, each.pushed),
+            proportional=True,
+            centre=0.0,
         )
         for each in found
     ]

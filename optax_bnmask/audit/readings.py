@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from optax_bnmask.audit.entries import FLOOR, STEADY, Entries, entries_of, parts_of, strongest
 from optax_bnmask.audit.patterns import (
     AGAINST,
     ELSEWHERE,
@@ -18,24 +19,11 @@ from optax_bnmask.audit.patterns import (
     push,
 )
 
-FLOOR: Final = 2.0**-44
-"""Less is what some hundred roundings of numbers near 1 leave in float64."""
-
 _ALONG: Final = 0.5
 """The least cosine between a leaf and its decay; less is noise that a trust ratio stretches."""
 
 _PARALLEL: Final = 1 - 1e-9
 """That cosine where nothing but a decay changes its sign with the leaf."""
-
-_ALIKE: Final = 0.05
-"""Rates of even and of uneven params that differ by less are one rate."""
-
-_CANCELLED: Final = 2.0**-20
-"""Beside the highest rate of a leaf, less is what is left where the constants that are rounded to
-float32 in a program should cancel."""
-
-_STEADY: Final = 1e-3
-"""What differs by less from one step to another is no noise."""
 
 _FEW: Final = 8
 """Of fewer entries nothing is said of how their losses go with their gradients."""
@@ -43,9 +31,6 @@ _FEW: Final = 8
 _INVERSE: Final = 0.95
 """The least correlation, of logarithms, between losses and inverse gradients that is none by
 chance."""
-
-_STRETCHED: Final = 1e-3
-"""Steps of lengths that differ by less are scaled to the length of their leaf, as by LAMB."""
 
 _RECOMPUTED: Final = 0.05
 """A state that calls params back by more than this in a step is where they are computed anew."""
@@ -69,11 +54,7 @@ class Reading(NamedTuple):
       divided: Whether entries with larger gradients lose less of themselves.
       kept: Whether its norm is what it was although it moved.
       finite: Whether the updates with no gradient are finite, and those with one.
-      stretched: Whether a step is as long with a gradient as without.
-      shares: What each entry loses of itself with no gradient; `None` where that is not one number
-        of its own, whatever its size.
-      still: The entries that the gradient's sign makes no difference to; `None` if they are all or
-        none.
+      entries: What it comes to entry by entry.
     """
 
     rate: float
@@ -89,14 +70,7 @@ class Reading(NamedTuple):
     divided: bool
     kept: bool
     finite: tuple[bool, bool]
-    stretched: bool
-    shares: np.ndarray | None
-    still: np.ndarray | None
-
-    @property
-    def in_part(self) -> bool:
-        """Whether entries lose different shares of themselves."""
-        return self.shares is not None and not _is_one_pattern(self.shares, np.ones(1))
+    entries: Entries
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -121,11 +95,13 @@ class Behaviour:
       kept: Whether gradients turn it and leave its norm alone.
       broken: Whether its updates are not finite, with a gradient and without.
       stretched: Whether its steps are as long with a gradient as without, as a trust ratio makes
-        them: of a rate without a gradient it is that length alone that shows.
+        them: its rate is that under a gradient.
+      unsure: Whether it is so small that this cannot be told.
       least: The lowest rate of its entries that move; that of the others is `rate`.
       erased: Which of its entries decay and get no gradient: ``""`` for none, ``"rows"`` for all
         at some indices of an axis, ``"entries"`` for others.
-      random: Whether which of its entries lose something changes from step to step.
+      random: Whether which of its entries lose something is up to chance.
+      rises: Whether a smaller leaf loses a smaller share of itself.
       bare: Whether it climbs its gradient in steps that have met no learning rate.
     """
 
@@ -145,9 +121,11 @@ class Behaviour:
     kept: bool
     broken: bool
     stretched: bool = False
+    unsure: bool = False
     least: float = 0.0
     erased: str = ""
     random: bool = False
+    rises: bool = False
     bare: bool = False
 
 
@@ -178,15 +156,14 @@ class Reader:
         length = np.linalg.norm(params)
         turned = np.abs(np.linalg.norm(params + plus[0]) - length)
         rate, uneven = _pull(u[list(QUIET)], params), _pull(u[list(UNEVEN)], self._mixed)
-        quiet = _shares(u[list(QUIET)], params)
-        shares = _one_of(quiet, _shares(u[list(UNEVEN)], self._mixed))
-        if shares is not None:
-            rate = uneven = _strongest(shares)
-        still = np.max(np.abs(apart), 0, initial=0) <= 1e-12 * size
+        pushed, entries = _pull(plus, params), entries_of(u, params, self._mixed, self._shape)
+        if entries.shares is not None:
+            own = strongest(entries.shares)
+            rate, uneven, pushed = (rate, uneven, own) if entries.pushed else (own, own, pushed)
         return Reading(
             rate,
             uneven,
-            _pull(plus, params),
+            pushed,
             bool(_pull(plus, params, least=_PARALLEL)),
             self._centre(u[list(QUIET)], rate),
             self._recalled(u[ELSEWHERE] - u[QUIET[0]]),
@@ -197,40 +174,18 @@ class Reader:
             _is_divided(plus, params, push_),
             moved and bool(turned < 1e-9 * length),
             (bool(np.isfinite(u[list(QUIET)]).all()), bool(np.isfinite(plus).all())),
-            _is_one_length(u[QUIET[0]], plus[0]),
-            shares,
-            still if moved and np.any(still) else None,
+            entries,
         )
 
     def behaviour(self, readings: Sequence[Reading]) -> Behaviour:
         """What the readings of all steps come to, entry by entry too."""
         made = behaviour_of(readings)
-        every = [reading.shares for reading in readings if reading.shares is not None]
-        shares = every[0] if every else None
-        still = np.ones(self._push.shape, bool)
-        for reading in readings:
-            if reading.moved:
-                still &= reading.still if reading.still is not None else False
-        if shares is None or not made.moved:
-            return dataclasses.replace(made, least=made.rate)
-        return dataclasses.replace(
-            made,
-            least=float(np.min(shares[~still], initial=made.rate)),
-            erased=self._erased(still & (shares > 0), still),
-            random=not all(_is_one_pattern(shares, other) for other in every),
-        )
-
-    def _erased(self, gone: np.ndarray, still: np.ndarray) -> str:
-        """Which entries decay that no gradient moves, but for what drops the smallest gradients."""
-        size = np.abs(self._push)
-        if not np.any(gone) or np.max(size[still]) <= np.min(size[~still]):
-            return ""
-        shaped, axes = still.reshape(self._shape), range(len(self._shape))
-        for axis in axes:
-            others = tuple(a for a in axes if a != axis)
-            if np.array_equal(shaped.any(others), shaped.all(others)):
-                return "rows"
-        return "entries"
+        moving = [reading.entries for reading in readings if reading.moved]
+        if not moving:
+            return made
+        least, erased, random = parts_of(moving, self._shape, self._push)
+        least = (made.rate or made.pushed) if least is None else least
+        return dataclasses.replace(made, least=least, erased=erased, random=random)
 
     def _centre(self, pair: np.ndarray, rate: float) -> tuple[float, float, float]:
         """Half the sum of the updates of a leaf and its negative is the pull that has no sign."""
@@ -260,45 +215,7 @@ def _is_divided(pair: np.ndarray, params: np.ndarray, by: np.ndarray) -> bool:
     if params.size < _FEW or not (np.all(np.isfinite(shares)) and np.all(shares > 0)):
         return False
     x, y = np.log(np.abs(by)), np.log(shares)
-    return bool(np.std(y) > _STEADY and np.corrcoef(x, y)[0, 1] < -_INVERSE)
-
-
-def _shares(pair: np.ndarray, params: np.ndarray) -> np.ndarray:
-    """What each entry loses of itself; it is 0 nowhere."""
-    return (pair[1] - pair[0]) / 2 / params
-
-
-def _one_of(even: np.ndarray, uneven: np.ndarray) -> np.ndarray | None:
-    """The shares of entries, if each loses one share of itself whatever its size."""
-    top = np.max(np.abs(even), initial=0)
-    if not (np.isfinite(top) and top > FLOOR):
-        return None
-    if np.max(np.abs(even - uneven)) > _ALIKE * top:
-        return None
-    return np.where(np.abs(even) > _CANCELLED * top, even, 0.0)
-
-
-def _is_one_pattern(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether entries lose the same beside each other in two steps."""
-    tops = [np.max(np.abs(shares)) for shares in (one, other)]
-    return bool(np.max(np.abs(one / tops[0] - other / tops[1])) <= _ALIKE)
-
-
-def _strongest(shares: np.ndarray) -> float:
-    """The share that counts of entries that lose different ones: that by which one grows, if any.
-
-    One share, but for rounding, is the mean of all.
-    """
-    low, high = float(np.min(shares)), float(np.max(shares))
-    if high - low <= _STEADY * max(abs(high), abs(low)):
-        return float(np.mean(shares))
-    return low if low < 0 else high
-
-
-def _is_one_length(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two steps are equally long, and are steps."""
-    lengths = [float(np.linalg.norm(x)) for x in (one, other)]
-    return max(lengths) > 0 and max(lengths) <= (1 + _STRETCHED) * min(lengths)
+    return bool(np.std(y) > STEADY and np.corrcoef(x, y)[0, 1] < -_INVERSE)
 
 
 def _pull(pair: np.ndarray, params: np.ndarray, least: float = _ALONG) -> float:
@@ -336,7 +253,7 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
         all(reading.alone for reading in readings if reading.pushed),
         proportional,
         rates[-1].rate / first.rate if first.rate else 0.0,
-        len(rates) > 1 and abs(rates[-1].rate) <= (1 + _STEADY) * abs(first.rate),
+        len(rates) > 1 and not any(_rises(readings, of) for of in (_quiet, _under_push)),
         _centre(first, rates[-1]) if rates else 0.0,
         recalled if 0 < recalled < _RECOMPUTED else 0.0,
         _first(readings, lambda r: min(r.answer, 0.0)) or _first(readings, lambda r: r.answer),
@@ -346,8 +263,28 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
         any(reading.divided for reading in readings),
         _all_kept(readings),
         not (all(calm) or all(hard) or rate or pushed),
-        proportional and first.stretched,
+        first.entries.stretched and proportional,
+        first.entries.unsure,
+        rate or pushed,
     )
+
+
+def _quiet(reading: Reading) -> float:
+    return reading.rate
+
+
+def _under_push(reading: Reading) -> float:
+    return reading.pushed
+
+
+def _rises(readings: Sequence[Reading], of: Callable[[Reading], float]) -> bool:
+    """Whether a rate is higher in the last step than in the first in which there is one."""
+    rates = [abs(rate) for rate in map(of, readings) if rate]
+    return bool(rates) and rates[-1] > (1 + STEADY) * rates[0]
+
+
+_ALIKE: Final = 0.05
+"""Rates that differ by less are one rate."""
 
 
 def alike(one: float, other: float) -> bool:
@@ -368,9 +305,9 @@ def _all_kept(readings: Sequence[Reading]) -> bool:
 def _centre(first: Reading, last: Reading) -> float:
     """What a leaf is pulled to, if that is the same in two steps, as noise is not."""
     one, other = np.array(first.centre), np.array(last.centre)
-    if np.max(np.abs(one - other)) > _STEADY * np.max(np.abs(one)):
+    if np.max(np.abs(one - other)) > STEADY * np.max(np.abs(one)):
         return 0.0
     mean, spread, _ = first.centre
-    if max(abs(mean), spread) < _STEADY:
+    if max(abs(mean), spread) < STEADY:
         return 0.0
-    return mean if spread <= _STEADY * abs(mean) else float("nan")
+    return mean if spread <= STEADY * abs(mean) else float("nan")

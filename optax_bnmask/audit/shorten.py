@@ -45,6 +45,11 @@ class Short(NamedTuple):
     lines: tuple["Line", ...]
     results: tuple[int, ...]
 
+    def reads(self, result: int) -> set[int]:
+        """The labels of the inputs that one of its outputs is made from."""
+        lines = _needed(self.lines, [result])
+        return {result, *(x for line in lines for x in line.ins)}.intersection(self.inputs)
+
 
 class Line(NamedTuple):
     """One operation.

@@ -209,6 +209,29 @@ def test_rates_behind_a_trust_ratio_are_in_proportion_to_the_decay(name):
     assert {each["norm/scale"] for each in rates} == {0.0}
 
 
+SMALL = [(), (1,), (2,), (3,), (1, 1), (2, 1), (3, 1), (3, 3), (3, 3, 3, 16), (3, 3, 3, 3, 3)]
+
+
+@pytest.mark.parametrize("size", ["real", "large"])
+def test_rates_behind_a_trust_ratio_are_alike_whatever_the_shape(size):
+    params = {f"x{i}": {"kernel": jnp.ones(shape)} for i, shape in enumerate([*SMALL, (16, 8)])}
+    if size == "large":  # which small ones stand in for
+        params["table"] = {"kernel": jax.ShapeDtypeStruct((30522, 768), jnp.float32)}
+        params["bias"] = {"kernel": jax.ShapeDtypeStruct((768,), jnp.float32)}
+    found = bnmask.audit(
+        optax.lamb(RATE, weight_decay=DECAY), params, bnmask.analyze_structure(params), exempt=()
+    )
+    assert "unequal_rates" not in kinds(found)
+    np.testing.assert_allclose(list(found.rates.values()), RATE * DECAY, rtol=0.1)
+
+
+def test_what_grows_with_its_leaf_is_not_said_to_be_divided():
+    tx = optax.chain(adamw(MASK), optax.scale_by_param_block_rms())
+    (found,) = bnmask.audit(tx, PARAMS, ANALYSIS).findings
+    assert found.kind == "coupled"
+    assert "multiplied with their size" in found.message
+
+
 def test_groups_of_one_trust_ratio_that_decay_apart_are_named():
     params = {"a": {"kernel": jnp.ones((4, 3))}, "b": {"kernel": jnp.ones((6, 5))}}
     labels = {"a": {"kernel": "strong"}, "b": {"kernel": "weak"}}

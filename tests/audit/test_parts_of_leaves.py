@@ -146,3 +146,80 @@ def test_gradients_that_are_dropped_for_being_small_erase_nothing():
         "head/kernel", lambda u, _: jnp.where(jnp.abs(u) >= jnp.quantile(jnp.abs(u), 0.9), u, 0)
     )
     assert summary(audited(optax.chain(largest, adamw()))) == []
+
+
+def largest_rows(u, _):
+    sizes = jnp.linalg.norm(u.reshape(len(u), -1), axis=1)
+    return jnp.where((sizes >= jnp.median(sizes)).reshape((-1,) + (1,) * (u.ndim - 1)), u, 0)
+
+
+def largest_of_each_row(u, _):
+    return jnp.where(jnp.abs(u) >= jnp.median(jnp.abs(u), axis=-1, keepdims=True), u, 0)
+
+
+@pytest.mark.parametrize("rule", [largest_rows, largest_of_each_row])
+@pytest.mark.parametrize("path", ["layers/kernel", "table/embedding", "head/kernel"])
+def test_rows_of_which_the_smallest_gradients_are_dropped_are_not_erased(rule, path):
+    assert summary(audited(optax.chain(at(path, rule), adamw()))) == []
+
+
+def by_turns(path):
+    """Rows whose number is even in one step, odd in the next."""
+
+    def update(updates, count, params):
+        rows = jnp.arange(LAYERS) % 2 == count % 2
+        step = at(path, lambda u, _: u * rows.reshape((-1,) + (1,) * (u.ndim - 1)))
+        return step.update(updates, step.init(params), params)[0], count + 1
+
+    return optax.GradientTransformation(lambda _: jnp.zeros((), jnp.int32), update)
+
+
+def test_layers_that_are_updated_by_turns_decay_alike():
+    audit = audited(optax.chain(adamw(), by_turns("layers/kernel")))
+    assert summary(audit) == []
+    np.testing.assert_allclose(audit.rates["layers/kernel"], RATE * DECAY, rtol=1e-6)
+
+
+def lamb(step):
+    decay = optax.add_decayed_weights(DECAY, MASK)
+    ratio = optax.scale_by_trust_ratio()
+    return optax.chain(optax.scale_by_adam(), decay, step, ratio, optax.scale(-RATE))
+
+
+def test_layers_behind_a_trust_ratio_are_told_apart():
+    rows = ones_at([8, 9], 0, (LAYERS, 8, 8))
+    few = lamb(at("layers/kernel", lambda u, p: u - DECAY * (1 - rows) * p))
+    assert summary(audited(few)) == [("warning", "uneven_rates", ("layers/kernel",))]
+    grows = audited(lamb(at("layers/kernel", lambda u, p: u - 2 * DECAY * rows * p)))
+    assert summary(grows) == [("error", "growth", ("layers/kernel",))]
+    np.testing.assert_allclose(grows.rates["layers/kernel"], -RATE * DECAY, rtol=0.02)
+    np.testing.assert_allclose(grows.rates["table/embedding"], RATE * DECAY, rtol=0.02)
+
+
+def test_rows_behind_a_trust_ratio_whose_gradient_alone_is_masked_are_erased():
+    new = ones_at([8, 9], 0, (10, 8))
+    masked = at("table/embedding", lambda u, _: u * new)
+    tx = optax.chain(masked, optax.lamb(RATE, weight_decay=DECAY, mask=MASK))
+    assert summary(audited(tx)) == [("error", "erased", ("table/embedding",))]
+
+
+def test_layers_that_grow_only_under_a_gradient_are_growth():
+    rows = 2 * ones_at([8, 9], 0, (LAYERS, 8, 8))
+    inner = between(at("layers/kernel", lambda u, p: u - DECAY * rows * p))
+
+    def update(updates, state, params):
+        made, state = inner.update(updates, state, params)
+        lazy = jax.tree.map(
+            lambda m, u: m * jnp.any(u != 0, tuple(range(1, u.ndim)), keepdims=True), made, updates
+        )
+        return lazy, state
+
+    found = audited(optax.GradientTransformation(inner.init, update))
+    assert summary(found) == [("error", "growth", ("layers/kernel",))]
+    np.testing.assert_allclose(found.rates["table/embedding"], RATE * DECAY, rtol=1e-6)
+
+
+def test_one_layer_that_decays_faster_is_named_and_not_the_healthy_leaves():
+    rows = 9 * ones_at([8], 0, (LAYERS, 8, 8))
+    tx = between(at("layers/kernel", lambda u, p: u + DECAY * rows * p))
+    assert summary(audited(tx)) == [("warning", "uneven_rates", ("layers/kernel",))]

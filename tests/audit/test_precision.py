@@ -129,6 +129,7 @@ def arrives(tx, steps=2000):
 
 LOST = {
     "AdamW": adamw(1e-4),
+    "AdamW at a low rate": adamw(1e-7),
     "and an average in float32": averaged(adamw(1e-4)),
     "and the start in float32": with_start(adamw(1e-4)),
 }
@@ -143,7 +144,26 @@ ARRIVES = {
 def test_decay_below_the_precision_of_a_leaf_is_lost(name):
     assert not arrives(LOST[name])
     assert summary(LOST[name]) == [("warning", "lost", WEIGHTS)]
-    assert summary(LOST[name], jnp.float32) == []
+    assert "low rate" in name or summary(LOST[name], jnp.float32) == []
+
+
+def test_a_low_rate_that_something_keeps_is_not_called_lost():
+    assert summary(mastered(1e-7)) == []
+    assert summary(compensated(adamw(1e-6))) == []
+
+
+def test_a_part_that_is_lost_counts():
+    params = {"experts": {"kernel": jnp.ones((4, 8, 6), jnp.bfloat16)}}
+    rates = jnp.array([1e-5, 0.5, 1e-5, 1e-5], jnp.float32)[:, None, None]
+    pull = optax.stateless(lambda u, p: jax.tree.map(lambda u, p: u + rates * p, u, p))
+    tx = optax.chain(pull, optax.sgd(1.0))
+    found = bnmask.audit(tx, params, bnmask.analyze_structure(params)).findings
+    assert {each.kind for each in found} == {"lost", "uneven_rates"}
+
+
+def test_a_rate_that_gradients_raise_is_not_called_lost():
+    tx = optax.contrib.mechanize(adamw(RATE))
+    assert "lost" not in [kind for _, kind, _ in summary(tx, jnp.float32)]
 
 
 @pytest.mark.parametrize("name", ARRIVES)
@@ -157,7 +177,7 @@ def test_decay_that_is_rounded_at_random_cannot_be_told():
     tx = rounding_at_random(optax.adamw(1e-4, weight_decay=DECAY))
     (found,) = bnmask.audit(tx, params, bnmask.analyze_structure(params)).findings
     assert (found.severity, found.kind) == ("error", "undetermined")
-    assert "is random" in found.message
+    assert "in rounding at random" in found.message
 
 
 def test_rates_below_the_precision_are_shown_as_they_are():
