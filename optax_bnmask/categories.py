@@ -1,6 +1,7 @@
 """The categories of leaf that a decision may name, and the presets made of them."""
 
 from collections.abc import Collection
+from difflib import get_close_matches
 from typing import Final
 
 from optax_bnmask.arguments import strings
@@ -55,7 +56,7 @@ def checked(
         if name not in CATEGORIES:
             raise CategoryError(
                 f"A category must be one of {', '.join(map(repr, CATEGORIES))}. Found {name!r}."
-                f"{' To name leaves, use `always` and `never`.' if '/' in str(name) else ''}"
+                f"{_hint(str(name))}"
             )
         if name not in shown:
             raise CategoryError(
@@ -65,3 +66,12 @@ def checked(
                 f"`.decay_mask(exempt=...)`."
             )
     return names
+
+
+def _hint(name: str) -> str:
+    """What may have been meant by a name that is no category."""
+    if "/" in name:
+        return " To name leaves, use `always` and `never`."
+    roles = [category for category, own in BY_ROLE.items() if name in {r.value for r in own}]
+    close = roles or get_close_matches(name.replace("-", "_"), CATEGORIES, 1)
+    return f" Did you mean {close[0]!r}?" if close else ""

@@ -216,7 +216,9 @@ class Labels:
     def __bool__(self) -> bool:
         raise TypeError(
             f"A `{type(self).__name__}` is not one yes or no but a value for each leaf, and cannot "
-            f"stand where a bool is wanted. Where a tree is wanted, call it: `mask(params)`."
+            f"stand where a bool is wanted. Where a tree is wanted, call it: `mask(params)`. As "
+            f"`mask` of an optimizer it goes as it is, `mask=bnmask.decay_mask(params)`; a "
+            f"function there must return the tree, `decay_mask(params)(params)`."
         )
 
     def __eq__(self, other: object) -> bool:

@@ -71,10 +71,15 @@ class Mask(Labels):
 
     def __repr__(self) -> str:
         exempted = self.exempted
-        head = f"Mask({len(self) - len(exempted)} of {len(self)} leaves decay"
-        more = f" and {len(exempted) - SHOWN} more" if len(exempted) > SHOWN else ""
-        shown = ", ".join(map(printable, exempted[:SHOWN]))
-        return f"{head}; exempt: {shown}{more})" if exempted else f"{head})"
+        chosen = [path for path, decays in self._by_path.items() if decays]
+        head = f"Mask({len(chosen)} of {len(self)} leaves decay"
+        if not exempted:
+            return f"{head})"
+        # The shorter list: of a selection of few leaves, these are what somebody wants to see.
+        few = 0 < 2 * len(chosen) < len(exempted)
+        name, some = ("", chosen) if few else ("; exempt", exempted)
+        more = f" and {len(some) - SHOWN} more" if len(some) > SHOWN else ""
+        return f"{head}{name}: {', '.join(map(printable, some[:SHOWN]))}{more})"
 
 
 def decay_mask(

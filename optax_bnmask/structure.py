@@ -87,6 +87,7 @@ def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytre
             f"{described(kept.leaves[''])}. Pass `variables['batch_stats']`, or leave it out."
         )
     found = statistics(kept)
+    _refuse_within(tree)
     _refuse_swapped(tree, kept, found)
     _refuse_twice(tree, kept, found)
     _refuse_strangers(tree, found)
@@ -173,6 +174,18 @@ def _refuse_misfit(path: str, name: str, shapes: dict[str, Shape], shape: Shape)
             f"{shapes[name]}, but 'mean' and 'var' at {path!r} have shape {shape}. Were both taken "
             f"from the same `variables`?"
         )
+
+
+def _refuse_within(tree: Layout) -> None:
+    """Fails where the params hold running statistics beside the gain that they belong to."""
+    for path in statistics(tree).shapes:
+        scope = tree.scopes.get(path, {})
+        if not GAINS.isdisjoint(scope):
+            raise StructureError(
+                f"`params` must be the tree that the optimizer updates. Found running statistics "
+                f"in it, {', '.join(map(repr, scope))} at {path!r}. Take them out and pass them as "
+                f"`batch_stats`; of an NNX model pass the model itself, or `nnx.state(model)`."
+            )
 
 
 def _refuse_swapped(tree: Layout, kept: Layout, found: Statistics) -> None:

@@ -239,3 +239,58 @@ def test_linen_sets_apart_what_is_returned_beside_the_output():
     }
     assert scale == {False: Scale.SENSITIVE, True: Scale.INVARIANT}
     assert bnmask.verify_linen(net, variables, X, has_aux=True, key=KEY).ok
+
+
+def batch_normed(is_training):
+    def net(x):
+        x = hk.Linear(8, with_bias=False, name="dense")(x)
+        x = hk.BatchNorm(True, True, 0.9, name="post")(x, is_training)
+        return hk.Linear(2, name="head")(jax.nn.relu(x))
+
+    return hk.transform_with_state(net)
+
+
+AT_REST = r"the normaliser at .*test_analyze_frameworks.* runs on statistics that it is given here"
+
+
+def test_haiku_at_rest_is_warned_of():
+    x = jnp.ones((4, 3))
+    params, state = batch_normed(is_training=True).init(jax.random.key(0), x)
+    trained = bnmask.analyze_haiku(batch_normed(is_training=True), params, x, state=state)
+    assert (trained.notes, trained["dense/w"].scale) == ((), Scale.INVARIANT)
+    with pytest.warns(UserWarning, match=AT_REST):
+        at_rest = bnmask.analyze_haiku(batch_normed(is_training=False), params, x, state=state)
+    assert len(at_rest.notes) == 1
+
+
+class EquinoxNet(eqx.Module):
+    dense: eqx.nn.Linear
+    post: eqx.nn.BatchNorm
+
+    def __init__(self, key):
+        self.dense = eqx.nn.Linear(3, 8, key=key)
+        self.post = eqx.nn.BatchNorm(8, "batch", mode="batch")
+
+    def __call__(self, x, state):
+        y, state = self.post(self.dense(x), state)
+        return jnp.tanh(y), state
+
+
+def test_equinox_at_rest_is_warned_of():
+    net, state = eqx.nn.make_with_state(EquinoxNet)(jax.random.key(0))
+
+    def fn(net, x, state):
+        return jax.vmap(net, (0, None), (0, None), axis_name="batch")(x, state)
+
+    x = jnp.ones((4, 3))
+    assert bnmask.analyze_equinox(fn, net, x, state, has_aux=True).notes == ()
+    with pytest.warns(UserWarning, match=AT_REST):
+        bnmask.analyze_equinox(fn, eqx.nn.inference_mode(net), x, state, has_aux=True)
+
+
+def test_inputs_that_are_standardised_by_given_numbers_are_no_normaliser_at_rest():
+    def fn(p, x, mean, var):
+        return jnp.tanh((x - mean) * jax.lax.rsqrt(var + 1e-5) @ p["w"])
+
+    analysis = bnmask.analyze(fn, {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)), *jnp.ones((2, 3)))
+    assert analysis.notes == ()

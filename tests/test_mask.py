@@ -189,6 +189,8 @@ def test_repr_fits_a_screen():
     mask = Mask(dict.fromkeys(paths, False))
     assert repr(mask).startswith("Mask(0 of 1000 leaves decay; exempt: n0, n1, ")
     assert repr(mask).endswith(", n11 and 988 more)")
+    few = Mask({path: path in ("n5", "n7") for path in paths})
+    assert repr(few) == "Mask(2 of 1000 leaves decay: n5, n7)"
     assert repr(bnmask.Labels(dict.fromkeys(paths, "x"))).endswith("n11: 'x'\n  and 988 more\n)")
 
 

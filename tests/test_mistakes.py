@@ -293,7 +293,22 @@ MISTAKES = {
     "a mask for the analysis": (
         lambda: bnmask.audit(TX, PARAMS, MASK), TypeError, "`analysis` must .* Found a Mask"),
     "None for the analysis": (
-        lambda: bnmask.audit(TX, PARAMS, None), TypeError, "`analysis` must .* Found None"),
+        lambda: bnmask.verify(None, fn, PARAMS, X, key=KEY), TypeError,
+        "`analysis` must .* Found None"),
+    "running statistics among the params": (
+        lambda: bnmask.decay_mask(nnx.to_pure_dict(nnx.state(NNX))), StructureError,
+        r"Found running statistics in it, .*'mean'.* at 'bn'. Take them out.*`nnx.state\(model"),
+    "a function that returns a mask": (
+        lambda: stepped(optax.adamw(1e-3, mask=bnmask.decay_mask)), TypeError,
+        r"As `mask` of an optimizer it goes as it is.* `decay_mask\(params\)\(params\)`"),
+    "a role for a category": (
+        lambda: ANALYSIS.select("norm_scale"), CategoryError, "Did you mean 'norm'"),
+    "a hyphen in a category": (
+        lambda: ANALYSIS.select("scale-invariant"), CategoryError,
+        "Did you mean 'scale_invariant'"),
+    "all variables as parameters of a function": (
+        lambda: bnmask.analyze(lambda v, x: NET.apply(v, x, train=False), VARIABLES, X),
+        StructureError, "Found the collections 'batch_stats', 'params' at its top"),
     "the state for the optimizer": (
         lambda: bnmask.audit(TX.init(PARAMS), PARAMS, ANALYSIS), TypeError, "Found a tuple"),
     "what makes an optimizer": (

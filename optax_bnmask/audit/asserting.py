@@ -15,7 +15,7 @@ _LISTED: Final = 20
 def assert_decays(
     tx: Any,  # noqa: ANN401 - an optimizer
     params: Any,  # noqa: ANN401 - any pytree
-    analysis: Analysis,
+    analysis: Analysis | None = None,
     *,
     exempt: Collection[str] = ("norm",),
 ) -> None:
@@ -27,7 +27,7 @@ def assert_decays(
     Args:
       tx: The optimizer, as for `audit`.
       params: The params that it is initialised with, or their shapes.
-      analysis: What is known of these params.
+      analysis: What is known of these params, as for `audit`.
       exempt: The categories that must not decay, as in `Analysis.decay_mask`.
 
     Raises:
@@ -46,7 +46,7 @@ def assert_decays(
       >>> bnmask.assert_decays(tx, params, analysis)
     """
     found = audit(tx, params, analysis, exempt=exempt)
-    wanted = wanted_mask(analysis, exempt)
+    wanted = wanted_mask(found.analysis, exempt)
     for finding in found.findings:
         if finding.kind == "undetermined":
             raise VerificationError(f"`tx` must decay what `exempt` says. {finding.message}")
@@ -64,6 +64,7 @@ def assert_decays(
                     f"{len(lines)} of {len(found.rates)} leaves differ:",
                     *lines[:_LISTED],
                     *more,
+                    "If that is meant, say so in `exempt`: `bnmask.STANDARD` is norms and biases.",
                 ]
             )
         )

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from optax_bnmask.analysis import Analysis
+from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.audit.evidence import Case
 from optax_bnmask.audit.judging import findings, undetermined
 from optax_bnmask.audit.outcome import Audit, wanted_mask
@@ -20,7 +20,7 @@ from optax_bnmask.statistics import parted
 def audit(
     tx: Any,  # noqa: ANN401 - an optimizer
     params: Any,  # noqa: ANN401 - any pytree
-    analysis: Analysis,
+    analysis: Analysis | None = None,
     *,
     exempt: Collection[str] = ("norm",),
 ) -> Audit:
@@ -42,7 +42,8 @@ def audit(
       tx: An `optax.GradientTransformation`, complete: what it returns is added to the params.
       params: The params that it is initialised with, or their shapes. Of an `nnx.Module` or
         `nnx.State`, what is trained.
-      analysis: What is known of these params.
+      analysis: What is known of these params; by default what their structure tells. That of a
+        model with statistics is ``analyze_structure(params, batch_stats)``.
       exempt: The categories that should not decay, as in `Analysis.decay_mask`: what the rates are
         held against.
 
@@ -69,6 +70,7 @@ def audit(
       (True, {'dense/kernel': 0.05, 'norm/scale': 0.0})
     """
     tx, (params, _) = optimizer_of(tx), parted(params, ())
+    analysis = analyze_structure(params) if analysis is None else analysis
     require_analysis(analysis)
     wanted = wanted_mask(analysis, exempt)
     exempt = (exempt,) if isinstance(exempt, str) else tuple(exempt)

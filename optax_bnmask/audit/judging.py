@@ -11,11 +11,10 @@ from typing import Final
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit.balance import hardly_any, splits, unknown
 from optax_bnmask.audit.evidence import SAME, Case, Cases, count, finding, named, some, without
-from optax_bnmask.audit.outcome import Finding
+from optax_bnmask.audit.outcome import MAY_BE_EXEMPT, Finding
 from optax_bnmask.audit.readings import alike
 from optax_bnmask.vocabulary import NORMS, Role, Scale
 
-_MAY_BE_EXEMPT: Final = NORMS | {Role.BIAS, Role.GAIN}
 _HIDDEN: Final = frozenset({Scale.INVARIANT, Scale.JOINT, Scale.UNUSED})
 
 _SAME_STRETCHED: Final = 4.0
@@ -97,7 +96,7 @@ def _mask(analysis: Analysis, rest: Cases, *, alone: bool) -> Iterator[Finding]:
     weights = [case for case in rest if case.leaf.role is Role.WEIGHT]
     norms = [case for case in decayed if case.leaf.role in NORMS and not case.wanted]
     if not decayed:
-        if alone and any(case.leaf.role not in _MAY_BE_EXEMPT and case.wanted for case in rest):
+        if alone and any(case.leaf.role not in MAY_BE_EXEMPT and case.wanted for case in rest):
             yield from _nothing(rest)
         return
     whole = all(not case.uneven for case in norms)

@@ -12,10 +12,14 @@ from optax_bnmask.report.content import decision_cell, role_cell
 from optax_bnmask.report.document import Cell, Column, Document, Items, Table, Tone
 from optax_bnmask.report.html import html_of
 from optax_bnmask.report.text import text_of
+from optax_bnmask.vocabulary import NORMS, Role
 from optax_bnmask.wording import json_text
 
 AUDIT_SCHEMA: Final = "optax_bnmask/audit/1"
 """Goes up when a field changes its meaning or goes away, not when one is added."""
+
+MAY_BE_EXEMPT: Final = NORMS | {Role.BIAS, Role.GAIN}
+"""Roles of which nothing is said where they do not decay: recipes differ."""
 
 _COLUMNS: Final = (
     Column("path"),
@@ -170,17 +174,20 @@ def _table(audit: Audit) -> Table:
 def _row(audit: Audit, path: str, named: Set[str], *, advised: bool) -> tuple[Cell, ...]:
     """What is shown of a leaf beside its path."""
     rate = audit.rates[path]
-    decays = rate > 0
+    decays, leaf = rate > 0, audit.analysis[path]
     wrong = decays != advised and path in named
+    policy = "yes" if advised else "no"
+    if advised and not (decays or wrong) and leaf.role in MAY_BE_EXEMPT:
+        policy = "either"
     if path in audit.frozen:
         decision = Cell("frozen", Tone.OPEN)
     else:
         decision = Cell("grows", Tone.OPEN) if rate < 0 else decision_cell(decays=decays)
     return (
-        role_cell(audit.analysis[path]),
+        role_cell(leaf),
         Cell(f"{rate:.3g}"),
         decision,
-        Cell(("yes" if advised else "no") + (" !" if wrong else "")),
+        Cell(f"{policy} !" if wrong else policy),
     )
 
 

@@ -7,6 +7,7 @@ that its symmetry scales too, and where an equation does not hold, the chain end
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.demands import Axes, Plan
@@ -106,8 +107,14 @@ class Explainer:
         if not is_symmetry:
             exponents: Vector = dict.fromkeys((number, *self.biases[number]), 1)
         steps = _followed(self.axes, self.program, exponents)
-        others = [self.program.paths[i] for i in exponents if i != number]
-        head = f"{path} times c" + (f", together with {_some(others)}" if others else "")
+        own, names = exponents[number], self.program.paths
+        others = [
+            names[i] if c == own else f"{names[i]} times {_power(c)}"
+            for i, c in exponents.items()
+            if i != number
+        ]
+        more = f", together with {_some(others)}" if others else ""
+        head = f"{path} times {_power(own)}{more}"
         return "\n".join([f"{head}:", *_shortened(steps)])
 
     def _direction(self, number: int) -> tuple[Vector, bool]:
@@ -206,6 +213,10 @@ class _Steps:
         if always or scaling != [power]:
             what = f"scales by {power}" if power else "here the scale cancels"
             self.lines.append(f"{e.name}: {what}, at {e.where}")
+
+
+def _power(exponent: Fraction | int) -> str:
+    return "c" if exponent == 1 else f"c**{exponent}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -109,7 +109,7 @@ def _analysis_of(program: Program) -> Analysis:
             "dead": dead.get(x),
         }
 
-    running = running_statistics(program, tape)
+    running = running_statistics(program, tape, uses.given)
     return Analysis(
         tuple(
             _leaf(program, i, found, uses, free.get(i, {}), is_live=i in alive, **of_axes(i))

@@ -16,7 +16,7 @@ from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts import Flatness, Shifts
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import symmetries
-from optax_bnmask.program.tape import Tape
+from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
 from optax_bnmask.vocabulary import Scale
 
@@ -27,24 +27,27 @@ class Running(NamedTuple):
     """A normaliser whose running mean and var the outputs read.
 
     Attributes:
-      scope: Where it is.
+      scope: Where it is: a module, or a file and a line.
       corrects: Whether it corrects statistics of the batch by its running ones, as batch
         renormalisation does; else it runs on them alone, as in inference.
       orthogonal: The leaves whose gradient is orthogonal to them though their scale matters, as no
         gradient flows through the correction.
+      is_place: Whether it is known by a file and a line only.
     """
 
     scope: str
     corrects: bool
     orthogonal: tuple[str, ...] = ()
+    is_place: bool = False
 
     def __str__(self) -> str:
         """In words."""
         if not self.corrects:
+            where = self.scope if self.is_place else repr(self.scope)
+            which = "statistics that it is given" if self.is_place else "its running statistics"
             return (
-                f"the normaliser at {self.scope!r} runs on its running statistics here: trace the "
-                f"function as it is trained, or its parameters and the weights before it look "
-                f"sensitive"
+                f"the normaliser at {where} runs on {which} here: trace the function as it is "
+                f"trained, or its parameters and the weights before it look sensitive"
             )
         said = (
             f"the normaliser at {self.scope!r} corrects the statistics of the batch by its running "
@@ -59,12 +62,14 @@ class Running(NamedTuple):
         )
 
 
-def running_statistics(program: Program, tape: Tape) -> list[Running]:
+def running_statistics(program: Program, tape: Tape, given: Sequence[Equation]) -> list[Running]:
     """Each module whose running mean and var the outputs read.
 
     Args:
       program: The function.
       tape: Its equations.
+      given: Where something is normalised by statistics that are given. These places count where
+        no names of arguments tell the modules.
     """
     arguments = [x for x, i in zip(tape.ins, program.inputs, strict=True) if i is None]
     live = zip(arguments, program.argument_paths, strict=True)
@@ -81,7 +86,8 @@ def running_statistics(program: Program, tape: Tape) -> list[Running]:
         where = _within(scope, scopes)
         corrects = _corrects_the_batch(tape, [mean, var], depends)
         out.append(Running(where, corrects, _orthogonal(program, tape) if corrects else ()))
-    return out
+    places = dict.fromkeys(e.where for e in given)
+    return out or [Running(place, corrects=False, is_place=True) for place in places]
 
 
 def _within(scope: str, scopes: Set[str]) -> str:

@@ -12,6 +12,7 @@ from optax_bnmask import compat
 from optax_bnmask.arguments import described, is_array, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import layout
+from optax_bnmask.statistics import refuse_variables
 from optax_bnmask.wording import counted
 
 
@@ -69,6 +70,7 @@ def traced(
       TypeError: `fn` is no function.
     """
     _require_function(fn)
+    refuse_variables(params, None)
     leaves = layout(params, "params").leaves
     flat_params, params_def = jax.tree.flatten(params)
     _require_arrays(leaves)
@@ -123,10 +125,13 @@ def traced(
 
 def _require_function(fn: object) -> None:
     """Fails on what is no function of parameters."""
-    for module, name in (("flax.linen", "analyze_linen"), ("flax.nnx", "analyze_nnx")):
+    for module, name in (("flax.linen", "linen"), ("flax.nnx", "nnx")):
         if is_of(fn, module, "Module"):
             raise wrong_kind(
-                "fn", "a function `fn(params, *args)`", fn, f"For a module use `bnmask.{name}`."
+                "fn",
+                "a function `fn(params, *args)`",
+                fn,
+                f"For a module use `bnmask.analyze_{name}` or `verify_{name}`.",
             )
     if not callable(fn):
         raise wrong_kind(

@@ -346,3 +346,20 @@ def test_report_says_it_in_text_html_and_json():
 def test_statistics_make_no_difference_to_what_is_measured():
     structure = bnmask.analyze_structure(PARAMS, STATS)
     assert audited(adamw(MASK), PARAMS, structure).rates == audited(adamw(MASK)).rates
+
+
+def test_without_an_analysis_the_structure_tells():
+    params = {"dense": {"kernel": jnp.ones((2, 3))}, "norm": {"scale": jnp.ones(3)}}
+    tx = optax.adamw(1e-3, weight_decay=0.1, mask=bnmask.decay_mask(params))
+    found = bnmask.audit(tx, params)
+    assert (found.decayed, found.findings) == ({"dense/kernel"}, ())
+    bnmask.assert_decays(tx, params)
+
+
+def test_a_bias_that_does_not_decay_is_either_way_and_the_assertion_names_the_way_out():
+    params = {"dense": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}}
+    tx = optax.adamw(1e-3, mask=bnmask.decay_mask(params, exempt=bnmask.STANDARD))
+    row = next(line for line in str(bnmask.audit(tx, params)).splitlines() if "bias" in line)
+    assert row.split() == ["dense/bias", "bias", "0", "no", "either"]
+    with pytest.raises(VerificationError, match=r"say so in `exempt`: `bnmask.STANDARD`"):
+        bnmask.assert_decays(tx, params)

@@ -137,7 +137,8 @@ def test_running_statistics_belong_to_no_gain():
 
     names = ("into", "gain", "bias", "head")
     params = {name: PARAMS[name] for name in names}
-    found = bnmask.analyze(fn, params, X, shape(8), shape(8))
+    with pytest.warns(UserWarning, match=r"normaliser at .*test_belonging.* that it is given here"):
+        found = bnmask.analyze(fn, params, X, shape(8), shape(8))
     assert found["gain"].role is bnmask.Role.NORM_SCALE
     assert found["bias"].role is bnmask.Role.NORM_BIAS
 

@@ -95,6 +95,8 @@ def _normalised(record: Record, e: Equation, view: View, x: View, y: View) -> Vi
     elif (x.centred and y.root < 0) or (y.centred and x.root < 0):
         # A difference times an inverse root: a normaliser on statistics that it was given.
         folded = y.gains if x.centred else x.gains
+        if record.facts.depends[e.ins[0 if x.centred else 1]]:
+            record.given.append(e)
     else:
         return view
     record.revote(folded, Role.GAIN, Role.NORM_SCALE, e)

@@ -43,6 +43,7 @@ class Record:
       moves: For each value, whether a gradient connects it with a leaf.
       indicators: The values that are 1 where something has an index, and else 0, times a factor,
         with the axes along which that is so: see `indicating`.
+      given: Where values that leaves were applied to are normalised by statistics that are given.
       e: The equation that is read.
       law: Its law; `PIN` if it has none.
     """
@@ -58,6 +59,7 @@ class Record:
         self.biases: list[set[int]] = [set() for _ in shapes]
         self.views: dict[int, View] = {}
         self.indicators: dict[int, Hot] = {}
+        self.given: list[Equation] = []
         self._maps: dict[int, Map] = {}
         self._along: dict[int, View] = {}
 
