@@ -34,6 +34,8 @@ def _read(path: Path) -> Known:
         record: Any = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, UnicodeDecodeError):
+            reason = "it is no text, but perhaps a checkpoint"
         raise StructureError(
             f"`{path}` must be a report in JSON. Reading it failed: {reason}. Write one with "
             f"`optax-bnmask inspect ... --format json`."

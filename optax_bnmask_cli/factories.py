@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Final
 
 from optax_bnmask.arguments import is_of
 from optax_bnmask.errors import StructureError, first_line
@@ -50,9 +50,17 @@ def found(factory: str) -> Callable[[], Any]:
     return made
 
 
+_FILES: Final = (".npz", ".npy", ".safetensors", ".msgpack")
+"""Endings of checkpoints, which no function has."""
+
+_HERE: Final = Path(__file__).parent
+
+
 def advice(subject: str) -> str:
     """How to spell what was meant by something that names no factory."""
     module, colon, name = subject.partition(":")
+    if not colon and Path(subject).suffix in _FILES:
+        return "Is that the path of the checkpoint?"
     if not colon:
         module, _, name = subject.rpartition(".")
     spelt = f"{module.removesuffix('.py').replace('/', '.').strip('.')}:{name}"
@@ -64,7 +72,11 @@ def advice(subject: str) -> str:
 def raised(error: Exception) -> str:
     """What a user's code raised, and at which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if not frame.filename.startswith(sys.prefix)]
+    own = [
+        frame
+        for frame in frames
+        if not frame.filename.startswith(sys.prefix) and Path(frame.filename).parent != _HERE
+    ]
     last = (own or frames)[-1]
     at = f", at {Path(last.filename).name}:{last.lineno} ({last.name})"
     return f"raised {type(error).__name__}: {first_line(error).rstrip('.')}{at}"
@@ -78,8 +90,8 @@ def _imported(name: str) -> ModuleType:
     except Exception as error:  # anything may come out of a user's module
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise StructureError(
-                f"There must be a module {name!r}. No module is called {error.name!r}. Is the "
-                f"package installed, or the command run where it lies?"
+                f"There must be a module {name!r}. No module is called {error.name!r}. "
+                f"{_where(name)}"
             ) from error
         raise StructureError(
             f"{name!r} must be a module that can be imported. It {raised(error)}. --debug shows "
@@ -87,6 +99,13 @@ def _imported(name: str) -> ModuleType:
         ) from error
     finally:
         sys.path.pop(0)
+
+
+def _where(name: str) -> str:
+    """What may be wrong with the name of a module that is not there."""
+    if name.endswith(".py"):
+        return f"Write {name.removesuffix('.py')!r}, without the ending."
+    return "Is the package installed, or the command run where it lies?"
 
 
 def _nearest(name: str, holder: object) -> str:

@@ -49,7 +49,8 @@ def inspected(
         argument cannot be read, or an option means nothing here.
     """
     exists = Path(subject).exists()
-    _refuse_stray(exists or ":" not in subject, [*inputs, *arguments], [params, stats])
+    if exists or ":" in subject:
+        _refuse_stray(exists, [*inputs, *arguments], [params, stats])
     if exists:
         return analyze_checkpoint(subject, params=params, stats=stats)
     if ":" not in subject:
@@ -91,8 +92,9 @@ def _traced(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> An
         given = ", ".join([*inputs, *arguments]) or "no inputs at all"
         raise StructureError(
             f"{factory!r} must make a model that runs on what the command gives it. With {given} "
-            f"it {raised(error)}. Give an --input for each of its arguments, and an --arg for what "
-            f"else it needs; --debug shows the whole traceback."
+            f"it {raised(error)}. Give an --input for each of its arguments, with its dtype if "
+            f"that is not float32 (2,16:int32), and an --arg for what else it needs; --debug shows "
+            f"the whole traceback."
         ) from error
 
 

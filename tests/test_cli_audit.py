@@ -3,6 +3,7 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -153,6 +154,14 @@ def test_a_file_that_is_no_report_is_a_sentence(text, said, tmp_path):
     assert result.exit_code == 2, result.output
     assert said in result.stderr
     assert result.stdout == ""
+
+
+def test_a_checkpoint_in_the_place_of_a_report_is_named(tmp_path):
+    np.savez(tmp_path / "model.npz", kernel=np.ones(3))
+    (tmp_path / "mask.json").write_text('{"kernel": true}')
+    result = run("diff", tmp_path / "model.npz", tmp_path / "mask.json")
+    assert result.exit_code == 2, result.output
+    assert "it is no text, but perhaps a checkpoint" in result.stderr
 
 
 def test_files_that_say_different_things_are_named(report):
