@@ -16,8 +16,8 @@ FLOOR: Final = 2.0**-44
 STEADY: Final = 1e-3
 """What differs by less from one step to another is no noise."""
 
-_ALIKE: Final = 0.05
-"""Rates of even and of uneven params that differ by less are one rate."""
+ALIKE: Final = 0.05
+"""Rates that differ by less, as of even and of uneven params, are one rate."""
 
 _CANCELLED: Final = 2.0**-20
 """Beside the highest rate of a leaf, less is what is left where the constants that are rounded to
@@ -99,7 +99,7 @@ def _shares(pair: np.ndarray, params: np.ndarray) -> np.ndarray:
 def _one_of(one: np.ndarray, other: np.ndarray) -> np.ndarray | None:
     """The shares of entries, if they are the same twice."""
     top = np.max(np.abs(one), initial=0)
-    if not (np.isfinite(top) and top > FLOOR) or np.max(np.abs(one - other)) > _ALIKE * top:
+    if not (np.isfinite(top) and top > FLOOR) or np.max(np.abs(one - other)) > ALIKE * top:
         return None
     return np.where(np.abs(one) > _CANCELLED * top, one, 0.0)
 
@@ -109,7 +109,7 @@ def is_one_pattern(one: np.ndarray, other: np.ndarray) -> bool:
     tops = [np.max(np.abs(shares), initial=0) for shares in (one, other)]
     if not all(np.isfinite(top) and top > FLOOR for top in tops):
         return False
-    return bool(np.max(np.abs(one / tops[0] - other / tops[1])) <= _ALIKE)
+    return bool(np.max(np.abs(one / tops[0] - other / tops[1])) <= ALIKE)
 
 
 def _behind_a_ratio(
@@ -248,4 +248,4 @@ def _are_of_rows(shares: np.ndarray, shape: tuple[int, ...]) -> bool:
     spreads = [np.ptp(shares)]
     if sum(n > 1 for n in shape) > 1:
         spreads += [np.max(np.ptp(shaped, tuple(a for a in axes if a != axis))) for axis in axes]
-    return bool(min(spreads) <= _ALIKE * np.max(np.abs(shares)))
+    return bool(min(spreads) <= ALIKE * np.max(np.abs(shares)))

@@ -111,7 +111,7 @@ def _finer(here: Behaviour, fine: Behaviour) -> Behaviour:
     """What an optimizer does to a leaf, seen on small params too."""
     if fine.proportional and not here.proportional and alike(here.course, fine.course):
         return fine
-    return dataclasses.replace(here, rises=0 < fine.rate < _HALF * here.rate)
+    return dataclasses.replace(here, rises=0 < 2 * fine.rate < here.rate)
 
 
 def _unscaled(here: Behaviour, faint: Behaviour) -> Behaviour:

@@ -6,7 +6,15 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from optax_bnmask.audit.entries import FLOOR, STEADY, Entries, entries_of, parts_of, strongest
+from optax_bnmask.audit.entries import (
+    ALIKE,
+    FLOOR,
+    STEADY,
+    Entries,
+    entries_of,
+    parts_of,
+    strongest,
+)
 from optax_bnmask.audit.patterns import (
     AGAINST,
     ELSEWHERE,
@@ -283,13 +291,9 @@ def _rises(readings: Sequence[Reading], of: Callable[[Reading], float]) -> bool:
     return bool(rates) and rates[-1] > (1 + STEADY) * rates[0]
 
 
-_ALIKE: Final = 0.05
-"""Rates that differ by less are one rate."""
-
-
 def alike(one: float, other: float) -> bool:
     """Whether two rates are one."""
-    return abs(one - other) <= _ALIKE * max(abs(one), abs(other))
+    return abs(one - other) <= ALIKE * max(abs(one), abs(other))
 
 
 def _first(readings: Sequence[Reading], of: Callable[[Reading], float]) -> float:

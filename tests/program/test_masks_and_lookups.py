@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
@@ -41,7 +42,33 @@ def by_switch(p, x, which):
 
 X, XS, ONE, TOKENS = f32(2, 12), f32(2, 5, 12), i32(2), i32(2, 5)
 W, H, E = f32(12, 20), f32(20, 17), f32(10, 12)
+PLACES = np.random.default_rng(0).permutation(12)
 CASES = {
+    "a kernel, a gain and a bias in another order": (
+        lambda p, x: jnp.tanh((x @ p["w"][PLACES])[:, PLACES] * p["g"][PLACES] + p["b"][PLACES])
+        @ p["h"][:12],
+        ({"w": f32(12, 20), "g": f32(12), "b": f32(12), "h": H}, X),
+        {"w": WEIGHT, "g": ("gain", None), "b": ("bias", None), "h": WEIGHT},
+    ),
+    "the output of a kernel in another order": (
+        lambda p, x: jnp.tanh(x @ p["w"][:, PLACES]) @ p["h"][:12],
+        ({"w": W, "h": H}, X),
+        {"w": WEIGHT, "h": WEIGHT},
+    ),
+    "a table of positions at places that are spelt out": (
+        lambda p, x: jnp.tanh(x @ p["w"] + p["e"][jnp.arange(5)]) @ p["h"],
+        ({"w": W, "e": f32(9, 20), "h": H}, XS),
+        {"w": WEIGHT, "e": LOOKUP, "h": WEIGHT},
+    ),
+    "relative positions": (
+        lambda p, x: nn.softmax(
+            jnp.einsum("bqc,bkc->bqk", x @ p["w"], x) + p["e"][jnp.arange(25) % 9].reshape(5, 5)
+        )
+        @ (x @ p["v"])
+        @ p["h"],
+        ({"w": f32(12, 12), "e": f32(9), "v": W, "h": H}, XS),
+        {"w": WEIGHT, "e": LOOKUP, "v": WEIGHT, "h": WEIGHT},
+    ),
     "padding": (
         lambda p, t: jnp.where((t == 0)[..., None], 0.0, jnp.tanh(p["e"][t] @ p["w"])) @ p["h"],
         ({"e": E, "w": W, "h": H}, TOKENS),

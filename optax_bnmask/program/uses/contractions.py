@@ -166,18 +166,45 @@ def opaque(record: Record, e: Equation) -> View:
 
 
 def lookup(record: Record, e: Equation) -> View:
-    """A leaf that is looked up is an embedding; one place of it is a slice."""
+    """A leaf that is looked up is an embedding; one place of it is a slice.
+
+    Places that are the same whatever the data are put entries in another order, ``w[permutation]``,
+    or leave some out: that is still the leaf.
+    """
     seen = record.along(0)
     if seen is None:
         return DATA
     if not reads_several(e, record.facts):
         return seen._replace(piece=e.out) if seen.leaves else seen
+    if seen.leaves and record.is_fixed(e.ins[1]) and (along := _arranged(record, e)) is not None:
+        return seen._replace(leaves=along, piece=e.out)
     record.gauges.start(e.out)
     record.vote(seen.leaves, Role.EMBEDDING, e)
     met = {n: Met(_looked_up(record, e, p), Role.EMBEDDING, e) for n, p in seen.leaves.items()}
     made = (_made_by(n, places) for n, places in seen.leaves.items())
     features = features_of([seen.features, *made])
     return View(met=met, owners=frozenset(met), features=features)
+
+
+def _arranged(record: Record, e: Equation) -> dict[int, Places] | None:
+    """Where leaves' axes are once entries along one axis are those at places along one axis.
+
+    Returns:
+      `None` where places have several axes, or are looked up along several.
+    """
+    numbers, shown = e.params["dimension_numbers"], len(record.tape.shapes[e.out])
+    placed = [q for q in range(shown) if q not in numbers.offset_dims]
+    if len(numbers.start_index_map) != 1 or len(placed) != 1 or numbers.operand_batching_dims:
+        return None
+    (axis,), (to,) = numbers.start_index_map, placed
+    if axis not in numbers.collapsed_slice_dims:
+        return None
+    before, seen = record.views[e.ins[0]].leaves, record.along(0)
+    after = seen.leaves if seen else {}
+    return {
+        n: tuple(before[n][axis] if q == to else own for q, own in enumerate(after[n]))
+        for n in before
+    }
 
 
 _AT = frozenset({-1})

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.facts import Facts, dependents
 from optax_bnmask.program.flags import MAY_BE_0
 from optax_bnmask.program.registry import RULES, SAME, Kind, Law
 from optax_bnmask.program.tape import Equation, Map
@@ -60,8 +60,15 @@ class Record:
         self.views: dict[int, View] = {}
         self.indicators: dict[int, Hot] = {}
         self.given: list[Equation] = []
+        self._varies: bytearray | None = None
         self._maps: dict[int, Map] = {}
         self._along: dict[int, View] = {}
+
+    def is_fixed(self, x: int) -> bool:
+        """Whether a value is the same whatever the arguments are: spelt out, or closed over."""
+        if self._varies is None:
+            self._varies = dependents(self.tape, self.tape.ins)
+        return not self._varies[x]
 
     def begin(self, e: Equation) -> None:
         """Turns to the next equation."""
