@@ -70,8 +70,7 @@ class Mask(Labels):
         return Mask({path: not decays for path, decays in self._by_path.items()})
 
     def __repr__(self) -> str:
-        exempted = self.exempted
-        chosen = [path for path, decays in self._by_path.items() if decays]
+        exempted, chosen = self.exempted, self.decayed
         head = f"Mask({len(chosen)} of {len(self)} leaves decay"
         if not exempted:
             return f"{head})"

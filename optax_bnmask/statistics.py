@@ -41,6 +41,8 @@ _NAMES: Final = (
 )
 """What a running mean and variance are called: by Flax and Haiku, by Keras, and by PyTorch."""
 
+_MEANS: Final = frozenset({"average", *(mean for mean, _ in _NAMES)})
+
 
 def extent(shape: Shape) -> Shape:
     """A shape without axes of length 1: statistics are often kept in the form they broadcast in.
@@ -61,6 +63,11 @@ def is_own(gain: Shape, shape: Shape) -> bool:
     if len(short) == len(long):
         return short == long
     return bool(short) and any(short == long[:a] + long[a + 1 :] for a in range(len(long)))
+
+
+def may_hold_statistics(tree: Layout) -> bool:
+    """Whether a scope has an array called like a running mean: cheaper than `statistics`."""
+    return not all(map(_MEANS.isdisjoint, tree.scopes.values()))
 
 
 def statistics(kept: Layout) -> Statistics:

@@ -20,6 +20,7 @@ from optax_bnmask.statistics import (
     beside,
     extent,
     is_own,
+    may_hold_statistics,
     parted,
     refuse_state,
     refuse_variables,
@@ -178,7 +179,7 @@ def _refuse_misfit(path: str, name: str, shapes: dict[str, Shape], shape: Shape)
 
 def _refuse_within(tree: Layout) -> None:
     """Fails where the params hold running statistics beside the gain that they belong to."""
-    for path in statistics(tree).shapes:
+    for path in statistics(tree).shapes if may_hold_statistics(tree) else ():
         scope = tree.scopes.get(path, {})
         if not GAINS.isdisjoint(scope):
             raise StructureError(

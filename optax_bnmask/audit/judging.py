@@ -18,7 +18,8 @@ from optax_bnmask.vocabulary import NORMS, Role, Scale
 _HIDDEN: Final = frozenset({Scale.INVARIANT, Scale.JOINT, Scale.UNUSED})
 
 _SAME_STRETCHED: Final = 4.0
-"""The same of leaves whose steps are stretched to their length, which is read under a gradient."""
+"""Rates of leaves behind a trust ratio that differ by a smaller factor are one rate. Such a rate
+also hangs on how long the leaf's gradient is."""
 
 _UNSEEN: Final = (
     "Two things an audit cannot see: a penalty on the norm that is a part of the loss, and a decay "

@@ -1,7 +1,7 @@
 """What is read off the updates of one leaf in one step, and what it comes to over the steps."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -261,7 +261,8 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
         all(reading.alone for reading in readings if reading.pushed),
         proportional,
         rates[-1].rate / first.rate if first.rate else 0.0,
-        len(rates) > 1 and not any(_rises(readings, of) for of in (_quiet, _under_push)),
+        len(rates) > 1
+        and not (_rise(r.rate for r in readings) or _rise(r.pushed for r in readings)),
         _centre(first, rates[-1]) if rates else 0.0,
         recalled if 0 < recalled < _RECOMPUTED else 0.0,
         _first(readings, lambda r: min(r.answer, 0.0)) or _first(readings, lambda r: r.answer),
@@ -277,18 +278,10 @@ def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
     )
 
 
-def _quiet(reading: Reading) -> float:
-    return reading.rate
-
-
-def _under_push(reading: Reading) -> float:
-    return reading.pushed
-
-
-def _rises(readings: Sequence[Reading], of: Callable[[Reading], float]) -> bool:
-    """Whether a rate is higher in the last step than in the first in which there is one."""
-    rates = [abs(rate) for rate in map(of, readings) if rate]
-    return bool(rates) and rates[-1] > (1 + STEADY) * rates[0]
+def _rise(rates: Iterable[float]) -> bool:
+    """Whether rates are higher in the last step than in the first in which there is one."""
+    sizes = [abs(rate) for rate in rates if rate]
+    return bool(sizes) and sizes[-1] > (1 + STEADY) * sizes[0]
 
 
 def alike(one: float, other: float) -> bool:
