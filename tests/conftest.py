@@ -71,3 +71,9 @@ def double_precision(optax_promotion):
     """Numbers in which a claim can be told from rounding, under the promotion that users have."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def modules_of_a_user(monkeypatch):
+    """`inspected` and `optimizers` are imported as modules in a user's working directory are."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "support")

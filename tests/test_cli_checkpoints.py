@@ -9,6 +9,8 @@ from click.testing import CliRunner
 
 from optax_bnmask_cli.app import app
 
+pytestmark = pytest.mark.usefixtures("modules_of_a_user")
+
 VARIABLES = {
     "params": {
         "conv": {"kernel": np.ones((3, 3, 1, 8), np.float32)},

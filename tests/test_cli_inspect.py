@@ -8,6 +8,8 @@ from click.testing import CliRunner
 
 from optax_bnmask_cli.app import app
 
+pytestmark = pytest.mark.usefixtures("modules_of_a_user")
+
 
 @pytest.fixture(autouse=True)
 def _promotion_as_frameworks_need_it():

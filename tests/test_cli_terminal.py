@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-TESTS = Path(__file__).parent
+HERE = Path(__file__).parent / "support"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -22,7 +22,7 @@ def on_terminal(width, *arguments):
         [sys.executable, "-c", code, *arguments],
         stdout=theirs,
         stderr=theirs,
-        cwd=TESTS,
+        cwd=HERE,
         env=environment | {"COLUMNS": str(width), "TERM": "xterm-256color"},
     )
     os.close(theirs)
@@ -72,7 +72,7 @@ def test_repeated_blocks_are_shown_once_and_in_colours(width):
 def test_there_are_no_colours_elsewhere_and_a_leaf_has_one_line():
     code = "from optax_bnmask_cli import main\nmain()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *BLOCKS], capture_output=True, text=True, cwd=TESTS, check=True
+        [sys.executable, "-c", code, *BLOCKS], capture_output=True, text=True, cwd=HERE, check=True
     )
     assert "\x1b" not in done.stdout + done.stderr
     (line,) = (x for x in done.stdout.splitlines() if "{0..3}/dense/kernel" in x)

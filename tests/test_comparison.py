@@ -3,13 +3,13 @@
 import pytest
 
 import optax_bnmask as bnmask
-from tests import muon_comparison
-from tests.comparison import FRAME, OURS, PAGE, PICTURE, RULES, judged, picture, table
-from tests.fixtures import FIXTURES
+from tests.support import muon_comparison
+from tests.support.comparison import FRAME, OURS, PAGE, PICTURE, RULES, judged, picture, table
+from tests.support.fixtures import FIXTURES
 
 
 def test_page_and_picture_show_what_the_fixtures_give():
-    again = "run `python -m tests.comparison`"
+    again = "run `python -m tests.support.comparison`"
     assert FRAME.findall(PAGE.read_text(encoding="utf-8")) == [table()], again
     assert PICTURE.read_text(encoding="utf-8") == picture(), again
 
@@ -37,7 +37,7 @@ def test_every_glob_of_the_truth_names_a_leaf(fixture):
 
 def test_the_page_on_muon_shows_what_its_networks_give():
     page = muon_comparison.PAGE.read_text(encoding="utf-8")
-    again = "run `python -m tests.muon_comparison`"
+    again = "run `python -m tests.support.muon_comparison`"
     assert muon_comparison.FRAME.findall(page) == [muon_comparison.table()], again
 
 

@@ -16,8 +16,8 @@ from flax.training.train_state import TrainState
 
 import optax_bnmask as bnmask
 from optax_bnmask import Role, StructureError
-from tests import fixtures
-from tests.fixtures import IMAGES, SEQUENCE, haiku, linen
+from tests.support import fixtures
+from tests.support.fixtures import IMAGES, SEQUENCE, haiku, linen
 
 
 @pytest.fixture(autouse=True)

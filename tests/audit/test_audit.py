@@ -14,7 +14,7 @@ from flax import nnx
 
 import optax_bnmask as bnmask
 from optax_bnmask import PathError, VerificationError
-from tests.test_conformance_optax import ANALYSIS, DECAY, MASK, PARAMS, STATS, TRANSFORMS
+from tests.support.decaying import ANALYSIS, DECAY, MASK, PARAMS, STATS, TRANSFORMS
 
 RATE = 1e-3
 NORMS = {"post/scale", "post/bias", "stack/scale", "stack/bias"}

@@ -6,8 +6,8 @@ import pytest
 
 import optax_bnmask as bnmask
 from optax_bnmask.paths import layout
-from tests.comparison import RULES
-from tests.fixtures import FIXTURES
+from tests.support.comparison import RULES
+from tests.support.fixtures import FIXTURES
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 

@@ -14,10 +14,11 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-import stored_files as files
-from peak_memory import Growth
 
-HERE = Path(__file__).parent
+from tests.support.checkpoints import stored_files as files
+from tests.support.checkpoints.peak_memory import Growth
+
+ROOT = Path(__file__).parents[2]
 COUNT = 160
 SHAPE = (4096, 4096)
 BYTES = 4 * SHAPE[0] * SHAPE[1]
@@ -29,7 +30,7 @@ MOST_GROWTH = 500 << 20
 MEASURED = """
 import sys, time
 import optax_bnmask.checkpoints as checkpoints, optax_bnmask.report
-from peak_memory import Growth
+from tests.support.checkpoints.peak_memory import Growth
 growth, start = Growth(), time.perf_counter()
 text = checkpoints.analyze_checkpoint(sys.argv[1]).to_text()
 seconds = time.perf_counter() - start
@@ -133,7 +134,7 @@ def test_ten_gigabytes_take_two_seconds_and_no_memory(kind, tmp_path):
         text=True,
         check=True,
         env=os.environ
-        | {"PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])},
+        | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])},
     )
     measured, _, report = done.stdout.partition("\n")
     seconds, grown = map(float, measured.split())

@@ -10,14 +10,14 @@ import zipfile
 import msgpack
 import numpy as np
 import pytest
-import stored_files as files
-from hostile import DEEP, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from peak_memory import little_memory
 
 from optax_bnmask import checkpoints
 from optax_bnmask.errors import StructureError
+from tests.support.checkpoints import stored_files as files
+from tests.support.checkpoints.hostile import DEEP, refused
+from tests.support.checkpoints.peak_memory import little_memory
 
 
 @pytest.fixture(autouse=True)

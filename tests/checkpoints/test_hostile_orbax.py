@@ -6,11 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
-import stored_files as files
-from hostile import DEEP, refused
-from peak_memory import little_memory
 
 from optax_bnmask import checkpoints
+from tests.support.checkpoints import stored_files as files
+from tests.support.checkpoints.hostile import DEEP, refused
+from tests.support.checkpoints.peak_memory import little_memory
 
 
 @pytest.fixture(autouse=True)

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import stored_files as files
 from flax import nnx
 from flax.training.train_state import TrainState
 
 from optax_bnmask import checkpoints
 from optax_bnmask.errors import StructureError
+from tests.support.checkpoints import stored_files as files
 
 
 @pytest.fixture(autouse=True)

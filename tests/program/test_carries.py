@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import optax_bnmask as bnmask
-from tests.program.kinds import X, moved, normal, rms_normed
+from tests.support.program.kinds import X, moved, normal, rms_normed
 
 DEPTH, WIDTH = 3, 4
 

@@ -15,9 +15,9 @@ import pytest
 from jax import lax
 
 import optax_bnmask as bnmask
-from tests.program.dead import SAME, change, drawn, examine, gradient
-from tests.program.evaluating import traced
-from tests.program.networks import Network, seeded_network
+from tests.support.program.dead import SAME, change, drawn, examine, gradient
+from tests.support.program.evaluating import traced
+from tests.support.program.networks import Network, seeded_network
 
 EPS = 1e-5
 IMAGE, ROWS, TOKENS = (4, 5, 5, 3), (8, 3), (2, 5, 4)

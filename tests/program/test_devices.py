@@ -10,7 +10,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_bnmask as bnmask
-from tests.program.slices import disagreements
+from tests.support.program.slices import disagreements
 
 DATA = np.random.default_rng(0).normal(size=(8, 4))
 SHAPES = {"into": (4, 8), "gain": (8,), "out": (8, 6), "last": (6, 3)}

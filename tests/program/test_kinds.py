@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 import optax_bnmask as bnmask
-from tests.program.kinds import CASES, W, X, moved, norm, rms_normed
+from tests.support.program.kinds import CASES, W, X, moved, norm, rms_normed
 
 for table in ("small_constants", "special_values"):
-    importlib.import_module(f"tests.program.{table}")
+    importlib.import_module(f"tests.support.program.{table}")
 
 MOVES, SAME = 1e-2, 1e-6
 """What moves outputs moves them by at least the first; what does not, by at most the second."""

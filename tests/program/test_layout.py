@@ -2,17 +2,18 @@
 
 import os
 
-import chains
 import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from entrywise import BASE, Assignment, Reading, check, powers_of
 from hypothesis import example, given, settings
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
-from looped_chains import OPERATIONS
+
+from tests.support.program import chains
+from tests.support.program.entrywise import BASE, Assignment, Reading, check, powers_of
+from tests.support.program.looped_chains import OPERATIONS
 
 pytestmark = pytest.mark.usefixtures("double_precision")
 

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
 import optax_bnmask as bnmask
-from tests.program.slices import disagreements
+from tests.support.program.slices import disagreements
 
 BatchNorm = functools.partial(nn.BatchNorm, use_running_average=False)
 IMAGES = np.random.default_rng(0).normal(size=(4, 8, 8, 6))

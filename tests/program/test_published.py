@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import optax_bnmask as bnmask
-from tests.program.slices import disagreements
+from tests.support.program.slices import disagreements
 
 equimo = pytest.importorskip("equimo.models", reason="the test extra brings equimo")
 jimm = pytest.importorskip("jimm.models", reason="the test extra brings jax-image-models")

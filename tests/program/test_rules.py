@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from entrywise import check, read
 from jax import lax
 from jax._src.lax import linalg  # noqa: TID251 - some primitives are bound nowhere else
 from jax._src.lax.windowed_reductions import _select_and_scatter  # noqa: TID251 - as above
@@ -20,6 +19,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.registry import RULES
 from optax_bnmask.program.rules import equinox, load
 from optax_bnmask.program.tape import LOWERINGS, Op
+from tests.support.program.entrywise import check, read
 
 load()
 

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 import optax_bnmask as bnmask
-from tests.program.dead import SAME, change, drawn, gradients
-from tests.program.evaluating import traced
-from tests.verify.false_claims import with_shift_axes
+from tests.support.program.dead import SAME, change, drawn, gradients
+from tests.support.program.evaluating import traced
+from tests.support.verify.false_claims import with_shift_axes
 
 ROWS, TOKENS = (8, 3), (2, 5, 4)
 LABELS = np.array([0, 1, 4, 2, 2, 3, 1, 0], np.int32)

@@ -6,8 +6,8 @@ import jax
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from tests.program.networks import Network, networks, seeded_network
-from tests.program.soundness import examine
+from tests.support.program.networks import Network, networks, seeded_network
+from tests.support.program.soundness import examine
 
 
 def _examined(network: Network) -> None:
@@ -46,7 +46,7 @@ def test_a_false_claim_is_noticed() -> None:
     import numpy as np
 
     import optax_bnmask as bnmask
-    from tests.program.soundness import analysis_of
+    from tests.support.program.soundness import analysis_of
 
     network = Network(
         lambda p, x: jnp.tanh(x @ p["w"]), {"w": np.ones((3, 2))}, np.ones((4, 3)), {}, ("tanh",)

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_bnmask as bnmask
-from tests.sharding.training import (
+from tests.support.sharding.training import (
     ANALYSIS,
     AXES,
     BY_HAND,

@@ -11,17 +11,19 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import optax_bnmask as bnmask
-from tests.sharding.collectives import collectives
-from tests.sharding.test_sharded_training import close, on_one_device, trained
-from tests.sharding.training import (
+from tests.support.sharding.collectives import collectives
+from tests.support.sharding.training import (
     ANALYSIS,
     OPTIMIZERS,
     adamw,
     batch,
+    close,
     initial,
     loss,
     network,
     normalised,
+    on_one_device,
+    trained,
 )
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")

@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_bnmask as bnmask
-from tests.sharding.training import (
+from tests.support.sharding.training import (
     ANALYSIS,
     AXES,
     DECAY,

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_bnmask as bnmask
-from tests.sharding.training import AXES
+from tests.support.sharding.training import AXES
 
 IMAGES = np.random.default_rng(0).normal(size=(16, 6, 6, 8)).astype(np.float32)
 MESH = jax.make_mesh((4, 2), AXES, axis_types=(AxisType.Auto,) * 2)

@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 import jax
 import numpy as np
 import optax
@@ -11,26 +10,22 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import optax_bnmask as bnmask
-from tests.sharding.collectives import collectives, entries
-from tests.sharding.training import (
+from tests.support.sharding.collectives import collectives, entries
+from tests.support.sharding.training import (
     ANALYSIS,
     AXES,
     INVARIANT,
     LAYOUTS,
     OPTIMIZERS,
     adamw,
-    batch,
-    initial,
+    close,
     laid_out,
     network,
+    on_one_device,
     shardings,
     stepper,
+    trained,
 )
-
-STEPS = 3
-# Adam's first steps divide by the gradient: near 0, its rounding is a part of a step.
-close = functools.partial(chex.assert_trees_all_close, rtol=1e-3, atol=2e-4)
-
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
@@ -51,22 +46,6 @@ def without_us(layout, kind=AxisType.Auto, apply=network):
     """What the devices tell each other without our transformations."""
     with jax.set_mesh(mesh_of(kind)):
         return collectives(compiled(adamw(), mesh_of(kind), layout, apply)[0].as_text())
-
-
-@functools.cache
-def on_one_device(name):
-    """Params, state and losses of a few steps."""
-    with jax.numpy_dtype_promotion("standard"):
-        return trained(jax.jit(stepper(OPTIMIZERS[name]())), initial(), name, *batch())
-
-
-def trained(step, params, name, images, targets):
-    tx, losses = OPTIMIZERS[name](), []
-    state = tx.init(params)
-    for _ in range(STEPS):
-        params, state, value = step(params, state, images, targets)
-        losses.append(value)
-    return jax.device_get((params, state, losses))
 
 
 def assert_laid_out(tree, expected):

@@ -15,11 +15,11 @@ import time
 import numpy as np
 import pytest
 
-from tests.sharding.two_processes import RUNS
+from tests.support.sharding.two_processes import RUNS
 
 ROOT = pathlib.Path(__file__).parents[2]
 CODE = (
-    "import sys; from tests.sharding import two_processes as job; "
+    "import sys; from tests.support.sharding import two_processes as job; "
     "job.main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:]))"
 )
 SECONDS = 120

@@ -14,7 +14,7 @@ from flax import nnx
 from flax.training.train_state import TrainState
 
 import optax_bnmask as bnmask
-from tests.transforms.cases import (
+from tests.support.transforms.cases import (
     ANALYSIS,
     DECAY,
     GRADS,

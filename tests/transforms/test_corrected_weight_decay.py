@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optax_bnmask as bnmask
-from tests.transforms.cases import (
+from tests.support.transforms.cases import (
     DECAY,
     GRADS,
     INVARIANT,

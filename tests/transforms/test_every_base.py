@@ -14,7 +14,7 @@ import pytest
 from optax import contrib
 
 import optax_bnmask as bnmask
-from tests.transforms.cases import ANALYSIS, GRADS, INVARIANT, PARAMS, at
+from tests.support.transforms.cases import ANALYSIS, GRADS, INVARIANT, PARAMS, at
 
 ANGLE, KERNEL, SCALE = 0.05, "conv/kernel", "norm/scale"
 GIVEN = {"learning_rate": 1e-2}

@@ -11,7 +11,7 @@ import pytest
 
 import optax_bnmask as bnmask
 from optax_bnmask import PathError, StructureError
-from tests.transforms.cases import ANALYSIS, INVARIANT, MASK, PARAMS, cast, wide
+from tests.support.transforms.cases import ANALYSIS, INVARIANT, MASK, PARAMS, cast, wide
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 3, 4, 8))

@@ -12,7 +12,7 @@ import pytest
 
 import optax_bnmask as bnmask
 from optax_bnmask import PathError, StructureError
-from tests.transforms.cases import INVARIANT, PARAMS, cast, wide
+from tests.support.transforms.cases import INVARIANT, PARAMS, cast, wide
 
 RNG = np.random.default_rng(0)
 KERNEL = RNG.normal(size=(3, 3, 4, 8))

@@ -13,7 +13,7 @@ import pytest
 
 import optax_bnmask as bnmask
 from optax_bnmask import PathError
-from tests.transforms.cases import (
+from tests.support.transforms.cases import (
     ANALYSIS,
     DECAY,
     GRADS,

@@ -5,8 +5,8 @@ import warnings
 import jax
 import pytest
 
-from tests.program.networks import seeded_network
-from tests.verify.false_claims import accepts, false_claims
+from tests.support.program.networks import seeded_network
+from tests.support.verify.false_claims import accepts, false_claims
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tests.program.kinds import W, X, case, norm, normal, rms_normed
+from tests.support.program.kinds import W, X, case, norm, normal, rms_normed
 
 FAINT = 1e-3 * X
 """Data of the size of the constants: beside it they are not small."""

@@ -1,8 +1,8 @@
 """Who sends which leaf to Muon wrongly: Optax's default and a rule of names against the program.
 
-`python -m tests.muon_comparison` writes the table of `docs/muon.md`. What is right is said here by
-hand: the leaves of each network that are hidden matrices, with the axes that are summed over and
-those that are put out; the axes of a leaf that are neither index matrices of their own.
+`python -m tests.support.muon_comparison` writes the table of `docs/muon.md`. What is right is said
+here by hand: the leaves of each network that are hidden matrices, with the axes that are summed
+over and those that are put out; the axes of a leaf that are neither index matrices of their own.
 """
 
 import dataclasses
@@ -299,7 +299,7 @@ def table():
     return "\n".join(lines)
 
 
-PAGE = Path(__file__).parents[1] / "docs" / "muon.md"
+PAGE = Path(__file__).parents[2] / "docs" / "muon.md"
 FRAME = re.compile(r"(?<=<!-- comparison -->\n).*?(?=\n\n)", re.S)
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Who gets which wrong: rules by name or shape against the mask from structure.
 
-`python -m tests.comparison` writes both into `docs/`: the table of `rules.md`, and `rules.svg`.
+`python -m tests.support.comparison` writes both into `docs/`: the table of `rules.md`, and
+`rules.svg`.
 """
 
 import html
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import optax_bnmask as bnmask
 from optax_bnmask.paths import layout
-from tests.fixtures import FIXTURES
+from tests.support.fixtures import FIXTURES
 
 NAMES = ("norm", "bn", "ln", "scale", "bias")
 
@@ -167,7 +168,7 @@ def text(x, y, markdown, *, anchor="start", bold=False):
     return f'<text x="{x:g}" y="{y}" text-anchor="{anchor}" fill="#1f2328"{weight}>{words}</text>'
 
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PAGE, PICTURE = DOCS / "rules.md", DOCS / "rules.svg"
 FRAME = re.compile(r"(?<=<!-- comparison -->\n).*?(?=\n\n)", re.S)
 

@@ -1,9 +1,9 @@
 # ruff: noqa: T201
 """Claims that what is added to leaves has no effect against numbers, on random networks.
 
-``python -m tests.program.dead --count 10000 --seed 0`` examines that many and prints every leaf
-that is called dead and moves an output, and every one that moves none and is not called dead; and
-so of what is constant along an axis of a leaf.
+``python -m tests.support.program.dead --count 10000 --seed 0`` examines that many and prints every
+leaf that is called dead and moves an output, and every one that moves none and is not called dead;
+and so of what is constant along an axis of a leaf.
 Nothing here is shared with `optax_bnmask.verify`.
 """
 
@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 import optax_bnmask as bnmask
-from tests.program.evaluating import traced
-from tests.program.networks import Network, seeded_network
-from tests.program.soundness import analysis_of
+from tests.support.program.evaluating import traced
+from tests.support.program.networks import Network, seeded_network
+from tests.support.program.soundness import analysis_of
 
 Start = tuple[str, int | None]
 """A leaf, and what is added to it: anything (`None`), or what is constant along this axis."""

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from tests.program.building import EPS, Builder, Layer, plus_bias
+from tests.support.program.building import EPS, Builder, Layer, plus_bias
 
 Shape = tuple[int, ...]
 Built = tuple[Layer, Shape]

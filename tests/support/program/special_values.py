@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from tests.program.kinds import W, X, case, norm, normal, rms_normed
+from tests.support.program.kinds import W, X, case, norm, normal, rms_normed
 
 ALIVE = np.array([[1.0], [1], [0], [1], [0], [1]], np.float32)
 ROWS = jnp.array([0, 1, 3])

@@ -6,7 +6,8 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from chains import OPERATIONS, axis_of, like, need, one_of, operation
+
+from tests.support.program.chains import OPERATIONS, axis_of, like, need, one_of, operation
 
 _PLAIN = set(OPERATIONS)
 

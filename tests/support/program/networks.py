@@ -10,8 +10,8 @@ import numpy as np
 from hypothesis import strategies as st
 from jax import lax
 
-from tests.program import layers
-from tests.program.building import Builder, Choices, Layer, Seeded
+from tests.support.program import layers
+from tests.support.program.building import Builder, Choices, Layer, Seeded
 
 Shape = tuple[int, ...]
 Built = tuple[Layer, Shape]

@@ -1,9 +1,10 @@
 # ruff: noqa: T201
 """True and false claims about random networks, of which `verify` must accept and refuse all.
 
-``python -m tests.verify.false_claims --networks 200 --false 200`` verifies so many analyses as they
-are, and so many that were made false, and prints every network at which `verify` is wrong. That a
-claim is false is found by `tests.program.soundness`, which shares nothing with `verify`.
+``python -m tests.support.verify.false_claims --networks 200 --false 200`` verifies so many analyses
+as they are, and so many that were made false, and prints every network at which `verify` is wrong.
+That a claim is false is found by `tests.support.program.soundness`, which shares nothing with
+`verify`.
 """
 
 import argparse
@@ -22,8 +23,8 @@ import numpy as np
 import optax_bnmask as bnmask
 from optax_bnmask import Analysis, Scale
 from optax_bnmask.vocabulary import Cancellation
-from tests.program.networks import Network, seeded_network
-from tests.program.soundness import Setting, analysis_of, at_index, errors_of, jitter
+from tests.support.program.networks import Network, seeded_network
+from tests.support.program.soundness import Setting, analysis_of, at_index, errors_of, jitter
 
 CLEARLY = 1e-5
 """A claim is false beyond doubt if it moves an output by more than this part of the largest."""

@@ -1,8 +1,8 @@
 # ruff: noqa: T201
 """Claims of invariance against numbers, on random networks.
 
-``python -m tests.program.soundness --count 10000 --seed 0`` examines that many and prints every
-claim that fails, and every leaf that is invariant in numbers but was not claimed, by what the
+``python -m tests.support.program.soundness --count 10000 --seed 0`` examines that many and prints
+every claim that fails, and every leaf that is invariant in numbers but was not claimed, by what the
 network is built of. Nothing here is shared with `optax_bnmask.verify`.
 """
 
@@ -22,9 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_bnmask as bnmask
-from tests.program import layers
-from tests.program.evaluating import traced
-from tests.program.networks import Network, seeded_network
+from tests.support.program import layers
+from tests.support.program.evaluating import traced
+from tests.support.program.networks import Network, seeded_network
 
 _CLAIMS = ("invariant", "symmetry", "axis", "cone")
 _JITTERS = range(1, 6)
