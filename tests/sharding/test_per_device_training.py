@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +25,7 @@ from tests.support.sharding.training import (
     normalised,
     on_one_device,
     trained,
+    wide,
 )
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -114,3 +116,47 @@ def test_part_of_a_leaf_inside_shard_map_keeps_its_own_norm():
     np.testing.assert_allclose(parts, np.ravel(norms), rtol=1e-6)
     with pytest.raises(ValueError, match="out_specs"):  # JAX refuses to call it one norm
         jax.shard_map(step, mesh=mesh, in_specs=(over, over), out_specs=(over, P()))(kernel, update)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_what_is_watched_inside_shard_map_is_of_each_part(every):
+    """Of a leaf that is divided, each device's values are those of a leaf that is its part."""
+    mesh = jax.make_mesh((4,), ("devices",), axis_types=(AxisType.Auto,))
+    rng = np.random.default_rng(0)
+    one = jax.ShapeDtypeStruct((2, 4), jnp.float32)
+    analysis = bnmask.analyze(
+        lambda p, x: normalised(x @ p["kernel"].T, -1) * wide(p["scale"], x),
+        {"kernel": one, "scale": jax.ShapeDtypeStruct((2,), jnp.float32)},
+        one,
+    )
+    assert analysis["kernel"].scale is bnmask.Scale.INVARIANT
+    assert analysis["scale"].role is bnmask.Role.NORM_SCALE
+    sgd = optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1, momentum=0.9))
+    tx = bnmask.monitor_scale(sgd, analysis, every=every)
+    whole = {"kernel": (8, 4), "scale": (8,)}
+    w, *gradients = (
+        jax.tree.map(
+            lambda shape: jnp.asarray(rng.uniform(0.5, 1, shape), jnp.float32),
+            whole,
+            is_leaf=lambda node: isinstance(node, tuple),
+        )
+        for _ in range(4)
+    )
+
+    def watched(w, *gradients):
+        state = tx.init(w)
+        for g in gradients:
+            updates, state = tx.update(g, state, w)
+            w = optax.apply_updates(w, updates)
+        return jax.tree.map(lambda x: x[None], (w, *state[3:]))
+
+    over = P("devices")
+    spread = jax.shard_map(watched, mesh=mesh, in_specs=over, out_specs=over)
+    found = jax.jit(spread)(w, *gradients)
+    each = [
+        jax.tree.map(lambda x, own=slice(2 * k, 2 * k + 2): x[own], (w, *gradients))
+        for k in range(4)
+    ]
+    alone = jax.tree.map(lambda *x: jnp.concatenate(x), *(watched(*part) for part in each))
+    chex.assert_trees_all_close(found, alone, rtol=1e-5)
+    assert len(np.unique(np.asarray(found[-1]["kernel"]))) == 4
