@@ -23,17 +23,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 LONG = (
     "audit/test_audit.py", "audit/test_causes.py", "audit/test_every_transformation.py",
-    "audit/test_published_rules.py", "program/test_dead.py", "program/test_published.py",
+    "audit/test_forgotten_leaves.py", "audit/test_published_rules.py", "program/test_dead.py",
+    "program/test_dead_in_frameworks.py", "program/test_published.py",
     "program/test_rules.py", "program/test_soundness.py", "report/test_browser.py", "sharding",
     "test_benchmarks.py", "test_cli_terminal.py", "test_conformance_optax.py", "test_demo.py",
     "test_policies.py", "transforms/test_conformance.py", "transforms/test_equilibrium.py",
-    "transforms/test_every_base.py", "transforms/test_hyperball.py", "transforms/test_keep_norm.py",
+    "transforms/test_every_base.py", "transforms/test_gain_rate.py", "transforms/test_hyperball.py",
+    "transforms/test_keep_norm.py",
     "transforms/test_monitor_scale.py", "verify/test_verify_kinds.py",
 )  # fmt: skip
 """Modules, and a folder, of half a minute or more: `.ci/run --quick` leaves them out."""
 ONCE = (
     "audit/test_audit.py", "audit/test_causes.py", "audit/test_every_transformation.py",
-    "audit/test_published_rules.py", "program/test_published.py", "program/test_soundness.py",
+    "audit/test_forgotten_leaves.py", "audit/test_published_rules.py", "program/test_published.py",
+    "program/test_soundness.py",
     "report/test_browser.py", "sharding/test_sharded_training.py", "test_benchmarks.py",
     "test_cli_terminal.py", "test_conformance_optax.py", "test_demo.py", "test_policies.py",
     "transforms/test_conformance.py", "transforms/test_equilibrium.py",
