@@ -185,19 +185,17 @@ def inspect(
 
     What exists as a path is taken for a checkpoint, all else for MODULE:FACTORY.
     """
-    if explain and (exempt is not None or form != "text"):
-        raise click.UsageError(
-            "--explain takes neither --exempt nor another --format than text: it says what leaves "
-            "are, and not what is decided of them. Leave these out, or --explain."
-        )
     with sentences(debug=debug):
         from optax_bnmask_cli.inspect import inspected  # noqa: PLC0415 - it imports JAX
         from optax_bnmask_cli.reports import (  # noqa: PLC0415 - as above
             decided,
+            require_explanations_alone,
             show_analysis,
             show_explanations,
         )
 
+        if explain:
+            require_explanations_alone(exempt, form)
         analysis = aloud(lambda: inspected(subject, inputs, arguments, params=params, stats=stats))
         if explain:
             show_explanations(analysis, explain)

@@ -9,6 +9,7 @@ from rich.console import Console
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit import Audit
 from optax_bnmask.audit.outcome import audit_document
+from optax_bnmask.errors import StructureError
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import matches
 from optax_bnmask.report import to_html
@@ -52,6 +53,16 @@ def _show(
             console.print(renderable)
     else:
         print(text_of(document))  # noqa: T201 - as above
+
+
+def require_explanations_alone(exempt: str | None, form: str) -> None:
+    """Raises where options beside `--explain` ask for what it does not show."""
+    if exempt is not None or form != "text":
+        found = "--exempt" if exempt is not None else f"--format {form}"
+        raise StructureError(
+            f"--explain says in text what leaves are, and not what is decided of them. Found it "
+            f"beside {found}. Leave out the one or the other."
+        )
 
 
 def show_explanations(analysis: Analysis, globs: Collection[str]) -> None:

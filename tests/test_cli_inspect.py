@@ -138,8 +138,8 @@ def test_inference_mode_is_a_warning_beside_the_report():
         ("inspected:pair", ["--input", "16,4:float33"], "Found '16,4:float33'"),
         ("inspected:pair", ["--input", "16,4", "--arg", "3"], "given as 'name=value'"),
         ("inspected:pair", ["--input", "16,4", "--explain", "nope*"], "'nope*' matches none"),
-        ("inspected:pair", ["--explain", "*", "--exempt", "norm"], "--explain takes neither"),
-        ("inspected:pair", ["--explain", "*", "--format", "json"], "--explain takes neither"),
+        ("inspected:pair", ["--explain", "*", "--exempt", "norm"], "Found it beside --exempt"),
+        ("inspected:pair", ["--explain", "*", "--format", "json"], "beside --format json"),
     ],
 )
 def test_bad_input_is_a_sentence_on_stderr(factory, arguments, said):
