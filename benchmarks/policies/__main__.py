@@ -26,20 +26,31 @@ TESTING_SEEDS = range(1000, 1040)
 
 def compared(task, policy, name, options) -> Result:
     """One policy: the best rates of the sweep by mean validation accuracy, tested on new seeds."""
+    train = trainer(task, policy, name, options.epochs or task.epochs)
+    of = (result for path in options.rates_of for result in load([path]))
+    known = {(r.task, r.optimizer, r.policy): r for r in of}.get((task.name, name, policy))
+    chosen = known or _chosen(task, policy, name, train, options)
+    second = chosen.angle if turns(policy) else chosen.weight_decay
+    fresh = grid((chosen.learning_rate,), (second,), TESTING_SEEDS[: options.testing_seeds])
+    tested = scores(task, train, fresh, task.test, options.at_once)
+    return dataclasses.replace(
+        chosen,
+        accuracies=tuple(np.asarray(tested.accuracy, float).round(6).tolist()),
+        cross_entropies=tuple(np.asarray(tested.cross_entropy, float).round(6).tolist()),
+    )
+
+
+def _chosen(task, policy, name, train, options) -> Result:
+    """The rates that validate best, and nothing tested yet."""
     rates, seconds = (values[:: options.every] for values in swept(policy, name))
     what = "angle" if turns(policy) else "decay"
-    epochs = options.epochs or task.epochs
-    seeds = CHOOSING_SEEDS[: options.seeds]
-    runs = grid(rates, seconds, seeds)
-    train = trainer(task, policy, name, epochs)
+    runs = grid(rates, seconds, CHOOSING_SEEDS[: options.seeds])
     found = scores(task, train, runs, task.validation, options.at_once)
     accuracy = np.nan_to_num(np.asarray(found.accuracy)).reshape(len(rates), len(seconds), -1)
     loss = np.asarray(found.cross_entropy).reshape(accuracy.shape).mean(-1)
     mean = accuracy.mean(-1)
     ties = np.where(mean == mean.max(), np.nan_to_num(loss, nan=np.inf), np.inf)
     i, j = np.unravel_index(ties.argmin(), ties.shape)
-    fresh = grid(rates[i : i + 1], seconds[j : j + 1], TESTING_SEEDS[: options.testing_seeds])
-    tested = scores(task, train, fresh, task.test, options.at_once)
     return Result(
         task.name,
         name,
@@ -52,8 +63,8 @@ def compared(task, policy, name, options) -> Result:
             for end, edge in (("lowest", 0), ("highest", len(values) - 1))
             if len(values) > 1 and place == edge
         ),
-        tuple(np.asarray(tested.accuracy, float).round(6).tolist()),
-        tuple(np.asarray(tested.cross_entropy, float).round(6).tolist()),
+        (),
+        (),
         seconds[j] if what == "angle" else 0.0,
     )
 
@@ -69,6 +80,13 @@ def parsed():
     )
     parser.add_argument("--epochs", type=int, help="in place of each task's own number")
     parser.add_argument("--every", type=int, default=1, help="take every n-th rate, decay, angle")
+    parser.add_argument(
+        "--rates-of",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="results whose rates, decays and angles are taken as chosen, where they have them",
+    )
     parser.add_argument("--at-once", type=int, default=40, help="runs trained at a time")
     parser.add_argument("--output", type=Path, default=Path("policies.json"))
     parser.add_argument("--quick", action="store_true", help="2 seeds, 1 epoch, 2 by 2 rates")

@@ -101,7 +101,8 @@ def markdown(results) -> str:
     lines = [head, "| --- |" + " --: |" * len(columns)]
     run = {result.policy for result in results}
     for policy in (policy for policy in POLICIES if policy in run):
-        shown = " | ".join(_cell(cells[*column, policy]) for column in columns)
+        row = (cells.get((*column, policy)) for column in columns)
+        shown = " | ".join("not run" if cell is None else _cell(cell) for cell in row)
         lines.append(f"| {policy} | {shown} |")
     return "\n".join(lines)
 
