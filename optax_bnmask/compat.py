@@ -179,25 +179,29 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
     frame = next((f for known in (eqn, *reversed(calls)) if (f := _frame_of(known))), None)
     if frame is None:
         return "unknown place"
-    here = os.getcwd()  # noqa: PTH109 - `Path.cwd` takes ten times as long
-    where = f"{_short(frame.file_name, here)}:{frame.start_line} ({_function(frame)})"
+    where = _place(*frame, os.getcwd())  # noqa: PTH109 - `Path.cwd` takes ten times as long
     module = str(eqn.source_info.name_stack)
     return f"{where} in {module}" if module else where
 
 
-def _frame_of(eqn: Any) -> Any:  # noqa: ANN401 - as above
-    """The innermost frame of the user's, or of a framework's where there is none."""
+def _frame_of(eqn: Any) -> tuple[Any, int] | None:  # noqa: ANN401 - as above
+    """The code, and the place in it, of the user's innermost frame, or else of a framework's."""
     traceback, folders, first = eqn.source_info.traceback, _frameworks(), None
     codes, places = traceback.raw_frames() if traceback else ((), ())
-    for i, code in enumerate(codes):
+    for code, place in zip(codes, places, strict=True):
         whose = _whose(code.co_filename, folders)
         if whose == "user":
-            return source_info_util.raw_frame_to_frame(code, places[i])
+            return code, place
         if whose and first is None:
-            first = i
-    return (
-        None if first is None else source_info_util.raw_frame_to_frame(codes[first], places[first])
-    )
+            first = code, place
+    return first
+
+
+@functools.lru_cache(maxsize=4096)  # layers that repeat come from the same lines
+def _place(code: Any, place: int, here: str) -> str:  # noqa: ANN401 - as above
+    """The file, line and function of a place in code."""
+    frame = source_info_util.raw_frame_to_frame(code, place)
+    return f"{_short(frame.file_name, here)}:{frame.start_line} ({_function(frame)})"
 
 
 @functools.cache  # a traceback has a hundred frames, of few files

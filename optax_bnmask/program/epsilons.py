@@ -107,7 +107,7 @@ class Epsilons:
         return (nonneg or e.op in (_ADD, _SUB)) and any(
             bool(others)
             and (use.shared or self._is_of_another_kind(factors, others))
-            and (not may_be_0 or self._are_0_together(beside, others))
+            and (not may_be_0 or self._are_0_together(factors, beside, others))
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
@@ -211,12 +211,16 @@ class Epsilons:
         knows = self.facts.knows_data
         return not any(knows[f] for f in factors) and any(knows[o] for o in others)
 
-    def _are_0_together(self, divisor: list[int], divided: list[int]) -> bool:
+    def _are_0_together(self, factors: list[int], divisor: list[int], divided: list[int]) -> bool:
         """Whether what is divided may be 0 where the divisor is: both come of the same values.
 
         Of a sum that a loop has made nothing is known, and so nothing of its zeros.
+
+        Args:
+          factors: The factors of the divisor.
+          divisor: The divisor, without its epsilon.
+          divided: What is divided.
         """
-        factors = self._factors(divisor)
         of_loops = all(self._kind(self.tape.writers.get(f)) is Kind.LOOP for f in factors)
         zeros = divided if of_loops else [x for x in divided if self.facts.may_be_zero(x)]
         return any(self._are_near(divisor, [x]) for x in zeros)

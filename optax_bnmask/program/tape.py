@@ -196,7 +196,7 @@ class Tape:
 
     def _copy(self, eqn: Any, given: tuple[int, ...], frame: Frame) -> list[int]:  # noqa: ANN401
         """Writes an equation of a jaxpr as it is, once for each of its results."""
-        if any(compat.is_reference(v.aval) for v in eqn.invars):
+        if eqn.effects and any(compat.is_reference(v.aval) for v in eqn.invars):
             self._written += given
         outs = [
             self.add(v.aval.shape, frame.hidden, floats=compat.is_inexact(v.aval.dtype))
