@@ -1,11 +1,11 @@
-"""Measures what the package costs, prints a table of it, and holds it to its bars.
+"""Measures what the package costs, prints a table of it, and checks it against limits.
 
 Run with `python -m benchmarks`; `--help` lists the options. It takes some minutes on two cores
 and writes results.json, results.md and results.png beside this file; `--quick` shows within a
 minute that all of it works. `python -m benchmarks --show benchmarks/results.json` prints what is on
 record. What audits, treatments and `verify` cost is on record by itself, from
 `--only audit growth-of-audits treatments verify --output benchmarks/in_use.json`.
-The exit status is 1 if a bar is not met.
+The exit status is 1 if a limit is exceeded.
 """
 
 import argparse
@@ -71,7 +71,7 @@ def measured(*, only, quick) -> Record:
 
 
 def judged(record) -> int:
-    """The exit status of a record; names every bar that is not met."""
+    """The exit status of a record; prints every limit that is exceeded."""
     failed = [bar for bar in record.bars() if bar.met is False]
     for bar in failed:
         print(f"Not met: {bar.name} is {bar.found:.3g}, not at most {bar.limit:g}", file=sys.stderr)

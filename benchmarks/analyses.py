@@ -23,7 +23,7 @@ WHOLE, REGISTRATION = "`analyze`, tracing included", "kfac-jax `auto_register_ta
 
 
 def registration(fn, params, args):
-    """The call that registers the layers of a network with kfac-jax, and why there is none."""
+    """The call that registers a network's layers with kfac-jax, or `None` and why there is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it uses names that JAX has deprecated

@@ -23,7 +23,7 @@ KINDS = {"residual blocks with normalisers": True, "a chain without": False}
 
 @contextlib.contextmanager
 def undisturbed():
-    """Or turns begin with a search for garbage among all objects of the experiments before."""
+    """Keeps garbage collection before each turn from walking the objects of earlier experiments."""
     gc.collect()
     gc.freeze()
     yield
@@ -63,16 +63,16 @@ def of_analyses(kind, sizes, rounds):
 
 
 def growths_of_masks(*, quick):
-    """From the smallest to the largest model that anyone has, or less if quick."""
+    """For masks, from 100 leaves to 100,000, or fewer if quick."""
     yield from of_masks(FEW_LEAVES if quick else LEAVES, 5)
 
 
 def growths_of_audits(*, quick):
-    """From some leaves to many."""
+    """For audits, from 200 leaves to 5,000, or fewer if quick."""
     yield audits.growth(FEW_AUDITED if quick else AUDITED, 1)
 
 
 def growths_of_analyses(*, quick):
-    """From short programs to long ones, of two kinds."""
+    """For analyses, from short programs to long ones, of two kinds."""
     for kind in KINDS:
         yield of_analyses(kind, FEW_EQUATIONS if quick else EQUATIONS, 2 if quick else 3)

@@ -115,7 +115,7 @@ def of_linen(module, x):
 
 
 def chain(blocks, *, normalised):
-    """Residual blocks with normalisers, or the same layers in a row without, and all shapes."""
+    """A function of residual blocks with normalisers, or of plain layers, and its shapes."""
 
     def norm(z):
         return (z - z.mean(0)) * jax.lax.rsqrt(z.var(0) + 1e-5)

@@ -1,4 +1,4 @@
-"""What a run has measured, as a value: its rows, its growths, the bars they are held to, as JSON.
+"""What a run has measured, as a value and as JSON: rows, growths, and the limits on them.
 
 Exponents are not kept but fitted to the points that are.
 """

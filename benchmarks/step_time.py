@@ -22,7 +22,7 @@ from benchmarks.record import Row, compared
 from benchmarks.timing import fastest, in_turns
 
 BYTES_PER_PARAMETER = 28
-RATE, DECAY = 1e-9, 0.1  # params stay where AdamP finds what the gradient was taken to show
+RATE, DECAY = 1e-9, 0.1  # params hardly move, so that AdamP goes on finding them invariant
 PLAIN, MASKED, BY_HAND, FLOOR = (
     "AdamW",
     "with the mask",
@@ -98,7 +98,7 @@ def compiler(tx, params, grads, options=None):
 
 
 def stepper(compiled, tx, params, grads, repeats):
-    """A function that takes so many steps, to their end."""
+    """A function that takes `repeats` steps and waits for the last."""
     kept = jax.block_until_ready((jax.tree.map(jnp.copy, params), tx.init(params)))
 
     def steps():
@@ -126,7 +126,7 @@ def bandwidth(size):
 
 
 def differences(on, ours, by_hand):
-    """What a compiled step with our mask has that one with a mask by hand has not: nothing."""
+    """How far a compiled step with our mask differs from one with a mask by hand: not at all."""
     lines = zip_longest(*(compiled.as_text().splitlines() for compiled in (ours, by_hand)))
     differing = float(sum(a != b for a, b in lines))
     name = "mask against mask by hand:"

@@ -1,9 +1,9 @@
 """What the treatments of scale-invariant weights add to an AdamW step on params of real networks.
 
 AdamW moves 28 bytes a parameter: it reads and writes the param and two moments, and reads the
-gradient. What must know a norm before it writes stores the update and reads it again beside the
-param: 40 bytes, could all sums be taken while the update is made. In as many passes as there are,
-and where no cache holds a leaf, `hyperball` moves 56, `keep_norm` 76 and the exact angle 88. On a
+gradient. A treatment that must know a norm before it writes stores the update and reads it again
+beside the param: 40 bytes, if all sums could be taken while the update is made. In the passes that
+they take, if no cache holds a leaf, `hyperball` moves 56, `keep_norm` 76, the exact angle 88. On a
 CPU each is also measured under XLA's memory-optimised scheduler, which goes leaf by leaf.
 """
 
@@ -55,9 +55,9 @@ def variants(analysis):
 
 
 def measured(name, module, x, rounds, repeats):
-    """Milliseconds for a step of each variant, which take turns, and its temporaries.
+    """Milliseconds for a step of each variant, which take turns, and the bytes that it stores.
 
-    They are medians, so that of `monitor_scale(every=50)` those of a step that is not due.
+    Times are medians, and so those of a step that is not due for `monitor_scale(every=50)`.
     """
     fn, shapes, args = of_linen(module, x)
     analysis = bnmask.analyze(fn, shapes, *args)

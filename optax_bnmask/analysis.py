@@ -1,4 +1,4 @@
-"""The one result type, whichever evidence made it, with all that it decides and shows."""
+"""`Analysis`, the result type for every kind of evidence: it makes masks, labels and reports."""
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
@@ -74,12 +74,12 @@ class Analysis(Record):
 
     @property
     def shift_axes(self) -> dict[str, tuple[int, ...]]:
-        """By path, the axes along which the same number may be added to all entries of a leaf.
+        """By path, the axes along which adding one number to all entries changes no output, proved.
 
-        Another number at each index of the other axes, and no output changes, proved: ``(1,)`` for
-        a ``(features, classes)`` kernel of logits that only a softmax reads. The gradient sums to 0
-        along them. They are read off the program when they are first asked for; there are none
-        without it, as in what was read from JSON. Leaves that are dead are not in it.
+        The number may differ between the indices of the other axes: ``(1,)`` for a ``(features,
+        classes)`` kernel of logits that only a softmax reads. The gradient sums to 0 along them.
+        They are computed from the program when first asked for; an analysis without it, such as one
+        read from JSON, has none. Dead leaves are left out.
         """
         return dict(getattr(self.proof, "shift_axes", {}))
 
@@ -135,10 +135,9 @@ class Analysis(Record):
 
         Args:
           *categories: As in `decay_mask`.
-          by_blocks: For use inside of `bnmask.by_blocks`: fused leaves are represented by their
-            parts, and ``"scale_invariant"`` holds of a part whose scale is hidden even if that of
-            others beside it is not, as of queries and keys that are normalised and values that are
-            not.
+          by_blocks: For use inside of `bnmask.by_blocks`: the mask has the parts of fused leaves in
+            place of the leaves, and ``"scale_invariant"`` is decided for each part: true of queries
+            and keys that are normalised, false of values beside them that are not.
 
         Returns:
           A `Mask`, for `optax.masked` and its kin.
@@ -172,8 +171,8 @@ class Analysis(Record):
     def muon_dimension_numbers(self, *, positions: Collection[str] = ("hidden",)) -> MatrixSpecs:
         """The axes along which each leaf is a matrix, for `optax.contrib.muon`.
 
-        Left to itself it takes every leaf with two axes for a matrix, and no other: biases that are
-        stacked by a scan, and not the kernels beside them. From the program, a leaf is a matrix if
+        By default, Muon takes every leaf with two axes for a matrix, and no other: biases that a
+        scan stacks, and not the kernels beside them. From the program, a leaf is a matrix if
         it is contracted, along the axes that are summed over and those that are put out; layers
         and experts index matrices of their own. Embeddings, gains, biases, filters of depthwise
         convolutions and matrices of one row or column are none.
@@ -219,8 +218,8 @@ class Analysis(Record):
     ) -> MatrixSpecs:
         """The axes along which each leaf is a matrix, for `optax.contrib.galore`.
 
-        As `muon_dimension_numbers`, but that Optax's GaLore knows no stacks: a leaf with axes that
-        index independent matrices is left to the base optimizer as it is.
+        `muon_dimension_numbers` says which leaves are matrices. Optax's GaLore knows no stacks: a
+        leaf with axes that index independent matrices is left to the base optimizer.
 
         Args:
           positions: Which matrices to take: any of ``"input"``, ``"hidden"`` and ``"head"``.
@@ -330,7 +329,7 @@ def analyze_structure(params: Any, batch_stats: Any = None) -> Analysis:  # noqa
 
 
 def structure_of(read: Reading) -> Analysis:
-    """What `analyze_structure` makes of the two trees once they are read."""
+    """The `Analysis` of the params and statistics that were read."""
     verdicts = read.verdicts()
     refusals = [f"{path!r}: {v.refused}" for path, v in verdicts.items() if v.refused]
     leaves = tuple(

@@ -1,4 +1,4 @@
-"""What users pass by mistake, answered by a sentence: one way for each kind of argument."""
+"""Checks of users' arguments: each raises an error that says what to pass instead."""
 
 import math
 import sys
@@ -10,7 +10,7 @@ def wrong_kind(argument: str, must: str, found: object, way_out: str) -> TypeErr
     """The error for an argument of another kind.
 
     Args:
-      argument: What the caller calls it.
+      argument: Its name in the function that the user called.
       must: What it must be, after "must be".
       found: What was passed.
       way_out: A sentence on what to pass instead.
@@ -75,7 +75,7 @@ def require_rate(rate: Any, argument: str) -> None:  # noqa: ANN401 - as above
 
     Raises:
       TypeError: It is something else, such as a string or None.
-      ValueError: It is a number below 0, or none that is finite.
+      ValueError: It is negative or not finite.
     """
     if not callable(rate) or isinstance(rate, Sized):  # a `Mask` is callable, and no schedule
         require_size(rate, argument, "a number or a schedule, such as `optax.linear_schedule`'s")
@@ -86,7 +86,7 @@ def require_size(size: Any, argument: str, must: str = "a number") -> None:  # n
 
     Raises:
       TypeError: It is something else.
-      ValueError: It is a number below 0, or none that is finite.
+      ValueError: It is negative or not finite.
     """
     if is_array(size):
         if size.shape:
@@ -105,7 +105,7 @@ def require_optimizer(tx: Any, argument: str, order: str) -> None:  # noqa: ANN4
     """Fails unless the argument is an Optax optimizer.
 
     Raises:
-      TypeError: It is something else, such as what makes one.
+      TypeError: It is something else, such as `optax.adam` itself, not called.
     """
     if not callable(getattr(tx, "init", None)) or not callable(getattr(tx, "update", None)):
         raise wrong_kind(

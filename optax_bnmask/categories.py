@@ -12,7 +12,7 @@ STANDARD: Final = ("norm", "bias")
 """What most recipes mean by "no decay": the normalisers' gains and biases, and all other biases."""
 
 STRICT: Final = ("norm", "scale_invariant")
-"""Decays only parameters whose scale reaches the outputs: decay on others sets a step size."""
+"""Decays only parameters whose scale the outputs depend on: on others, decay sets a step size."""
 
 WIDE: Final = ("norm", "bias", "gain", "learned", "scalar")
 """What longer lists of recipes exempt: gains such as a state-space layer's ``A_log``, single
@@ -49,7 +49,7 @@ def is_in(leaf: Leaf, category: str) -> bool:
 def checked(
     categories: Collection[str], evidence: frozenset[Evidence], argument: str = "exempt"
 ) -> tuple[str, ...]:
-    """The categories, once it is known that the evidence can show them."""
+    """The categories as a tuple; fails if one does not exist or the evidence cannot decide it."""
     names = strings(categories, argument)
     shown = CATEGORIES if Evidence.PROGRAM in evidence else _STRUCTURE_SHOWS
     for name in names:

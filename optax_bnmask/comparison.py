@@ -15,12 +15,12 @@ Known = Analysis | Mask | tuple[Analysis, Mask]
 """What can be compared: what is known, what was decided, or both."""
 
 _Facts = Mapping[str, Mapping[str, Any]]
-"""For each path, by name, what is said of its leaf."""
+"""By path, the facts about the leaf, by name: ``{"role": "weight", "decays": "yes"}``."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Change:
-    """One thing that is said differently of a leaf.
+    """One fact about a leaf that differs between the old and the new.
 
     Attributes:
       path: The leaf.
@@ -119,7 +119,7 @@ def compare(old: Known, new: Known) -> Difference:
 
 
 def compared(old: Known, new: Known, names: tuple[str, str]) -> Difference:
-    """What `compare` gives, for two that an error calls by names of their own."""
+    """Implements `compare`; error messages call the two by `names`."""
     before, after = _facts(old), _facts(new)
     told = [{name for facts in side.values() for name in facts} for side in (before, after)]
     if before and after and told[0] != told[1]:

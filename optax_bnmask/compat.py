@@ -145,12 +145,12 @@ def open_jaxpr(jaxpr: Any) -> Any:  # noqa: ANN401 - closed before 0.12, merged 
 
 
 def consts_of(jaxpr: Any) -> Sequence[Any]:  # noqa: ANN401 - closed before 0.12, merged since
-    """The values of its constant inputs."""
+    """The values of the constant inputs of a closed jaxpr."""
     return getattr(jaxpr, "consts", ())
 
 
 def function_of(jaxpr: Any) -> Callable[..., Sequence[Any]]:  # noqa: ANN401 - closed before 0.12
-    """The function of arrays that a closed jaxpr is."""
+    """A closed jaxpr as a function from arrays to a sequence of arrays."""
     return jaxpr_as_fun(jaxpr)
 
 
@@ -168,8 +168,8 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
     Args:
       eqn: The equation.
       calls: The calls that it is nested in, outermost first. JAX traces its own jitted functions
-        once and reuses the result, so that what stands in `jax.nn.relu` knows only who called it
-        first; such an equation is where the call is.
+        once and reuses the result, so that an equation inside `jax.nn.relu` records its first
+        caller only; for such an equation the place of the call is returned.
 
     Returns:
       ``file:line (function)``, outside of JAX and the frameworks if any frame is, and the module
@@ -212,9 +212,9 @@ def _whose(file_name: str, frameworks: tuple[str, ...]) -> str:
     return "framework" if file_name.startswith(frameworks) else "user"
 
 
-@functools.lru_cache(maxsize=256)  # all that is in one call asks for it
+@functools.lru_cache(maxsize=256)  # each equation inside a call asks for it
 def _is_written_by_user(call: Any) -> bool:  # noqa: ANN401 - as above
-    """Whether the body of a call was traced where it stands; not so JAX's own functions."""
+    """Whether a call's body was traced for this call; JAX traces its own jitted functions once."""
     if call.primitive.name != "jit":
         return True
     body = open_jaxpr(call.params["jaxpr"]).eqns
@@ -261,7 +261,7 @@ def is_reference(aval: Any) -> bool:  # noqa: ANN401 - JAX keeps it private
 def ragged_numbers(params: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:
     """The dimension numbers of a `ragged_dot_general`, and the axes of its right operands' groups.
 
-    There are none where the rows that are ragged are summed over, or a batch.
+    There are no such axes where the ragged dimension is contracted or a batch dimension.
     """
     numbers = params["ragged_dot_dimension_numbers"]
     dot = numbers.dot_dimension_numbers
@@ -270,9 +270,10 @@ def ragged_numbers(params: Mapping[str, Any]) -> tuple[Any, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
-    """Keeps the garbage collector from walking all of JAX's objects in the midst of the work.
+    """Disables the garbage collector within a `with` block.
 
-    It makes many small objects and no cycles; one full collection costs as much as it does.
+    The work there makes many small objects and no cycles; one full collection, which walks all of
+    JAX's objects, costs as much as the work.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""What the frameworks' names tell of a scope's arrays, where no statistics settle it.
+"""The roles of a scope's arrays by the frameworks' naming conventions, where no statistics decide.
 
 Flax, Haiku, Equinox and Keras name what their layers own; a scope is read as a whole, by its own
 names and shapes, and never by where it is in the model.
@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
     confirmed: bool = False
 
     def refusing(self, why: str) -> "Verdict":
-        """This verdict, with what it was nearly taken for in its reason."""
+        """This verdict, with `why` another role was refused as `refused` and in its reason."""
         reason = why if self.role is Role.UNKNOWN else f"{self.reason}; {why}"
         return self._replace(reason=reason, refused=why)
 
@@ -57,7 +57,7 @@ OFFSETS: Final = frozenset(name for norm in _NORMS.values() for name in norm.off
 
 _WEIGHTS: Final = {"kernel": "bias", "w": "b", "weight": "bias"}
 _BIAS_WORD: Final = re.compile(r"(?:^|_)(?:b|bias|biases)(?=$|_)")
-"""What makes a bias's name of a name: ``bias``, ``b``, ``gating_b``, ``bias_ih``."""
+"""The word in a name that marks a bias: ``bias``, ``b``, ``gating_b``, ``bias_ih``."""
 _WEIGHT_WORD: Final = re.compile(r"(?:^|_)(?:w|weight|weights|kernel)(?=$|_)")
 _TABLES: Final = ("embedding", "embeddings")
 
@@ -159,14 +159,14 @@ class _Weights:
                 self._by_length.setdefault(n, []).append(name)
 
     def beside(self, stem: str, bias: Shape) -> list[str]:
-        """Those of a stem whose output a bias of that shape may be added to; else two at most."""
+        """The arrays of a stem that a bias of that shape fits; without any, up to two others."""
         lists = [self._by_length.get(n, ()) for n in bias if n > 1]
         all_others = min(lists, key=len, default=self._shapes)
         own = self.fitting(self._by_stem.get(stem, ()), bias)
         return own or self.fitting(all_others, bias, most=2)
 
     def fitting(self, names: Iterable[str], bias: Shape, most: int | None = None) -> list[str]:
-        """Those of some names whose output a bias of that shape may be added to."""
+        """Those of some names that a bias of that shape fits (`_fits`), at most so many."""
         fits = (
             name
             for name in names
@@ -200,7 +200,7 @@ def _table(shapes: Mapping[str, Shape]) -> dict[str, Verdict]:
 
 
 def _no_norm(gain: str, shapes: Mapping[str, Shape], *, nested: bool) -> str:
-    """Why a scope with a gain is not a normaliser's by convention, if it is not."""
+    """Why a scope with a gain is not a normaliser's by convention; empty if it is one's."""
     others = sorted(set(shapes) - {gain, *_NORMS[gain].offsets})
     if others or nested:
         found = ", ".join(map(repr, others)) or "further scopes"

@@ -14,7 +14,7 @@ class PathError(ValueError, KeyError):
 
 
 class CategoryError(ValueError):
-    """A category that does not exist, or that the evidence at hand cannot show."""
+    """A category that does not exist, or needs evidence that the analysis lacks."""
 
 
 class VerificationError(AssertionError):
@@ -22,5 +22,5 @@ class VerificationError(AssertionError):
 
 
 def first_line(error: BaseException) -> str:
-    """What somebody else's error says, as far as it fits into a sentence."""
+    """The first line of another library's error, for quoting it in one of ours."""
     return str(error).strip().partition("\n")[0]

@@ -1,4 +1,4 @@
-"""Repeated blocks, said once: paths that differ only in a number, as ``block{0..35}/conv/kernel``.
+"""Paths that differ only in a number, folded into a pattern: ``block{0..35}/conv/kernel``.
 
 Paths are put into a tree by their components, and the tree is folded from its leaves up: children
 of one scope that differ in one number of their name, and below which everything is of one kind,
@@ -21,7 +21,7 @@ class Family:
 
     Attributes:
       pattern: A path, or one in which ranges in braces stand for numbers: ``h.{0,2..5}/up``.
-      members: The places of the paths in what was folded, in its order.
+      members: The indices of the paths in the sequence that was folded, ascending.
     """
 
     pattern: str
@@ -29,7 +29,7 @@ class Family:
 
 
 def families(paths: Sequence[str], kinds: Sequence[Hashable] | None = None) -> list[Family]:
-    """The fewest lines that repetition in the paths allows.
+    """Folds paths that differ only in numbers into patterns, each of which stands for a family.
 
     Args:
       paths: Paths, each but once.
@@ -48,7 +48,7 @@ def families(paths: Sequence[str], kinds: Sequence[Hashable] | None = None) -> l
         for name in path.split("/"):
             scope = scope.inner.setdefault(name, _Scope())
         scope.here = number
-    # A name that has braces of its own could be taken for a pattern: it is like no other.
+    # A name that has braces of its own could be taken for a pattern: it is folded with no other.
     kind_of = [
         (kinds[number] if kinds else None, number if set("{}") & set(path) else None)
         for number, path in enumerate(paths)
@@ -58,10 +58,10 @@ def families(paths: Sequence[str], kinds: Sequence[Hashable] | None = None) -> l
 
 
 def folded_lines(lines: Sequence[str]) -> list[str]:
-    """Lines of which each stands for all those that differ from it in a number.
+    """Folds lines that differ only in numbers into lines with ranges.
 
-    A number that a line names several times, such as that of a block in a path and in a place,
-    counts once: equal ranges in what stands for many lines are one number.
+    A number that occurs several times in a line, such as that of a block in a path and in a place,
+    counts once: equal ranges in a folded line stand for the same number.
 
     Example:
       >>> folded_lines(["b0/w is read at net.py:3 (b0)", "b1/w is read at net.py:3 (b1)"])
@@ -75,14 +75,14 @@ def folded_lines(lines: Sequence[str]) -> list[str]:
 
 
 def _folded_alike(lines: Sequence[list[str]]) -> list[str]:
-    """Lines that differ in nothing but numbers, given as words and numbers by turns."""
+    """Folds lines that have the same words, each given as words and numbers in turn."""
     first: dict[tuple[str, ...], int] = {}
     places = [first.setdefault(column, k) for k, column in enumerate(zip(*lines, strict=True))]
     own = [k for k in range(1, len(places), 2) if places[k] == k]
     entries = _merged([_Entry(" ".join(parts[k] for k in own), (), []) for parts in lines])
     shown = [dict(zip(own, entry.name.split(" "), strict=False)) for entry in entries]
     ranges_of = [[text for text in numbers.values() if "{" in text] for numbers in shown]
-    if any(len(set(found)) < len(found) for found in ranges_of):  # they would be taken for one
+    if any(len(set(found)) < len(found) for found in ranges_of):  # read as one number
         by_first: dict[str, list[list[str]]] = {}
         for parts in lines:
             by_first.setdefault(parts[own[0]], []).append(parts)
@@ -108,7 +108,7 @@ def ranges(numbers: Iterable[int]) -> str:
 
 @dataclasses.dataclass(slots=True)
 class _Scope:
-    """A node of the tree of components; it may be a leaf's, a scope's, or, by odd names, both."""
+    """A node of the tree of path components: a leaf (`here` is its index), a scope, or both."""
 
     inner: dict[str, "_Scope"] = dataclasses.field(default_factory=dict)
     here: int | None = None
@@ -122,7 +122,7 @@ class _Row:
 
 @dataclasses.dataclass(slots=True)
 class _Entry:
-    """A child of a scope: its name, what is below it, and the rows that hold it."""
+    """A child of a scope: its name, its form (alike forms may be merged), and its folded rows."""
 
     name: str
     form: tuple[Hashable, ...]
@@ -179,7 +179,7 @@ def _joined(group: list[tuple[list[str], _Entry]], place: int) -> list[tuple[lis
 
 
 def _one(group: list[tuple[list[str], _Entry]], place: int, width: int) -> tuple[list[str], _Entry]:
-    """The entry that stands for a group; its rows hold what theirs held."""
+    """The entry that stands for a group; each of its rows has the members of theirs."""
     first_parts, first = group[0]
     shown = _ranges(sorted(int(parts[place]) for parts, _ in group), width)
     parts = [*first_parts[:place], f"{{{shown}}}", *first_parts[place + 1 :]]

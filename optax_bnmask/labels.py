@@ -22,21 +22,21 @@ SHOWN: Final = 12
 
 
 def whole(path: str) -> str:
-    """The path of the leaf that a path names, or names a part of."""
+    """The path of a leaf, from that path or from the path of a part of the leaf."""
     return path.partition(f"/{PART}")[0]
 
 
 Part = Mapping[int, tuple[slice, ...]]
-"""By axis the runs of indices that a part of a leaf consists of; of axes left out, all."""
+"""By axis, the runs of indices that a part of a leaf consists of; all those of an omitted axis."""
 
 Parts = Mapping[str, Part]
 
 _NAMED: Final = 3
-"""Of so many runs a name tells, and of more how many they are; the first is in one part alone."""
+"""The name of a part lists so many of its runs and counts the rest; the first makes it unique."""
 
 
 def parts_of(leaf: Leaf) -> Parts:
-    """The parts of a leaf that `by_blocks` shows, by name; none of one that is whole."""
+    """The parts of a leaf that `by_blocks` shows, by name; empty for an undivided leaf."""
     runs = {axis: _runs(leaf, axis) for axis in leaf.blocks}
     several = {axis: own for axis, own in runs.items() if len(own) > 1}
     out = {}
@@ -63,7 +63,7 @@ def _named(runs: Sequence[slice]) -> str:
 
 
 def places(shape: Sequence[int], part: Part) -> Any:  # noqa: ANN401 - what NumPy and JAX index with
-    """What an array of a leaf's shape is indexed with for a part of it; slices where that does."""
+    """The index that takes a part out of an array: slices, or `np.ix_` if an axis has several."""
     if all(len(runs) == 1 for runs in part.values()):
         return tuple(part[a][0] if a in part else slice(None) for a in range(len(shape)))
     every = (part.get(a, (slice(0, n),)) for a, n in enumerate(shape))
@@ -94,9 +94,9 @@ class Labels:
     __slots__ = ("_by_path", "_last")
     _by_path: dict[str, Any]
     _last: tuple[Any, list[Any]] | None
-    """The structure that this was called with last, and the labels of its leaves: an optimizer
-    calls once to begin with and again wherever a step is traced, with trees of one structure, and
-    that tells the names of all leaves."""
+    """A cache: the structure of the last tree that this was called with, and its labels. An
+    optimizer calls in `init` and whenever a step is traced, with trees of one structure, which
+    determines the paths of all leaves."""
 
     def __init__(self, by_path: Mapping[str, Any]) -> None:
         object.__setattr__(self, "_by_path", self._guarded(arguments.by_path(by_path, "by_path")))
@@ -132,7 +132,7 @@ class Labels:
 
     @staticmethod
     def _guarded(by_path: Mapping[str, Any]) -> dict[str, Any]:
-        """The labels, so that none is taken for a bool."""
+        """The labels, with strings wrapped so that to use one as a bool raises."""
         return {p: _Label(v) if isinstance(v, str) else v for p, v in by_path.items()}
 
     def _values(self, tree: Any) -> list[Any]:  # noqa: ANN401 - any pytree

@@ -141,7 +141,7 @@ def decay_mask(
 def decay_mask_of(
     analysis: Record, *, exempt: Collection[str], always: Iterable[str], never: Iterable[str]
 ) -> Mask:
-    """`Analysis.decay_mask`."""
+    """Implements `Analysis.decay_mask`."""
     names = checked(exempt, analysis.evidence)
     decays = {
         leaf.path: _is_trainable(leaf) and not any(is_in(leaf, name) for name in names)
@@ -154,7 +154,7 @@ def decay_mask_of(
 
 
 def selection(analysis: Record, categories: Collection[str], *, by_blocks: bool) -> Mask:
-    """`Analysis.select`."""
+    """Implements `Analysis.select`."""
     names = checked(categories, analysis.evidence, "categories")
     if not names:
         raise CategoryError(
@@ -175,7 +175,7 @@ def selection(analysis: Record, categories: Collection[str], *, by_blocks: bool)
 
 
 def _is_hidden(leaf: Leaf, part: Part) -> bool:
-    """Whether a part of a leaf may be scaled without the rest, by its places on an axis."""
+    """Whether all indices of a part along some axis lie in the leaf's scale-invariant blocks."""
     return any(
         all(any(b.start <= run.start and run.stop <= b.stop for b in blocks) for run in part[axis])
         for axis, blocks in leaf.invariant_blocks.items()
@@ -186,7 +186,7 @@ def _is_hidden(leaf: Leaf, part: Part) -> bool:
 def labels_of(
     analysis: Record, *, categories: Collection[str] | Mapping[str, str], default: str
 ) -> Labels:
-    """`Analysis.labels`."""
+    """Implements `Analysis.labels`."""
     names = checked(categories, analysis.evidence, "categories")
     label = categories if isinstance(categories, Mapping) else {name: name for name in names}
     return Labels(
@@ -200,7 +200,7 @@ def labels_of(
 def _overridden(
     decays: dict[str, bool], always: Iterable[str], never: Iterable[str]
 ) -> dict[str, bool]:
-    """The decision with the user's own word on top."""
+    """The decisions, overridden by the user's globs `always` and `never`."""
     chosen, refused = matches(always, decays, "always"), matches(never, decays, "never")
     if both := sorted(chosen & refused):
         raise PathError(

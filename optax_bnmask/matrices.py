@@ -28,15 +28,15 @@ class MatrixSpecs(Labels):
 
 
 def muon_specs(analysis: Record, positions: Collection[str]) -> MatrixSpecs:
-    """`Analysis.muon_dimension_numbers`."""
+    """Implements `Analysis.muon_dimension_numbers`."""
     return _specs(analysis, positions, lambda d: MuonDimensionNumbers(d.reduction, d.output))
 
 
 def galore_specs(analysis: Record, positions: Collection[str]) -> MatrixSpecs:
-    """`Analysis.galore_dimension_numbers`."""
+    """Implements `Analysis.galore_dimension_numbers`."""
 
     def spec(d: Dimensions) -> GaLoreDimensionNumbers | None:
-        # Optax's GaLore refuses a leaf some of whose axes are neither.
+        # Optax's GaLore refuses a leaf with axes beside those of reduction and output.
         return None if d.batch else GaLoreDimensionNumbers(d.reduction, d.output)
 
     return _specs(analysis, positions, spec)
@@ -58,6 +58,6 @@ def _specs(
 
 
 def _dimensions(leaf: Leaf, positions: Collection[str]) -> Dimensions | None:
-    """Which axes of a leaf are which, if it is wanted."""
+    """The dimensions of a leaf, if it is a weight at these positions that a gradient reaches."""
     is_wanted = leaf.role is Role.WEIGHT and leaf.reached and leaf.position in positions
     return leaf.dimensions if is_wanted else None

@@ -20,7 +20,7 @@ from optax_bnmask.arguments import is_of, strings
 from optax_bnmask.errors import PathError, StructureError
 
 _CONTENTS: Final = frozenset({"array", "data", "data_array", "raw_value", "value"})
-"""Attributes that name what a node wraps, and not a part that it plays in a model."""
+"""Attribute names under which wrappers keep what they wrap; they add no key to a path."""
 
 _KEPT_FOR_AN_ARRAY: Final = re.compile(r"(^|.*/)(kernel|bias|embedding|w|b|weight)/(scale|sigma|u)")
 """Linen's WeightNorm and SpectralNorm keep ``"Dense_0/kernel/scale"`` under one key in a scope of
@@ -32,8 +32,8 @@ class Layout(NamedTuple):
 
     Attributes:
       leaves: Every array by its canonical path, in the order of `jax.tree.leaves`.
-      scopes: The containers that directly hold arrays, by their canonical path (``""`` is the
-        root): the paths of those arrays by their own key.
+      scopes: By the canonical path of each container that directly holds arrays (``""`` is the
+        root), the paths of these arrays by their key in it.
       nested: The paths of those scopes below which there are others.
     """
 
@@ -78,7 +78,7 @@ def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any
 
 
 def _is_joined(key: object) -> bool:
-    """Whether the key of a leaf stands for the levels above the leaf too."""
+    """Whether a leaf's key joins several levels, as ``"up/bias"`` in a flat dict does."""
     return "/" in str(key) and not _KEPT_FOR_AN_ARRAY.fullmatch(str(key))
 
 
@@ -104,7 +104,7 @@ def _unfolded(walk: "_Walk") -> Layout:
 
 
 _Kind = Literal["leaf", "level", "hole"]
-"""What a node is to a walk; only a level's keys are part of its leaves' names."""
+"""What `_Walk` takes a node for; a level's keys are part of the names of the leaves below it."""
 
 
 class _Walk:
@@ -158,7 +158,7 @@ class _Walk:
         return named
 
     def opened(self, node: Any) -> tuple[_Kind, Any]:  # noqa: ANN401 - any pytree
-        """A node without the boxes around it, and what it is then."""
+        """The kind of a node once the boxes around it are removed, and the node without them."""
         kind = self._kinds.get(type(node))
         if kind is not None:
             return kind, node
@@ -172,8 +172,8 @@ class _Walk:
                 return self.opened(inner)
             if _names_no_part(keys) and (inside := self.opened(inner))[0] != "level":
                 return inside
-        # Of a type whose children have names, one node tells for all; without names the next one
-        # may hold another number of them.
+        # A type whose children have names is a level always. Without names the type's next node may
+        # have a single child, and be a wrapper.
         if not is_box(node) and not any(_names_no_part(keys) for keys, _ in children):
             self._kinds[type(node)] = "level"
         return "level", node
@@ -202,7 +202,7 @@ def _spelt(keys: Any) -> str:  # noqa: ANN401 - a tuple of any of JAX's keys
 
 
 def _names_no_part(keys: Any) -> bool:  # noqa: ANN401 - a tuple of any of JAX's keys
-    """Whether a child has no name of its own, or one that any wrapper gives to what it wraps."""
+    """Whether a child's key is a bare index, or an attribute name that wrappers use."""
     match keys:
         case (jax.tree_util.FlattenedIndexKey(),):
             return True

@@ -37,7 +37,7 @@ class Assumption:
 
     @property
     def in_words(self) -> str:
-        """What is taken for what, wherever that is."""
+        """The approximation in words, without its place."""
         taken = {
             "epsilon": "taken as 0",
             "infinity": "taken as infinite",
@@ -48,7 +48,7 @@ class Assumption:
 
 
 class Proof(Protocol):
-    """What an analysis by program can still be asked, kept out of its value."""
+    """The program behind an analysis, kept for later questions; no part of its value or JSON."""
 
     def explain(self, path: str) -> str:
         """The chain of operations from the leaf to where its scale cancels or is pinned."""
@@ -59,8 +59,8 @@ class Proof(Protocol):
 class Record:
     """The fields of an `Analysis`, and how to look up a leaf.
 
-    What decides from them or shows them takes a `Record`, and stands below `Analysis`, whose
-    methods call it. `Analysis`, the only class made from this one, describes the fields.
+    Functions that make masks and reports take a `Record`, so that their modules need not import
+    `Analysis`, whose methods call them. `Analysis`, the only subclass, describes the fields.
     """
 
     leaves: tuple[Leaf, ...]
@@ -142,7 +142,7 @@ def in_words(leaf: Leaf) -> list[str]:
 
 
 def sizes(blocks: Sequence[Block]) -> str:
-    """The lengths of the parts of an axis, of equal ones once; ``3 x 64 by 16`` in runs of 16."""
+    """The lengths of an axis's blocks as text: ``3 x 64 by 16``, three of 64 in runs of 16."""
     each = [(b.stop - b.start, b.inner) for b in blocks]
     alike = [(len([*same]), *size) for size, same in groupby(each)]
     return " + ".join(

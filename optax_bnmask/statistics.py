@@ -55,9 +55,9 @@ def extent(shape: Shape) -> Shape:
 def is_own(gain: Shape, shape: Shape) -> bool:
     """Whether statistics of some shape may be those of a gain.
 
-    They are of its shape; or stacked along another of its axes, as `scan` and `vmap` can be told
-    to; or one of both has one more axis: for each device, or each member of an ensemble, statistics
-    of its own and common parameters, or the other way round.
+    Without axes of length 1, the two shapes are equal up to the order of axes (`scan` and `vmap`
+    may stack along different ones), or one of them has one axis more: each device, or each member
+    of an ensemble, has statistics of its own and common parameters, or the other way round.
     """
     short, long = sorted((sorted(extent(gain)), sorted(extent(shape))), key=len)
     if len(short) == len(long):
@@ -116,9 +116,10 @@ def _haiku_averages(path: str, kept: Layout) -> tuple[str, dict[str, str]]:
 
 
 def parted(params: Any, batch_stats: Any) -> tuple[Any, Any]:  # noqa: ANN401 - any pytree
-    """The parameters and the tree of statistics of what keeps them otherwise; all else as it is.
+    """Takes params and statistics out of NNX modules and Equinox states, as two plain trees.
 
-    An NNX module or state holds both; Equinox keeps its statistics in an `equinox.nn.State`.
+    An NNX module or state holds both; Equinox keeps its statistics in an `equinox.nn.State`. Trees
+    of any other kind are returned as they are.
     """
     equinox = sys.modules.get("equinox")
     if equinox is not None and isinstance(batch_stats, equinox.nn.State):
@@ -156,7 +157,7 @@ def _of_equinox(params: Any, state: Any, index: type) -> dict[str, Any]:  # noqa
 
 
 def refuse_state(tree: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
-    """Fails on a train state or an optimizer, which hold more than the params, and on its state."""
+    """Fails if `tree` is a train state, an optimizer, or the state of an Optax optimizer."""
     if hasattr(type(tree), "opt_state") or "opt_state" in getattr(tree, "__dict__", ()):
         raise StructureError(
             f"`params` must be the tree that the optimizer updates. Found a "

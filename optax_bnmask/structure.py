@@ -39,13 +39,13 @@ _UNTRAINABLE: Final = Verdict(
 
 
 class Reading(NamedTuple):
-    """What the two trees say.
+    """The verdicts read off the params and the tree of statistics.
 
     Attributes:
       params: The params as read.
-      rulings: For each of their scopes the verdicts on its leaves, both in order; scopes of one
-        kind share one tuple.
-      oddities: The statistics that are not BatchNorm's, and those without parameters.
+      rulings: For each scope of `params`, in order, the verdicts on its leaves, in order; scopes of
+        one kind share one tuple.
+      oddities: Notes on statistics that are not BatchNorm's, or have no parameters beside them.
     """
 
     params: Layout

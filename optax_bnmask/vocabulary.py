@@ -1,4 +1,4 @@
-"""The words: what a parameter can be to a program, and one `Leaf` with all that is known of it."""
+"""The enums that describe a parameter (role, scale, position), and `Leaf`, which holds them."""
 
 import dataclasses
 import enum
@@ -41,9 +41,9 @@ class Scale(enum.StrEnum):
     """What scaling a leaf by a positive factor does to the outputs."""
 
     INVARIANT = "invariant"
-    """Nothing: it may be scaled alone, together with the biases added to its own output."""
+    """Nothing: it may be scaled by itself, or with no others than biases added to its output."""
     JOINT = "joint"
-    """Nothing, as long as named others are scaled with it, none of them down."""
+    """Nothing, if certain other leaves are scaled along with it, none the opposite way."""
     SENSITIVE = "sensitive"
     """No such symmetry was proved."""
     UNUSED = "unused"
@@ -60,7 +60,7 @@ class Position(enum.StrEnum):
     HIDDEN = "hidden"
     """Between other weights."""
     HEAD = "head"
-    """No other weight is applied to what it makes of the last hidden value."""
+    """No other weight is applied to its output; of an embedding, to one of its outputs."""
     LEARNED = "learned"
     """A learned input: tokens, queries, positions, the same whatever the data are."""
 
@@ -107,13 +107,13 @@ def _axes(axes: Sequence[int]) -> str:
 
 
 class Block(NamedTuple):
-    """A part of an axis that the program treats apart.
+    """A range of indices that the program uses apart from the rest of an axis, such as the keys.
 
     Attributes:
       start: Its first index.
       stop: One after its last.
-      inner: It consists of runs of so many indices that the program treats apart from each other,
-        such as heads; its own length if it is not divided further.
+      inner: The length of the equal runs, such as heads, that the program divides it into; its own
+        length if it is not divided further.
     """
 
     start: int
@@ -129,16 +129,16 @@ CANCELLATIONS: Final = {
     "zero": "it is multiplied by 0 at {}",
     "unread": "no output depends on it",
 }
-"""What may become of what is added to a leaf whose value does not matter, by kind, in words."""
+"""By kind, why adding to a dead leaf changes no output, in words; ``{}`` stands for the place."""
 
 
 class Cancellation(NamedTuple):
-    """Why the value of a leaf does not matter: where what is added to it goes away, exactly.
+    """Why a leaf is dead: the operation at which whatever is added to the leaf cancels exactly.
 
     Attributes:
       kind: One of `CANCELLATIONS`.
-      where: ``file:line (function)`` in the user's code, where it goes away first; empty if nothing
-        reads it.
+      where: ``file:line (function)`` of the first such operation in the user's code; empty if
+        nothing reads the leaf.
 
     Example:
       >>> str(Cancellation("mean", "net.py:7 (norm)"))
@@ -170,16 +170,16 @@ class Leaf:
       dimensions: Which of its axes make a matrix of it; `None` where it is no matrix.
       blocks: By axis, the parts that the program treats apart, one after the other: queries, keys
         and values of a fused kernel, the gates of a cell. Axes that are whole are left out.
-      invariant_blocks: By axis, the parts whose scale is hidden, where that is not so of every
-        index: of a kernel whose queries and keys alone are normalised, their columns. Each run of
-        `inner` indices may be scaled by itself.
+      invariant_blocks: By axis, the parts that may be scaled where not every index may be: in a
+        fused kernel whose queries and keys alone are normalised, their columns. Each run of `inner`
+        indices may be scaled by itself.
       position: Where it stands in the flow of the data, if it is a weight or an embedding.
       reached: Whether some gradient of some output flows to it.
-      dead: If its value does not matter, whatever it is, why; proved from the program. `None` if it
-        matters, for all that is known.
-      parts: By axis of several blocks, a number for each of them: those of one number make one
-        matrix. Of heads whose queries, keys and values are interleaved, every third block is of the
-        queries; and the two halves of a head that a rotation mixes are of one part.
+      dead: Why no output depends on its value, proved from the program; `None` where that is not
+        proved.
+      parts: By axis with several blocks, a number for each block; blocks of equal number make one
+        matrix. Where heads interleave queries, keys and values, every third block is of the
+        queries; the two halves of a head that a rotary embedding mixes have one number.
     """
 
     path: str

@@ -27,7 +27,7 @@ def main() -> None:
         from optax_bnmask_cli.app import app  # noqa: PLC0415 - it needs the extra
 
         app(prog_name="optax-bnmask")
-    except Exception as error:  # Python's own code, 1, says that something was found
+    except Exception as error:  # exit code 1, Python's own, means findings here
         name = error.name or "" if isinstance(error, ModuleNotFoundError) else ""
         package = _EXTRAS.get(name.partition(".")[0])
         if package is None:

@@ -1,4 +1,4 @@
-"""The functions that a command is told to call: found from the working directory on."""
+"""Imports the functions that a command is told to call, from the working directory first."""
 
 import difflib
 import importlib
@@ -15,7 +15,7 @@ from optax_bnmask.paths import nearest
 
 
 def found(factory: str) -> Callable[[], Any]:
-    """The function that ``package.module:factory`` names, looked for from the working directory on.
+    """The function that ``package.module:factory`` names; the working directory is searched first.
 
     Args:
       factory: The name.

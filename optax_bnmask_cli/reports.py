@@ -25,8 +25,8 @@ from optax_bnmask_cli.terminal import renderables
 def show_analysis(analysis: Analysis, form: str, mask: Mask | None) -> None:
     """Shows an analysis, and what was decided from it.
 
-    In JSON the decision is a further field of `to_json`'s object, ``"decays"``, by path; those who
-    read the object without it pass it over.
+    In JSON the decision is a further field of `to_json`'s object, ``"decays"``, by path, which
+    `Analysis.from_json` ignores.
     """
 
     def to_json() -> str:
@@ -81,7 +81,7 @@ def show_explanations(analysis: Analysis, globs: Collection[str]) -> None:
 
 
 def _say_folded(line: str) -> None:
-    """A line, on a terminal folded between words, what is folded further in than its start."""
+    """Prints a line; on a terminal it wraps between words, with the rest indented further."""
     console = Console()
     start = line[: len(line) - len(line.lstrip())]
     width = console.width if console.is_terminal else max(1, len(line))

@@ -47,7 +47,7 @@ def renderables(document: Document, console: Console) -> Iterator[RenderableType
 
 
 def _list(items: Sequence[str]) -> RichTable:
-    """Sentences with a mark before each, under which nothing else of theirs stands."""
+    """Sentences as a list with a dash before each and a hanging indent."""
     shown = RichTable.grid(padding=(0, 1))
     for item in items:
         shown.add_row("-", _prose(item))

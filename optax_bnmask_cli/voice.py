@@ -11,7 +11,7 @@ T = TypeVar("T")
 FINDINGS: Final = 1
 """The exit code where something was found that a test should fail on."""
 BAD_INPUT: Final = 2
-"""The exit code where the question could not be asked; click's own is the same."""
+"""The exit code for arguments or files that cannot be used; click's own is the same."""
 EXIT_CODES: Final = (
     "Exit code: 0 all is well, {one}, 2 bad input or a package that is missing, "
     "3 a fault of this tool."
@@ -20,7 +20,7 @@ EXIT_CODES: Final = (
 
 @contextlib.contextmanager
 def sentences(*, debug: bool) -> Iterator[None]:
-    """Bad input is a sentence and an exit code; `debug` shows the traceback before it."""
+    """Turns errors of bad input into a sentence and an exit code; `debug` shows the traceback."""
     from optax_bnmask.errors import (  # noqa: PLC0415 - it imports JAX, which help does without
         CategoryError,
         PathError,
@@ -37,7 +37,7 @@ def sentences(*, debug: bool) -> Iterator[None]:
 
 
 def aloud(function: Callable[[], T]) -> T:
-    """What a function returns; what it warned of is said in the command's own way."""
+    """Calls a function, prints its `UserWarning`s on the standard error, and returns its result."""
     from optax_bnmask.families import folded_lines  # noqa: PLC0415 - as above
 
     with warnings.catch_warnings(record=True) as caught:

@@ -40,8 +40,8 @@ def audit(
 
     Args:
       tx: An `optax.GradientTransformation`, complete: what it returns is added to the params.
-      params: The params that it is initialised with, or their shapes. Of an `nnx.Module` or
-        `nnx.State`, what is trained.
+      params: The params that it is initialised with, or their shapes. From an `nnx.Module` or
+        `nnx.State`, the variables that are trained are taken.
       analysis: What is known of these params; by default what their structure tells. That of a
         model with statistics is ``analyze_structure(params, batch_stats)``.
       exempt: The categories that should not decay, as in `Analysis.decay_mask`: what the rates are

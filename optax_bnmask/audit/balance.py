@@ -1,4 +1,4 @@
-"""What is wrong with a choice of leaves as a whole: what belongs together, and how much decays."""
+"""Findings on the decaying leaves as a whole: groups that are split, and how much decays."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -9,7 +9,7 @@ from optax_bnmask.audit.outcome import Finding
 from optax_bnmask.vocabulary import Role, Scale
 
 _MATRICES: Final = frozenset({Role.WEIGHT, Role.EMBEDDING, Role.UNKNOWN})
-"""What belongs together by its scale; gains and biases in a group have reasons of their own."""
+"""Roles that should decay alike within a group; its gains and biases may be exempt as such."""
 
 _HARDLY_ANY: Final = 0.02
 """A smaller share of the parameters is hardly any: a model's head is often about as much."""
@@ -64,12 +64,12 @@ def _counts(case: Case) -> bool:
 
 
 def _is_held(case: Case) -> bool:
-    """Whether its norm is kept from growing, by decay or as it is."""
+    """Whether its norm is kept from growing, by decay or by something like `keep_norm`."""
     return case.decays or case.does.kept
 
 
 def hardly_any(cases: Cases) -> Iterator[Finding]:
-    """Most of the parameters are exempt and nothing is done about their norms."""
+    """A finding if most parameters are exempt and nothing is done about their norms."""
     total = sum(case.leaf.size for case in cases)
     decayed = sum(case.leaf.size for case in cases if case.decays)
     left = [case for case in cases if case.wanted and not _is_held(case)]
@@ -86,7 +86,7 @@ def hardly_any(cases: Cases) -> Iterator[Finding]:
 
 
 def unknown(decayed: Cases) -> Iterator[Finding]:
-    """Leaves decay of which the evidence does not tell what they are."""
+    """A finding on leaves that decay though their role is unknown."""
     cases = [case for case in decayed if case.leaf.role is Role.UNKNOWN]
     size = sum(case.leaf.size for case in cases)
     most = 2 * len(cases) >= len(decayed) or 2 * size >= sum(case.leaf.size for case in decayed)

@@ -1,4 +1,4 @@
-"""What a program does, whatever the sizes of its arrays."""
+"""A fingerprint of a program that leaves out its shapes."""
 
 import functools
 import operator
@@ -12,12 +12,13 @@ from optax_bnmask.audit.update import Update
 
 
 class Deeds(NamedTuple):
-    """What a program does, whatever the sizes.
+    """The fingerprint of a jaxpr.
 
     Attributes:
-      names: The operations in their order, those within others too, and which constants are 0.
-      reads: For each output, the inputs that it is made from, as bits.
-      zeros: Which arrays that the program holds are 0.
+      names: For each operation, its primitive, which operands are a literal 0, and the `Deeds` of
+        the jaxprs in its parameters.
+      reads: For each output, the inputs that it is made from, as a bit mask.
+      zeros: For each constant of the jaxpr, whether all of it is 0.
     """
 
     names: tuple[Any, ...]
@@ -26,7 +27,7 @@ class Deeds(NamedTuple):
 
 
 def deeds(update: Update) -> tuple[Deeds, ...]:
-    """What an optimizer does, without the shapes: its operations, and which leaves each reads."""
+    """The `Deeds` of an optimizer's programs: of its `init`, then of each update."""
     return tuple(map(deeds_of, (update.start, *update.steps)))
 
 
@@ -34,10 +35,7 @@ def deeds_of(program: Any) -> Deeds:  # noqa: ANN401 - JAX keeps its type privat
     """The `Deeds` of a program.
 
     Args:
-      program: A jaxpr.
-
-    Returns:
-      What it does.
+      program: A jaxpr, closed or not.
     """
     jaxpr = compat.open_jaxpr(program)
     reads = {var: 1 << i for i, var in enumerate(jaxpr.invars)}
@@ -57,7 +55,7 @@ def deeds_of(program: Any) -> Deeds:  # noqa: ANN401 - JAX keeps its type privat
 
 
 def _is_zero(atom: Any) -> bool:  # noqa: ANN401 - JAX keeps its type private
-    """Whether a number is written there and is 0: a mask may multiply."""
+    """Whether an operand is a literal 0, as where a mask is applied by multiplication."""
     return isinstance(atom, compat.Literal) and not np.any(atom.val)
 
 

@@ -1,4 +1,4 @@
-"""What each entry of a leaf loses of itself, and whether a gradient moves it.
+"""What share of itself each entry of a leaf loses in a step, and whether a gradient moves it.
 
 A leaf may decay in part: some layers of a stack, one block of a fused kernel, one expert.
 """
@@ -11,34 +11,35 @@ import numpy as np
 from optax_bnmask.audit.patterns import AGAINST, CHANGING, PUSHED, QUIET, UNEVEN
 
 FLOOR: Final = 2.0**-44
-"""Less is what some hundred roundings of numbers near 1 leave in float64."""
+"""Less is rounding: what some hundred roundings of numbers near 1 leave in float64."""
 
 STEADY: Final = 1e-3
-"""What differs by less from one step to another is no noise."""
+"""What differs relatively by less from one step to another counts as the same, not as noise."""
 
 ALIKE: Final = 0.05
-"""Rates that differ by less, as of even and of uneven params, are one rate."""
+"""Rates that differ relatively by less, as of even and of uneven params, count as equal."""
 
 _CANCELLED: Final = 2.0**-20
-"""Beside the highest rate of a leaf, less is what is left where the constants that are rounded to
-float32 in a program should cancel."""
+"""A share below this part of the leaf's highest counts as 0: it is left where constants should
+cancel that the program has rounded to float32."""
 
 _UNTOUCHED: Final = 1e-12
-"""Beside the largest update, less is no answer to a gradient."""
+"""A change below this part of the largest update is no response to a gradient."""
 
 _NEARLY: Final = 0.1
-"""What a gradient moves changes by more, where a trust ratio changes all entries by a little."""
+"""Behind a trust ratio, which changes all entries by a little, only those that a gradient moves
+change relatively by more."""
 
 
 class Entries(NamedTuple):
     """The entries of one leaf in one step.
 
     Attributes:
-      shares: What each loses of itself; `None` where that is not one number of its own whatever its
-        size.
-      still: Which of them the gradient makes no difference to.
-      never: Which of those the one that changes from step to step makes none to either.
-      pushed: Whether they lose it under a gradient only.
+      shares: The share of itself that each entry loses; `None` where it depends on the entries'
+        sizes.
+      still: Which entries the gradient does not move.
+      never: Which of those a gradient that changes from step to step does not move either.
+      pushed: Whether the shares are those under a gradient, as without one nothing is lost.
       stretched: Whether a step is as long with a gradient as without, as a trust ratio makes it.
         What is lost without a gradient is then that length alone, however small the decay is, so
         that `shares` are those under a gradient.
@@ -66,7 +67,7 @@ def entries_of(
     Args:
       u: The updates, a flat row for each of `RUNS`.
       params: The params of the even runs, 0 nowhere.
-      mixed: Those of the uneven ones.
+      mixed: The params of the uneven runs.
       shape: The leaf's own shape.
 
     Returns:
@@ -92,12 +93,12 @@ def entries_of(
 
 
 def _shares(pair: np.ndarray, params: np.ndarray) -> np.ndarray:
-    """What each entry loses of itself, from the updates of params and of their negative."""
+    """The share of itself that each entry loses, from the updates at `params` and ``-params``."""
     return (pair[1] - pair[0]) / 2 / params
 
 
 def _one_of(one: np.ndarray, other: np.ndarray) -> np.ndarray | None:
-    """The shares of entries, if they are the same twice."""
+    """The shares `one`, tiny ones set to 0, or `None` if those in `other` differ by `ALIKE`."""
     top = np.max(np.abs(one), initial=0)
     if not (np.isfinite(top) and top > FLOOR) or np.max(np.abs(one - other)) > ALIKE * top:
         return None
@@ -105,7 +106,7 @@ def _one_of(one: np.ndarray, other: np.ndarray) -> np.ndarray | None:
 
 
 def is_one_pattern(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether entries lose the same beside each other."""
+    """Whether two sets of shares are the same once each is divided by its largest."""
     tops = [np.max(np.abs(shares), initial=0) for shares in (one, other)]
     if not all(np.isfinite(top) and top > FLOOR for top in tops):
         return False
@@ -119,8 +120,8 @@ def _behind_a_ratio(
 
     The step is ``-r(p)*(g + d*p)``, with ``r(p)`` such that its length is that of `p`. Of what
     changes its sign with `p`, the part along `g` is due to `r`, and the rest is ``r*d`` times the
-    part of `p` that is at a right angle to `g`. It is put beside the root of the mean square of
-    `p`, which `r` is in proportion to.
+    part of `p` that is at a right angle to `g`. What is returned is divided by the root of the mean
+    square of `p`, since `r` is in proportion to that.
     """
     odd, rest = (plus[1] - plus[0]) / 2, (plus[0] + plus[1]) / 2
     along = rest / max(float(np.linalg.norm(rest)), np.finfo(float).tiny)
@@ -138,7 +139,7 @@ def _is_near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _is_a_multiple(one: np.ndarray, other: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where an update is nearly as many times another as it mostly is among some entries."""
+    """Where ``one / other`` is nearly the median of that ratio over the entries `among`."""
     if not np.any(among):
         return among
     factors = one[among] / np.where(other[among] == 0, 1, other[among])
@@ -152,9 +153,9 @@ def _is_one_length(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def strongest(shares: np.ndarray) -> float:
-    """The share that counts of entries that lose different ones: that by which one grows, if any.
+    """One share for all entries: the lowest if that is negative (some grow), or the highest.
 
-    One share, but for rounding, is the mean of all.
+    Where they agree to within `STEADY`, it is their mean.
     """
     low, high = float(np.min(shares)), float(np.max(shares))
     if high - low <= STEADY * max(abs(high), abs(low)):
@@ -166,11 +167,11 @@ class Parts(NamedTuple):
     """What becomes of the entries of a leaf over the steps.
 
     Attributes:
-      least: The lowest share that is lost by an entry that moves, in the step in which it loses
-        most; `None` if entries have no shares of their own.
+      least: Of the entries that a gradient moves, taken each in the step in which it loses most,
+        the lowest share; `None` if entries have no shares of their own.
       erased: Which entries decay and get no gradient: ``""`` for none, ``"rows"`` for all at some
         indices of an axis, ``"entries"`` for others.
-      random: Whether which entries lose something changes from step to step, and is not all at some
+      random: Whether other entries lose something in other steps, unless they are all those at some
         indices of an axis, as where layers are updated by turns.
     """
 
@@ -212,7 +213,8 @@ def _erased(gone: np.ndarray, never: np.ndarray, shape: tuple[int, ...]) -> str:
 def _are_the_smallest(still: np.ndarray, size: np.ndarray) -> bool:
     """Whether entries are not moved because their gradients are the smallest.
 
-    By themselves, within each slice along an axis or each line, or as whole slices.
+    They are compared all together, within each slice of an axis or each line along it, or slice by
+    slice.
     """
     if _is_below(still.ravel()[None], size.ravel()[None]):
         return True
@@ -230,7 +232,7 @@ def _are_the_smallest(still: np.ndarray, size: np.ndarray) -> bool:
 
 
 def _is_below(still: np.ndarray, size: np.ndarray) -> bool:
-    """Whether in each row the sizes of some are below those of the others, of which there are."""
+    """Whether in each row the entries in `still` are the smallest, and others are there."""
     top = np.max(np.where(still, size, 0), 1)
     return bool(np.all(top <= np.min(np.where(still, np.inf, size), 1)) and not still.all(1).any())
 
@@ -243,7 +245,7 @@ def _are_rows(which: np.ndarray, shape: tuple[int, ...]) -> bool:
 
 
 def _are_of_rows(shares: np.ndarray, shape: tuple[int, ...]) -> bool:
-    """Whether shares are the same along all axes but one, of two or more."""
+    """Whether shares are all the same or, of two axes or more, depend on the index of one only."""
     shaped, axes = shares.reshape(shape), range(len(shape))
     spreads = [np.ptp(shares)]
     if sum(n > 1 for n in shape) > 1:

@@ -35,7 +35,7 @@ class Case:
 
     @property
     def reached(self) -> bool:
-        """Whether a gradient flows to it, if the program uses it at all."""
+        """Whether a gradient reaches it; true of a leaf that the program does not use."""
         return self.leaf.reached or self.leaf.role is Role.UNUSED
 
     @property

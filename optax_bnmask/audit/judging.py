@@ -1,4 +1,4 @@
-"""From what an optimizer does to what is wrong with that, in words: cause by cause.
+"""Findings: what is wrong with what an optimizer was measured to do, in words, cause by cause.
 
 One cause gives one finding. A leaf that grows, is erased or climbs its gradient is wrong for that
 reason, and what it should be otherwise is not asked; where everything decays, the normalisers do
@@ -91,7 +91,7 @@ def _mask(analysis: Analysis, rest: Cases, *, alone: bool) -> Iterator[Finding]:
     Args:
       analysis: What is known of the model.
       rest: The leaves to look at.
-      alone: Whether these are all that move: otherwise that nothing decays has another cause.
+      alone: Whether no cause was found for other leaves; if one was, it may be why nothing decays.
     """
     decayed = [case for case in rest if case.decays]
     weights = [case for case in rest if case.leaf.role is Role.WEIGHT]
@@ -124,7 +124,7 @@ def _mask(analysis: Analysis, rest: Cases, *, alone: bool) -> Iterator[Finding]:
 def _climbing(live: Cases) -> list[Case]:
     """The leaves that climb their gradient where others descend theirs."""
     if not any(case.does.answer < 0 for case in live):
-        return []  # of which `_all_climb` tells
+        return []  # `_all_climb` reports these
     return [case for case in live if case.does.moved and case.does.answer > 0]
 
 
@@ -362,5 +362,5 @@ def _unequal(decayed: Cases) -> Iterator[Finding]:
 
 
 def _same(case: Case) -> float:
-    """How far apart two rates are that are one, where this is one of them."""
+    """The factor by which a rate must exceed this leaf's to count as another."""
     return _SAME_STRETCHED if case.does.stretched else SAME

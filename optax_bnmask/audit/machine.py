@@ -1,4 +1,4 @@
-"""An optimizer put on several params at once, step by step, leaves that are treated alike once."""
+"""Runs a traced optimizer on the params of all `RUNS` at once; leaves treated alike run once."""
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ from optax_bnmask.audit.widen import over_runs
 from optax_bnmask.verify.interpreter import wide
 
 Form = Callable[[Short], Callable[[list[Any]], list[Any]]]
-"""From a program to one that is compiled."""
+"""Compiles a shortened program into a function of a list of arrays."""
 
 
 class Kind(NamedTuple):
@@ -70,8 +70,8 @@ class Machine:
 
         Args:
           update: The update.
-          apart: For each leaf, what tells it from others of its shape and dtype: nothing unless
-            they are started differently.
+          apart: For each leaf, a key that tells it from others of its shape and dtype; empty unless
+            leaves are started differently.
           form: How to compile a program.
         """
         labels = Labels()
@@ -116,11 +116,11 @@ class Machine:
         program: Any,  # noqa: ANN401 - a jaxpr
         state: Sequence[int],
     ) -> tuple[Short, Sequence[int]]:
-        """The program of all further steps, and which states remain equal in all of them.
+        """The program of all further steps, and labels of the state that are valid in all of them.
 
-        Two parts of the state that are equal now, as the two zeros that Adam starts from, are one
-        only if they are equal after each step too: they are told apart until that is so. And none
-        is any longer the constant that it started as.
+        Two parts of the state that are equal now, as the two zeros that Adam starts from, have one
+        label only if they are equal after each step too: labels are split until that is so. And no
+        label is that of a constant that the state started as.
         """
         state = [labels.of(("carried", label)) for label in state]
         while True:
@@ -132,10 +132,10 @@ class Machine:
             state = refined
 
     def steps(self, scale: float, pushed: float) -> Iterator[Mapping[int, np.ndarray]]:
-        """Starts on the params of `RUNS` and goes on without end, the params where they are.
+        """Starts on the params of `RUNS` and takes steps without end; only the state moves.
 
         Args:
-          scale: What the params are multiplied with, beside what each run says.
+          scale: What the params of all runs are multiplied with.
           pushed: What the gradients are multiplied with.
 
         Yields:
@@ -174,7 +174,7 @@ class Machine:
     def walk(
         self, values: Sequence[float], dtypes: Sequence[Any], stride: int
     ) -> Iterator[tuple[int, Sequence[np.ndarray], Sequence[bool]]]:
-        """Starts on params that are all one number each, and moves them, without any gradient.
+        """Starts on leaves filled with one number each, and adds the updates for zero gradients.
 
         Args:
           values: The number for each leaf.
@@ -246,6 +246,6 @@ def _stage(short: Short, form: Form) -> _Stage:
 
 
 def _rows(leaf: jax.ShapeDtypeStruct, rows: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - an array
-    """One array for all runs, as wide as what is computed."""
+    """One array with a row for each run, floats in the wide dtype that is computed in."""
     dtype = wide(leaf.dtype) if compat.is_inexact(leaf.dtype) else leaf.dtype
     return jnp.asarray(np.stack(rows).astype(dtype))

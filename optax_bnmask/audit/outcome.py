@@ -149,7 +149,7 @@ def audit_document(audit: Audit) -> Document:
 
 
 def _verdict(audit: Audit) -> str:
-    """One sentence: what is not known is not fine."""
+    """One sentence; what could not be told is not called free of errors."""
     if not audit.determined:
         return "What decays could not be told."
     return "No errors." if audit.ok else "What decays is wrong."

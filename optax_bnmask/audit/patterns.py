@@ -10,7 +10,7 @@ rounding differs."""
 
 
 CHANGES: Final = 8
-"""In so many of the first steps the gradient that changes is another one."""
+"""For so many first steps the gradient of a `changing` run differs in each; then it stays."""
 
 
 class Run(NamedTuple):
@@ -20,7 +20,7 @@ class Run(NamedTuple):
       params: The params, as a multiple of `board`.
       gradient: The gradient, as a multiple of `push`.
       uneven: Whether the params are a multiple of `mixed` instead.
-      moved: Whether the state is that of other params, `aside`.
+      moved: Whether the state was initialised with other params, `aside`.
       changing: Whether the gradient is another one in each of the first steps.
     """
 
@@ -84,19 +84,19 @@ def _product(factors: list[np.ndarray]) -> np.ndarray:
 
 
 def aside(shape: tuple[int, ...]) -> np.ndarray:
-    """The board with every other pair of its fields turned: at a right angle to it."""
+    """The board with the signs of every other pair of entries turned: orthogonal to the board."""
     return board(shape) * (1 - np.arange(np.prod(shape, dtype=int)).reshape(shape) // 2 % 2 * 2)
 
 
 def push(shape: tuple[int, ...], number: int = 0) -> np.ndarray:
-    """A gradient without any order, so that no slice of it is parallel to a slice of the params.
+    """A pseudo-random gradient, so that no slice of it is parallel to a slice of the params.
 
     Two neighbours along the last axis have one sign, where those of the `board` have two: all signs
     together, which is what Adam makes of a gradient, are at a right angle to it, or nearly.
 
     Args:
       shape: The shape.
-      number: Another number, another gradient.
+      number: The seed.
 
     Returns:
       Numbers between 0.5 and 1.5 of both signs.

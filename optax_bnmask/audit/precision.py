@@ -1,4 +1,4 @@
-"""Whether a decay is more than the dtype of its leaf can tell."""
+"""Which decays are so small that the dtype of their leaf rounds them away."""
 
 import math
 from collections.abc import Mapping
@@ -44,7 +44,7 @@ def lost(
       seen: What it does to them.
 
     Returns:
-      The paths; those too of which a part is lost.
+      The paths of leaves whose decay is lost, in all of their entries or in some.
     """
     needed = {
         path: math.ceil(float(jnp.finfo(dtype).eps) / seen[path].least)

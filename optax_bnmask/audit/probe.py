@@ -13,44 +13,46 @@ from optax_bnmask.audit.readings import Behaviour, Reader, Reading, alike
 from optax_bnmask.audit.update import Update
 
 _LEAST: Final = 8
-"""Steps of which all is read; of later ones, what has not been seen before."""
+"""The first steps, all of which are read; of later ones, those in which something is new."""
 
 PATIENCE: Final = 64
 """Steps to wait for a decay: it may have a schedule of its own that starts at 0."""
 
 AT_MOST: Final = 512
-"""Steps to wait for leaves that do not move, as before a long warm-up, or as long as frozen."""
+"""Steps to wait for leaves that do not move: they may be in a long warm-up, or frozen."""
 
 _FINE: Final = 2.0**-5
-"""Smaller params to ask again with: a pull that is clipped at 1 is in proportion here, and takes
-the same course over the steps. One that is divided by its own size is not in proportion here
-either; one divided by a constant and the sum of its squares, as by Adagrad, takes another course.
+"""The scale of smaller params for a second run. A pull that is clipped at 1 is in proportion to
+them, and takes the same course over the steps. One that is divided by its own size is not in
+proportion here either; one divided by a constant and the sum of its squares, as by Adagrad, takes
+another course.
 """
 
 _HALF: Final = 0.5
-"""What seems to lose more than this share of itself in a step may be clipped to a range."""
+"""A leaf that seems to lose more than this share of itself in a step may be clipped to a range."""
 
 _TINY: Final = 2.0**-12
-"""Params so small that they lie within such a range."""
+"""The scale of params so small that clipping to a range does not reach them."""
 
 _FAINT: Final = 2.0**-20
-"""Gradients so small that nothing clips them: what `optax.masked` leaves out is handed on."""
+"""The scale of gradients so small that nothing clips them: are they handed on as they are?"""
 
 _BARE: Final = 0.5
 """Updates that are no smaller than this part of the gradients have met no learning rate."""
 
 _ROUNDING: Final = 2.0**-36
-"""Beside the highest rate, less than this is what rounding leaves where a decay is taken back."""
+"""A rate below this part of the highest is what rounding leaves where a decay is undone."""
 
 
 def probe(update: Update, paths: tuple[str, ...]) -> Mapping[str, Behaviour]:
-    """Takes steps side by side: with params and their negative, even and uneven, pushed and not.
+    """Measures what an optimizer does to each leaf, by taking the steps of all `RUNS` side by side.
 
-    A decay is what changes its sign with the params: of the two updates, half the difference. They
-    stay where they are; only the state goes on. All is computed in float64.
+    These have params and their negatives, even and uneven, with a gradient and without. A decay is
+    what changes its sign with the params: half the difference of the two updates. The params stay
+    where they are; only the state goes on. All is computed in float64.
 
-    What decays without a gradient is what counts. Only of leaves where that is nothing, or not a
-    number, the same is asked under a gradient, which some optimizers need to set their step.
+    The decay without a gradient is what counts. Only for leaves where it is 0, or not finite, that
+    under a gradient is taken, which some optimizers need to set their step.
 
     Args:
       update: The optimizer, traced.
@@ -92,7 +94,7 @@ def _run(machine: Machine, *, scale: float = 1.0, pushed: float = 1.0) -> list[B
 
 
 def _is_news(updates: np.ndarray, past: list[Reading]) -> bool:
-    """Whether a leaf moves that did not, or decays that did not, or in part and so far once."""
+    """Whether a leaf moves or decays for the first time, or has decayed once only, and in part."""
     seen = [reading for reading in past if reading.rate or reading.pushed]
     if len(seen) > 1 or (seen and not seen[0].entries.in_part):
         return not any(reading.moved for reading in past) and bool(np.any(updates))
@@ -108,17 +110,17 @@ def _steps_to_take(readings: list[list[Reading]]) -> int:
 
 
 def _finer(here: Behaviour, fine: Behaviour) -> Behaviour:
-    """What an optimizer does to a leaf, seen on small params too."""
+    """The behaviour of a leaf, corrected by its behaviour on small params."""
     if fine.proportional and not here.proportional and alike(here.course, fine.course):
         return fine
     return dataclasses.replace(here, rises=0 < 2 * fine.rate < here.rate)
 
 
 def _unscaled(here: Behaviour, faint: Behaviour) -> Behaviour:
-    """What an optimizer does to a leaf that climbs its gradient, faint gradients seen too.
+    """The behaviour of a leaf, with `climbs_raw` and `bare` judged on faint gradients too.
 
-    Its steps have met no learning rate if they are about as large as the gradients, or if faint
-    ones, which nothing clips, are; or if each is about 1, as Adam's is, or all together are.
+    Its steps have met no learning rate if they are about as large as the gradients, or as the faint
+    ones, which nothing clips; or if their norm is about 1, as where an update is normalised.
     """
     (share, whole), (faint_share, _) = here.steps, faint.steps
     bare = share >= _BARE or _BARE <= faint_share <= 1 / _BARE or abs(whole - 1) < 1e-2
@@ -126,10 +128,10 @@ def _unscaled(here: Behaviour, faint: Behaviour) -> Behaviour:
 
 
 def _rated(found: list[Behaviour]) -> list[Behaviour]:
-    """With the rate that counts: that without a gradient, or if there is none, that under one.
+    """The behaviours with the rate that counts: without a gradient or, if that is 0, under one.
 
-    What keeps its norm is turned and set back, which is no decay. Of a leaf too small to tell its
-    decay from the gradient behind a trust ratio, the highest rate of the others is taken.
+    A leaf whose norm is kept is turned and set back, which is no decay. A leaf too small to tell
+    its decay from the gradient behind a trust ratio gets the highest rate of the others there.
     """
     stretched = [each.rate for each in found if each.stretched and not each.unsure]
     found = [
@@ -159,10 +161,11 @@ def _rated(found: list[Behaviour]) -> list[Behaviour]:
 
 
 def _signed(found: list[Behaviour]) -> list[Behaviour]:
-    """With rates that are negative where a leaf grows.
+    """The behaviours with rates that are negative where a leaf grows.
 
-    A pull away from 0 is growth where what is returned is ready to be added, as it is if some leaf
-    descends its gradient. Where all climb, it is a part of a chain whose sign is still to come.
+    A pull away from 0 is growth if the updates are ready to be added to the params, as they are if
+    some leaf descends its gradient. Where all climb, `tx` is taken for the first part of a chain
+    that turns the sign later, and all rates for positive.
     """
     if any(each.answer < 0 for each in found) or not any(each.answer > 0 for each in found):
         return found

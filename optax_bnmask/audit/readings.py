@@ -31,17 +31,17 @@ _ALONG: Final = 0.5
 """The least cosine between a leaf and its decay; less is noise that a trust ratio stretches."""
 
 _PARALLEL: Final = 1 - 1e-9
-"""That cosine where nothing but a decay changes its sign with the leaf."""
+"""The least cosine between them where nothing but a decay changes its sign with the leaf."""
 
 _FEW: Final = 8
-"""Of fewer entries nothing is said of how their losses go with their gradients."""
+"""Leaves of fewer entries are too small to correlate their losses with their gradients."""
 
 _INVERSE: Final = 0.95
-"""The least correlation, of logarithms, between losses and inverse gradients that is none by
+"""The least correlation, of logarithms, between losses and inverse gradients that is not taken for
 chance."""
 
 _RECOMPUTED: Final = 0.05
-"""A state that calls params back by more than this in a step is where they are computed anew."""
+"""A larger pull back to the state's own params means that a step computes the params from it."""
 
 
 class Reading(NamedTuple):
@@ -51,12 +51,12 @@ class Reading(NamedTuple):
       rate: The share of itself that it loses, with no gradient: negative if it grows.
       uneven: The same share of params whose entries differ in size.
       pushed: The same share under a gradient.
-      alone: Whether that is all that the sign of the params makes of the update then.
-      centre: What it is pulled to, as the mean over its entries, their spread around that, and a
-        number that tells two such centres apart.
-      recalled: The share of its way that it goes back to the params that the state is of.
+      alone: Whether, under a gradient, nothing but a decay changes its sign with the params.
+      centre: What it is pulled to: the mean over the entries, their standard deviation, and a
+        checksum that tells two such centres apart.
+      recalled: The share of the way to the params that the state was initialised with that it goes.
       answer: How far it follows a gradient: negative if it descends.
-      steps: How large its updates are on average beside the gradients, and all together.
+      steps: The mean size of its updates relative to that of the gradients, and their norm.
       moved: Whether the gradient's sign makes a difference.
       climbs_raw: Whether the update is the gradient itself.
       divided: Whether entries with larger gradients lose less of themselves.
@@ -89,14 +89,15 @@ class Behaviour:
       rate: The share of itself that it loses in the first step in which it loses any, with no
         gradient; negative if it grows.
       pushed: The same under a gradient.
-      alone: Whether under a gradient nothing else of the update hangs on the params, in any step.
+      alone: Whether, under a gradient, nothing but a decay changes its sign with the params, in any
+        step.
       proportional: Whether what it loses is in proportion to its size, in every step.
-      course: What of the rate is left in the last step, as a share of the first.
+      course: The rate in the last step in which it decays, as a share of that in the first.
       steady: Whether the rate was seen in several steps and does not rise, as in a warm-up.
       centre: What it is pulled to: a number, or NaN for numbers that differ from entry to entry.
-      recalled: The share of its way back to where it started that it goes in a step.
+      recalled: The share of the way back to where it started that it goes in a step.
       answer: How far it follows a gradient: negative if it descends, in any step.
-      steps: How large its updates are on average beside the gradients, and all together.
+      steps: The mean size of its updates relative to that of the gradients, and their norm.
       moved: Whether a gradient moves it.
       climbs_raw: Whether the gradient itself is added to it.
       divided: Whether entries with larger gradients lose less of themselves, in any step.
@@ -104,7 +105,7 @@ class Behaviour:
       broken: Whether its updates are not finite, with a gradient and without.
       stretched: Whether its steps are as long with a gradient as without, as a trust ratio makes
         them: its rate is that under a gradient.
-      unsure: Whether it is so small that this cannot be told.
+      unsure: Whether it is so small that there its decay cannot be told from the gradient.
       least: The lowest rate of its entries that move; that of the others is `rate`.
       erased: Which of its entries decay and get no gradient: ``""`` for none, ``"rows"`` for all
         at some indices of an axis, ``"entries"`` for others.
@@ -152,7 +153,7 @@ class Reader:
 
     def read(self, updates: np.ndarray) -> Reading:
         """The `Reading` of a step, whose rows are the runs."""
-        with np.errstate(all="ignore"):  # what overflows or is no number is told by its name
+        with np.errstate(all="ignore"):  # infinities and NaN are looked for
             return self._read(np.real(updates).reshape(len(updates), -1).astype(float))
 
     def _read(self, u: np.ndarray) -> Reading:
@@ -186,7 +187,7 @@ class Reader:
         )
 
     def behaviour(self, readings: Sequence[Reading]) -> Behaviour:
-        """What the readings of all steps come to, entry by entry too."""
+        """The `Behaviour` of a leaf over all steps, fields that need its entries included."""
         made = behaviour_of(readings)
         moving = [reading.entries for reading in readings if reading.moved]
         if not moving:
@@ -196,7 +197,7 @@ class Reader:
         return dataclasses.replace(made, least=least, erased=erased, random=random)
 
     def _centre(self, pair: np.ndarray, rate: float) -> tuple[float, float, float]:
-        """Half the sum of the updates of a leaf and its negative is the pull that has no sign."""
+        """What a leaf is pulled to: half the sum of its updates at `p` and ``-p``, by the rate."""
         if not rate:
             return 0.0, 0.0, 0.0
         middle = np.sum(pair, 0) / 2 / rate
@@ -227,10 +228,10 @@ def _is_divided(pair: np.ndarray, params: np.ndarray, by: np.ndarray) -> bool:
 
 
 def _pull(pair: np.ndarray, params: np.ndarray, least: float = _ALONG) -> float:
-    """The share of themselves that params lose: half the difference of theirs and their negative's.
+    """The share of itself that a leaf loses, from the updates at `params` and at ``-params``.
 
-    What depends on their norm alone, as a trust ratio does, or not on them at all, as noise, is
-    gone with that.
+    In half their difference, what depends on the norm of the params alone, as a trust ratio does,
+    or not on them at all, as noise, cancels.
     """
     response = (pair[0] - pair[1]) / 2
     top = np.max(np.abs(response), initial=0)
@@ -248,7 +249,7 @@ def _finite(value: float) -> float:
 
 
 def behaviour_of(readings: Sequence[Reading]) -> Behaviour:
-    """What the readings of all steps come to."""
+    """The `Behaviour` of a leaf over all steps, but for the fields that need its entries."""
     rates = [reading for reading in readings if reading.rate or reading.uneven]
     first = rates[0] if rates else readings[0]
     calm, hard = zip(*(reading.finite for reading in readings), strict=True)

@@ -72,7 +72,7 @@ class Labels:
 
     def __init__(self) -> None:
         self._of: dict[Hashable, int] = {}
-        self._held: list[Any] = []  # whose identity is a label must not be freed
+        self._held: list[Any] = []  # what is labelled by its `id` must not be freed
         self._bodies: dict[int, Short] = {}
 
     def of(self, key: Hashable) -> int:
@@ -98,7 +98,7 @@ class Labels:
         inner = tuple((len(body.inputs), body.results) for body in bodies)
         try:
             hash(plain)
-        except TypeError:  # like no other
+        except TypeError:  # not hashable: taken for equal to no other
             return self._kept(params), inner
         return plain, inner
 

@@ -18,10 +18,10 @@ from optax_bnmask.audit.update import Update, traced
 from optax_bnmask.paths import layout
 
 SMALL: Final = 2**20
-"""So many numbers, in leaves that differ in shape or dtype, are not worth making smaller."""
+"""Up to so many entries, leaves of one shape and dtype counted once, are run as they are."""
 
 _BEARABLE: Final = 2**23
-"""So many are run as they are where nothing smaller will do."""
+"""Up to so many are run as they are where the optimizer does something else to smaller params."""
 
 _CAPS: Final = (2, 128)
 """The longest axes to try; from 128 on, which is Adafactor's default, moments are factored."""
@@ -71,9 +71,9 @@ def stand_in(tx: Any, params: Any) -> StandIn:  # noqa: ANN401 - an optimizer, a
 def _whole(tx: Any, params: Any) -> tuple[Update, Sequence[Any]]:  # noqa: ANN401 - as above
     """The update of the real shapes, and the dtypes that it is traced with.
 
-    In float16 and narrower, the 1e-8 by which Adam divides and small learning rates are 0. They are
-    traced as float32, unless each leaf's update is then made from other leaves: a mask may go by
-    the dtype.
+    In float16 and narrower, Adam's 1e-8 and small learning rates round to 0. Such leaves are traced
+    as float32, unless updates are then made from other leaves than before: a mask may go by the
+    dtype.
     """
     own = list(dtypes_of(params).values())
     whole = traced(tx, _shapes(params, own, None))

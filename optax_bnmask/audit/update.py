@@ -61,7 +61,7 @@ def traced(tx: Any, params: Any) -> Update:  # noqa: ANN401 - an optimizer, any 
             try:
                 with _lenient(), compat.without_collection():
                     return _traced(tx, params, names)
-            except TypeError as error:  # an argument that it does not take is one
+            except TypeError as error:  # raised for an argument that it does not take
                 first = first or error
     raise first or TypeError
 

@@ -29,7 +29,7 @@ def evaluate(short: Short, *values: Any) -> list[Any]:  # noqa: ANN401 - arrays
       *values: Its inputs, floats in float64, complex numbers in complex128.
 
     Returns:
-      Its outputs, as wide.
+      Its outputs, in the same wide dtypes.
     """
     env = {label: _constant(value) for label, value in short.known.items()}
     env.update(zip(short.inputs, values, strict=True))
@@ -59,7 +59,7 @@ def _constant(value: Any) -> Any:  # noqa: ANN401 - an array
 
 
 def _applied(line: Line, operands: Sequence[Any]) -> Sequence[Any]:
-    """One operation in float64, as `verify` runs it; in its own dtypes if it is of one width."""
+    """One operation in float64, as `verify` runs it; in its own dtypes if it accepts no others."""
     return _INTERPRETER.applied(line.eqn, operands)
 
 

@@ -116,7 +116,7 @@ def _shallowest(tree: Tree) -> Iterable[_Way]:
 
 
 def _inner(tree: Tree, way: _Way) -> _Way:
-    """The params themselves where all of the variables were stored as ``params``."""
+    """The way to the inner ``params`` where whole variables were stored under that name."""
     node = _at(tree, way)
     while isinstance(node.get(_PARAMS), dict) and node.keys() <= {_PARAMS, *_STATISTICS}:
         way, node = (*way, _PARAMS), node[_PARAMS]

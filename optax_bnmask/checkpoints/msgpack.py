@@ -85,7 +85,7 @@ def msgpack_tree(data: Any) -> Tree:  # noqa: ANN401 - bytes or a memory map
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - a tree or a leaf
-    """What was read, in the terms of every reader of checkpoints."""
+    """What was read as a `Tree`: numbers as arrays of shape ``()``, strings as descriptions."""
     match value:
         case dict():
             return {key: _plain(child) for key, child in value.items()}
@@ -144,7 +144,7 @@ class _Walk:
         return length  # a number or a constant is its own head
 
     def head(self) -> tuple[str, Any]:
-        """The kind of the value that begins here, and its length, or itself."""
+        """The kind and the length of the value that begins here; of a number, ``""`` and itself."""
         first = self.number(">B")
         if first in _HEADS:
             return _HEADS[first]

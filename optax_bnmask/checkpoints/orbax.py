@@ -1,4 +1,4 @@
-"""Orbax directories: the tree out of ``_METADATA``, the shapes out of what describes each array.
+"""Orbax directories: the tree from ``_METADATA``, the shapes from each array's zarr description.
 
 Orbax itself could be asked, but it would choose how to read by what the files say, and take a
 second to import. What is needed is JSON. Only where all arrays share one key-value store (OCDBT) is

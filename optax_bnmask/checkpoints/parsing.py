@@ -1,4 +1,4 @@
-"""JSON out of a file that nobody vouches for."""
+"""Reads JSON from files that are not trusted."""
 
 import json
 import stat

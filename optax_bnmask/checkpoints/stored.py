@@ -1,7 +1,7 @@
 """What every reader of checkpoints makes: a tree of shapes, each checked before it is believed.
 
-A file is somebody else's word. So nothing in it is run, no size that it claims is allocated, and
-what cannot be true is an error that says so.
+Files are not trusted: nothing in them is run, no size that they claim is allocated, and what cannot
+be true is an error that says so.
 """
 
 import dataclasses
@@ -78,7 +78,7 @@ def shown(name: object) -> str:
 
 
 def array(kind: Kind, name: object, shape: object, dtype: str) -> jax.ShapeDtypeStruct:
-    """An array that a file claims to hold, once its shape and its dtype can be true."""
+    """An array that a file claims to hold; fails unless its shape and its dtype can be true."""
     if dtype not in _DTYPES:
         refuse(kind, f"{shown(name)} has the dtype {shown(dtype)}, which no array of JAX has", "")
     sizes = [_size(size) for size in shape] if isinstance(shape, Sequence) else [-1]

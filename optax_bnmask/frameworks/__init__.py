@@ -1,1 +1,1 @@
-"""What each framework does in its own way; a framework is imported once its user has done so."""
+"""Adapters from each framework's models to `analyze`; importing them imports no framework."""

@@ -14,8 +14,8 @@ class Call:
       params: Its parameters.
       state: What else the framework keeps for the model: statistics, keys.
       args: The user's arguments.
-      kwargs: The same by name.
-      statistics: The statistics of the parameters, or `None`.
+      kwargs: The user's keyword arguments.
+      statistics: The running statistics of its normalisers, or `None`.
       has_aux: Whether the function returns a pair of which only the first counts.
     """
 

@@ -1,4 +1,4 @@
-"""Two kinds of evidence on one model: where they agree, and where they do not."""
+"""Combines what a model's program proves with the roles that its running statistics show."""
 
 import dataclasses
 from typing import Any

@@ -19,7 +19,7 @@ def analyze_equinox(
     has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the function takes
 ) -> Analysis:
-    """`analyze` for an Equinox model, with what its `eqx.nn.State` tells beside it.
+    """`analyze` for an Equinox model, completed by the roles that its `eqx.nn.State` shows.
 
     The parameters are the model's arrays of floating dtype, as ``eqx.filter(model,
     eqx.is_inexact_array)`` has them: the tree that the optimizer gets. All else of the model, its
@@ -74,7 +74,7 @@ def equinox_call(
     *,
     has_aux: bool,
 ) -> Call:
-    """A function of a model as one of the model's arrays of floating dtype."""
+    """The `Call` of a function of a model: its arrays of floating dtype are the parameters."""
     if not callable(fn) or is_of(fn, "equinox", "Module"):
         raise wrong_kind(
             "fn",
@@ -95,7 +95,7 @@ def equinox_call(
     pairs = zip(leaves, is_param, strict=True)
     params = jax.tree.unflatten(structure, [leaf if own else None for leaf, own in pairs])
 
-    # What the function's own arguments are called must not matter.
+    # Positional only, so that arguments of the function's own may have these names too.
     def called(params: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         arrays = structure.flatten_up_to(params)
         whole = [a if own else r for a, r, own in zip(arrays, rest, is_param, strict=True)]

@@ -22,7 +22,7 @@ def analyze_haiku(
     has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the function takes
 ) -> Analysis:
-    """`analyze` for a function that Haiku transformed, with what its state tells beside it.
+    """`analyze` for a function that Haiku transformed, completed by the roles its state shows.
 
     Only the output counts, not the new state. Pass what makes it run as in training
     (``is_training=True``): a normaliser on its running statistics hides nothing, and is warned of.
@@ -33,7 +33,7 @@ def analyze_haiku(
       params: Its parameters; abstract ones, as from ``jax.eval_shape(net.init, key, x)``, do.
       *args: The inputs: arrays or `jax.ShapeDtypeStruct`s; anything else is passed as it is.
       state: Its state, if it has one.
-      rng: The key for `apply`, if that takes one; by default any.
+      rng: The key for `apply`, if that takes one; without it one is made up.
       has_aux: Whether the function returns a pair of which only the first counts, as in `analyze`.
       **kwargs: More inputs by name.
 
@@ -41,8 +41,8 @@ def analyze_haiku(
       The `Analysis`, its evidence the program and the structure.
 
     Raises:
-      StructureError: `state` is missing, or there is none to pass, or what `analyze` raises.
-      TypeError: `transformed` is none.
+      StructureError: `state` is missing, or given where none is kept; or as `analyze`.
+      TypeError: `transformed` is not what `hk.transform` or its kin returned.
 
     Example:
       >>> import haiku as hk, jax
@@ -71,7 +71,7 @@ def haiku_call(
     rng: Any,  # noqa: ANN401 - a key
     has_aux: bool,
 ) -> Call:
-    """A transformed function as one of its parameters, its state and key being a state."""
+    """The `Call` of a transformed function; Haiku's state and the key are `Call.state`."""
     apply = getattr(transformed, "apply", None)
     # By their names, since Haiku need not be there: both are named tuples of `init` and `apply`.
     kind = type(transformed).__name__
@@ -96,7 +96,7 @@ def haiku_call(
     keys = (rng,) if takes_rng else ()
     n = len(before) + len(keys)
 
-    # What the function's own arguments are called must not matter.
+    # Positional only, so that arguments of the function's own may have this name too.
     def fn(params: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         out = apply(params, *args[:n], *args[n:], **kwargs)
         return out[0] if keeps_state else out

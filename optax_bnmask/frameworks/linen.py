@@ -21,7 +21,7 @@ def analyze_linen(
     has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the module takes
 ) -> Analysis:
-    """`analyze` for a Linen module, with what its `batch_stats` tell beside it.
+    """`analyze` for a Linen module, completed by the roles that its `batch_stats` show.
 
     The module is applied with all its other collections mutable, and only its output counts. Pass
     what makes it run as in training (``train=True``, ``use_running_average=False``): a normaliser
@@ -35,7 +35,7 @@ def analyze_linen(
       rngs: As in ``module.apply``; by default a key for ``"dropout"``.
       method: As in ``module.apply``.
       has_aux: Whether it returns a pair of which only the first counts, as in `analyze`.
-      **kwargs: The same by name.
+      **kwargs: More inputs by name.
 
     Returns:
       The `Analysis`, its evidence the program and the structure. Where they differ on a BatchNorm,
@@ -69,7 +69,7 @@ def linen_call(
     method: str | Callable[..., Any] | None,
     has_aux: bool = False,
 ) -> Call:
-    """A Linen module as a function of its parameters, all its other collections being a state."""
+    """The `Call` of a Linen module; its other collections and the keys are `Call.state`."""
     if not is_of(module, "flax.linen", "Module"):
         raise wrong_kind(
             "module",
@@ -89,7 +89,7 @@ def linen_call(
     if rngs is None:
         rngs = {"dropout": jax.eval_shape(lambda: jax.random.key(0))}
 
-    # What a module's own arguments are called must not matter.
+    # Positional only, so that arguments of the module's own may have these names too.
     def fn(params: Any, others: Any, rngs: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         out = module.apply(
             {"params": params, **others},

@@ -17,7 +17,7 @@ def analyze_nnx(
     has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the module takes
 ) -> Analysis:
-    """`analyze` for an NNX module, with what its `BatchStat`s tell beside it.
+    """`analyze` for an NNX module, completed by the roles that its `BatchStat`s show.
 
     The module is called as ``module(*args, **kwargs)`` on a copy; set it to training mode first
     (``module.train()``).
@@ -28,7 +28,7 @@ def analyze_nnx(
       method: What is called in the place of the module: the name of a method, or a function of the
         module and the inputs, such as a loss.
       has_aux: Whether it returns a pair of which only the first counts, as in `analyze`.
-      **kwargs: The same by name.
+      **kwargs: More inputs by name.
 
     Returns:
       The `Analysis` of its `nnx.Param`s, its evidence the program and the structure.
@@ -59,7 +59,7 @@ def nnx_call(
     method: str | Callable[..., Any] | None = None,
     has_aux: bool = False,
 ) -> Call:
-    """An NNX module as a function of its `nnx.Param`s, all its other variables being a state."""
+    """The `Call` of an NNX module; all variables but its `nnx.Param`s are `Call.state`."""
     from flax import nnx  # noqa: PLC0415 - not imported by `import flax`, nor by us
 
     if not isinstance(module, nnx.Module):
@@ -73,7 +73,7 @@ def nnx_call(
     graph, params, others = nnx.split(module, nnx.Param, ...)
     stats = nnx.filter_state(others, nnx.BatchStat)
 
-    # What a module's own arguments are called must not matter.
+    # Positional only, so that arguments of the module's own may have these names too.
     def fn(params: Any, others: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         merged = nnx.merge(graph, params, others)
         called = functools.partial(method, merged) if callable(method) else merged

@@ -1,4 +1,4 @@
-"""What is known, shown: an `Analysis` as text, as one HTML page, as JSON and back."""
+"""Writes an `Analysis` as text, as one HTML page, and as JSON, which it reads back."""
 
 from optax_bnmask.report.html import to_html
 from optax_bnmask.report.json import fields_of, to_json

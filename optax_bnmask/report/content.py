@@ -1,4 +1,4 @@
-"""What there is to say of an `Analysis`, as a `Document`."""
+"""Builds the report on an `Analysis`, as a `Document` that renderers turn into text or HTML."""
 
 from collections.abc import Iterable
 from typing import Final
@@ -61,7 +61,7 @@ def lists(analysis: Record, *, collapse: bool = True) -> list[Items]:
 
 
 def leaf_table(block: Leaves) -> Table:
-    """One row for each leaf, or each family; what the evidence says nothing of has no column."""
+    """One row for each leaf, or each family; columns that would be empty are left out."""
     analysis, mask = block.analysis, block.mask
     rows = leaf_families(analysis, mask) if block.collapse else single_families(analysis)
     scales = any(leaf.scale is not Scale.UNKNOWN for leaf in analysis.leaves)
@@ -86,7 +86,7 @@ def leaf_table(block: Leaves) -> Table:
 
 
 def _cells(analysis: Record, row: Family, mask: Mask | None) -> Iterable[tuple[str, Cell]]:
-    """What there is to say of a row, by the columns that may say it."""
+    """The cells of a row, each with the name of its column, those left out included."""
     leaves = [analysis.leaves[number] for number in row.members]
     leaf, count = leaves[0], len(leaves)
     size = Cell(f"{count * leaf.size:,}")
@@ -110,7 +110,7 @@ def _joined(axes: Iterable[int]) -> str:
 
 
 def _matrix(has: Dimensions) -> str:
-    """From the axes that are summed over to those that are put out, and what indexes matrices."""
+    """The axes of a matrix as ``reduction -> output per batch``."""
     found = f"{_joined(has.reduction)} -> {_joined(has.output)}"
     return f"{found} per {_joined(has.batch)}" if has.batch else found
 
@@ -144,7 +144,7 @@ def summary(analysis: Record, mask: Mask | None) -> Iterable[str]:
 
 
 def dead_lines(analysis: Record, *, collapse: bool) -> Iterable[str]:
-    """Each leaf whose value does not matter, why, and what saves it."""
+    """For each dead leaf, why no output depends on it, and what argument would leave it out."""
     lines = [_dead_line(leaf) for leaf in analysis.leaves if leaf.dead]
     return folded_lines(lines) if collapse else lines
 

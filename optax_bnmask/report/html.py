@@ -1,4 +1,4 @@
-"""A report as one HTML page that needs nothing else: no font, no request, and no script to read."""
+"""A report as one HTML page: it loads no font or other file, and can be read without its script."""
 
 import dataclasses
 
@@ -29,8 +29,8 @@ def to_html(analysis: Record, *, mask: Mask | None = None) -> str:
     The leaves are a tree of scopes to open and close, with totals, a search, and for each leaf the
     reason and, from a program, the explanation; blocks that repeat are shown once, as in `to_text`.
     All of it can be read without the page's one script, which only searches. Light or dark as the
-    reader's system or notebook is, and fit for a narrow screen; in a notebook it reaches nothing
-    outside it.
+    reader's system or notebook is, and fit for a narrow screen; its styles and its script affect
+    nothing else in a notebook.
 
     Args:
       analysis: What is known of each leaf.

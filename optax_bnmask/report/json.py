@@ -161,7 +161,7 @@ def fields_of(text: str) -> dict[str, Any]:
 
 
 def _leaf_of(fields: Fields) -> Leaf:
-    """What `_leaf` wrote; the size is the shape's."""
+    """The leaf that `_leaf` wrote; its size is not read, as it follows from the shape."""
     group = fields.record.get("group")
     leaf = Leaf(
         fields.of(str, "path"),
@@ -185,7 +185,7 @@ def _leaf_of(fields: Fields) -> Leaf:
 
 
 def _reached_of(fields: Fields) -> bool:
-    """Whether a gradient reaches the leaf; not in older texts."""
+    """Whether a gradient reaches the leaf; true in older texts, which lack the field."""
     found = fields.record.get("reached", True)
     if not isinstance(found, bool):
         raise fields.wrong("be true or false", found, "reached")
@@ -193,7 +193,7 @@ def _reached_of(fields: Fields) -> bool:
 
 
 def _check_sizes(fields: Fields, leaf: Leaf) -> None:
-    """That the leaf can exist, and that what is said of axes is said of axes that it has."""
+    """Fails unless the leaf's shape is possible, and all that its fields say of axes fits it."""
     if math.prod(leaf.shape) > _LARGEST:
         raise fields.wrong(f"hold at most {_LARGEST:,} entries", leaf.shape, "shape")
     every = [a for d in leaf.dimensions or () for a in d]
@@ -218,7 +218,7 @@ def _check_sizes(fields: Fields, leaf: Leaf) -> None:
 
 
 def _cancellation_of(fields: Fields) -> Cancellation | None:
-    """Why the value of a leaf does not matter; not in older texts."""
+    """The field `dead`: why no output depends on the leaf; older texts lack it."""
     found = fields.record.get("dead")
     if found is None:
         return None
@@ -230,7 +230,7 @@ def _cancellation_of(fields: Fields) -> Cancellation | None:
 
 
 def _dimensions_of(fields: Fields) -> Dimensions | None:
-    """Which axes are which; not in older texts."""
+    """The field `dimensions`; older texts lack it."""
     found = fields.record.get("dimensions")
     if found is None:
         return None
@@ -239,7 +239,7 @@ def _dimensions_of(fields: Fields) -> Dimensions | None:
 
 
 def _blocks_of(fields: Fields, name: str) -> dict[int, tuple[Block, ...]]:
-    """The blocks of each axis; not in older texts."""
+    """The field `blocks` or `invariant_blocks`, by axis; older texts lack both."""
     found = fields.checked(dict, fields.record.get(name, {}), name)
     out = {}
     for axis, blocks in found.items():
@@ -252,7 +252,7 @@ def _blocks_of(fields: Fields, name: str) -> dict[int, tuple[Block, ...]]:
 
 
 def _parts_of(fields: Fields) -> dict[int, tuple[int, ...]]:
-    """Which blocks make one matrix; not in older texts."""
+    """The field `parts`: which blocks make one matrix; older texts lack it."""
     found = fields.checked(dict, fields.record.get("parts", {}), "parts")
     if not all(str(axis).isdecimal() for axis in found):
         raise fields.wrong("hold a list by axis", found, "parts")
@@ -261,13 +261,13 @@ def _parts_of(fields: Fields) -> dict[int, tuple[int, ...]]:
 
 
 def _position_of(fields: Fields) -> Position | None:
-    """Where the leaf stands; not in older texts."""
+    """The field `position`; older texts lack it."""
     found = fields.record.get("position")
     return None if found is None else fields.member(Position, found, "position")
 
 
 def _dtype_of(fields: Fields) -> Any:  # noqa: ANN401 - a dtype, extended ones included
-    """By its name alone: NumPy would read whole records from a string."""
+    """The dtype of that name; any other string is refused, as NumPy would read records from it."""
     name = fields.of(str, "dtype")
     if name in _extended():
         return _extended()[name]
@@ -285,7 +285,7 @@ def _extended() -> dict[str, Any]:
 
 
 def _symmetry_of(fields: Fields) -> dict[str, Fraction]:
-    """A string of digits, perhaps over others; `Fraction` alone would take ``"1e999999999"``."""
+    """Exponents, read from ``"3"`` or ``"-1/2"``; `Fraction` alone would take ``"1e999999999"``."""
     exponents = {path: fields.checked(str, x, path) for path, x in fields.record.items()}
     for path, exponent in exponents.items():
         if not re.fullmatch(r"-?[0-9]{1,99}(/[1-9][0-9]{0,99})?", exponent):
@@ -305,7 +305,7 @@ def _assumption_of(fields: Fields) -> Assumption:
 
 
 def _check_names(fields: Fields, analysis: Record) -> None:
-    """That each leaf has a path of its own, and that groups and symmetries speak of leaves."""
+    """Fails unless paths differ, and all groups and symmetries are of leaves that there are."""
     if twice := [p for p, n in Counter(leaf.path for leaf in analysis.leaves).items() if n > 1]:
         raise fields.wrong("name each leaf once", twice[0], "leaves")
     for field, sets in (("groups", analysis.groups), ("symmetries", analysis.symmetries)):

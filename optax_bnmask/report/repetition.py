@@ -1,4 +1,4 @@
-"""What an `Analysis` says over and over, block by block, put so that each thing is said once."""
+"""Folds what a report says of repeated blocks: leaves, groups, symmetries, assumptions."""
 
 import itertools
 import re
@@ -12,14 +12,14 @@ from optax_bnmask.vocabulary import Leaf
 
 
 def leaf_families(analysis: Record, mask: Mask | None = None) -> list[Family]:
-    """The leaves, those together that agree in all that a report shows but a number in their path.
+    """Groups leaves that agree in all that a report shows, but for a number in their path.
 
     Args:
       analysis: What is known of each leaf.
       mask: What was decided; leaves of one family are decided alike.
 
     Returns:
-      Families of the places of the leaves in `Analysis.leaves`.
+      Families, whose members are indices into `Analysis.leaves`.
     """
     kinds = [
         (
@@ -78,7 +78,7 @@ def _power(exponent: Fraction | None) -> str:
 
 
 def assumption_lines(analysis: Record, *, collapse: bool) -> list[str]:
-    """Each assumption; those that were made in many places alike, once."""
+    """One line for each assumption and place; places that differ only in a number are one."""
     lines: list[str] = []
     alike = itertools.groupby(analysis.assumptions, lambda a: (a.kind, a.value, a.primitive))
     for _, assumptions in alike:
@@ -93,11 +93,11 @@ _Names = Mapping[str, Fraction | None]
 
 
 def _alike(sets: Iterable[_Names]) -> Iterator[tuple[list[int], str, _Names]]:
-    """Sets of paths, of which those that are the same in scopes that differ in a number are one.
+    """Merges sets of paths that are equal within their scopes, if these differ only in a number.
 
     Yields:
-      The places of the sets; for several, the pattern of their scopes; the paths of the set, which
-      for several are relative to the scope.
+      The indices of the merged sets, the pattern of their scopes, and the paths of one set, which
+      are relative to its scope if several were merged.
     """
     listed = list(sets)
     by_form: dict[Hashable, dict[str, int]] = {}

@@ -10,7 +10,7 @@ from optax_bnmask.report.repetition import leaf_families
 from optax_bnmask.vocabulary import Leaf
 
 _CHAINS = 100_000
-"""So many leaves may be looked at to explain some: one explanation may walk the whole program."""
+"""At most this is the product of leaves and explanations: each may walk the whole program."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def scope_tree(analysis: Record, mask: Mask | None = None) -> Scope:
 
 
 def _explanations(analysis: Record, found: Sequence[Family]) -> Mapping[int, str]:
-    """What the proof says of the first leaf of each family, of the largest if they are many."""
+    """The explanations of the first leaf of each family, of the largest only if they are many."""
     if analysis.proof is None:
         return {}
     leaves = analysis.leaves
@@ -112,7 +112,7 @@ def _scope(name: str, rows: Sequence[Row], depth: int) -> Scope:
 
 
 def _named(scope: Scope) -> Row | Scope:
-    """The scope, or the only thing that it holds, under both names."""
+    """The scope; if it holds one thing only, that thing under both their names joined by ``/``."""
     if len(scope.inside) > 1:
         return scope
     (only,) = scope.inside

@@ -68,7 +68,7 @@ def leaf_section(analysis: Record, mask: Mask | None = None) -> str:
 
 
 def _heads(rows: Sequence[Row], mask: Mask | None) -> str:
-    """What stands in the columns, for the eye; the words of a line do without it."""
+    """The headings of the columns, hidden from screen readers, as each line is clear without."""
     times = any(len(row.leaves) > 1 for row in rows)
     columns = {
         "shape": "shape",
@@ -101,7 +101,7 @@ def _legend(analysis: Record, total: int) -> str:
 
 
 def _note(root: Scope) -> str:
-    """What is said once for many, and where the rest is to be had."""
+    """A note on lines that stand for many leaves, and on explanations that were left out."""
     rows = root.rows()
     said = []
     if any(len(row.leaves) > 1 for row in rows):

@@ -1,4 +1,4 @@
-"""The parts of fused leaves as leaves of their own, for what looks at whole leaves."""
+"""`by_blocks`: shows the parts of fused leaves to a transformation as leaves of their own."""
 
 from typing import Any
 

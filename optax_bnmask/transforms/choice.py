@@ -1,4 +1,4 @@
-"""What transformations are given: a mask as Optax reads it, the params, a number or a schedule."""
+"""Resolves what transformations are given: a mask, the params, a number or a schedule."""
 
 from typing import Any
 

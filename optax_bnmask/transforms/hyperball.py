@@ -93,8 +93,8 @@ def hyperball(
         is all.
       axes: The axes of a leaf along which every index has a norm of its own, by path, such as
         `Analysis.norm_axes`: each layer of a stack, each expert, each output channel. A leaf that
-        is not named has one. Heads in the midst of an axis have no norm of their own; the parts of
-        a fused leaf have inside of `by_blocks`, where they are as their leaf is named.
+        is not named has one. Heads that are ranges of one axis have no norm of their own; inside of
+        `by_blocks` the parts of a fused leaf have, with the axes that are given for the leaf.
       radius: R, where it is not that of `init`: a number for every norm, or one for each path.
       exact_angle: Whether every leaf turns by exactly `eta`.
       flip_sign: As in `optax.scale_by_learning_rate`: the step is against the direction that
@@ -145,7 +145,7 @@ def hyperball(
 
     def init_fn(params: optax.Params) -> HyperballState:
         count = jnp.zeros([], jnp.int32)
-        if not layout(params).leaves:  # `optax.tree_map_params` asks what hangs on no params
+        if not layout(params).leaves:  # so `optax.tree_map_params` calls `init`
             return HyperballState(count, jnp.zeros([]))
         check_some(axes, params, "axes")
         check_some(given, params, "radius")
@@ -176,7 +176,7 @@ def hyperball(
 
 
 def _required(radius: float | Mapping[str, float] | None) -> dict[str, float]:
-    """The radii by path, if they are; all of them are sizes."""
+    """The radii by path, empty if `radius` is no mapping; fails unless each is a size."""
     given = dict(radius) if isinstance(radius, Mapping) else {}
     for path in given:
         require_path(path, "radius")
@@ -215,10 +215,10 @@ def _turned_exactly(
     *,
     axes: tuple[int, ...],
 ) -> jax.Array:
-    """The step along the great circle, by the angle itself.
+    """The step along the great circle by exactly `angle`; 0 for an update along `w`.
 
-    Each entry of an update along `w` is rounded by half an eps of its dtype, which no one can tell
-    from a turn, and the sums add an eps or so of theirs: less than that is taken for rounding.
+    Of an update along `w`, rounding leaves a part across it: half an eps of its dtype for each
+    entry, and an eps or so from the sums. A part across `w` that is no larger turns nothing.
     """
     at = exponent(radius)
     squared_norm = sum_of_squares(scaled(weight, -at), axes)
@@ -226,7 +226,7 @@ def _turned_exactly(
     lift = jnp.where((at > 0) & (unit > -at), LIFT, 0)
     turn = scaled(update, lift - unit)
     turn -= scaled(radial, lift - at).astype(wide(weight).dtype) * wide(weight)
-    # Of a large radial part, what rounding leaves is removed as well: it would bend the angle.
+    # Rounding leaves something of a large radial part, which would falsify the angle: remove it.
     left = inner(turn, scaled(weight, 2 - at), axes) / 4 / or_1(squared_norm)
     remains = sum_of_squares(turn, axes) - jnp.square(left) * squared_norm
     across = jnp.sqrt(jnp.maximum(remains, 0))

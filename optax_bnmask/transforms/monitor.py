@@ -21,9 +21,9 @@ from optax_bnmask.vocabulary import Role, Scale
 
 
 class MonitorScaleState(NamedTuple):
-    """The state of `monitor_scale`. Of the values, each is a scalar by path, float32 or wider.
+    """The state of `monitor_scale`; from `gain_rate` on, dicts of scalars, float32 or wider.
 
-    A dict of them is one non-param to `optax.tree_map_params`: map over its leaves there.
+    Each dict, by path, is one non-param to `optax.tree_map_params`: map over its leaves there.
 
     Attributes:
       inner_state: The state of the watched transformation.
@@ -63,8 +63,8 @@ def monitor_scale(
       other moments of theirs are kept apart), and no lambda needs to be told. The ratio is the mean
       of ``|u_data| / (|u_data| + |u_decay|)`` over the channels (1 where nothing moves). With plain
       SGD that is the formula. With momentum both are what momentum has gathered; with AdamW, Lion
-      and their kin ``u_data`` is the normalised gradient, as decay is added after it; a clipping by
-      global norm is that of all leaves. An optimizer that normalises the decay too (`optax.adam`
+      and their kin ``u_data`` is the normalised gradient, as decay is added after it; clipping by
+      global norm takes all leaves' norm. An optimizer that normalises the decay too (`optax.adam`
       after `optax.add_decayed_weights`) or looks at the params for more than their decay (trust
       ratios, as in LAMB) does not split into such a sum, and the ratio is a comparison only. One
       whose state remembers the params themselves (schedule-free, DoG, Prodigy, lookahead, L-BFGS),
@@ -79,14 +79,14 @@ def monitor_scale(
       SGD that is ``eta / |w|**2``; with momentum or Adam, eta is the length of the step for each
       unit of gradient.
 
-    With ``every=k`` the values are those of every k-th step, from the first on, and stay in
-    between, when nothing is computed for the weights; the state has the same structure. A due step
+    With ``every=k`` the values are those of every k-th step, from the first on. Between these they
+    stay, and nothing is computed for the weights; the state has the same structure. A due step
     computes the update of `inner` twice, so that no other step has to keep it.
 
     The params that are not watched are not looked at, and structure and dtypes of the state never
-    change. An analysis from structure alone watches the gains. Inside `optax.MultiSteps` it sees
-    the steps that are taken; around it, also those that are not. An optimizer that calls the model
-    itself, for a line search, cannot be watched.
+    change. With an analysis from structure alone, only the gains are watched. Inside
+    `optax.MultiSteps` each value is of a step that is taken; around it, also of those that only
+    accumulate. An optimizer that calls the model itself, for a line search, cannot be watched.
 
     On a mesh nothing is gathered: five numbers for each weight, and one for each gain, are summed
     up from the devices' parts. Inside `jax.shard_map` a device's part is all that there is: the
@@ -149,7 +149,7 @@ def monitor_scale(
             return steps, state._replace(inner_state=inner_state)
         before = layout(params).leaves
         split_off = frozenset(state.gain_rate)
-        # What is asked of the other leaves alone is dropped by the compiler.
+        # What this computes for the other leaves alone is unused, and the compiler drops it.
         undecayed, decay_state = inner.update(
             updates,
             joined(state.inner_state, state.decay_state, before, split_off),
@@ -186,7 +186,7 @@ def _initial(
     weights: frozenset[str],
 ) -> MonitorScaleState:
     """The state before the first step."""
-    if not leaves:  # `optax.tree_map_params` asks what does not depend on the params
+    if not leaves:  # so `optax.tree_map_params` calls `init`
         return MonitorScaleState(inner.init(params), *(jnp.zeros([]) for _ in range(6)))
     apart = gains.intersection(leaves)
     if apart and remembers(inner, params, apart):
@@ -250,14 +250,14 @@ def _updated(old: dict[str, jax.Array], new: dict[str, jax.Array]) -> dict[str, 
 
 
 def _after(values: Any, updates: optax.Updates) -> optax.Updates:  # noqa: ANN401 - any pytree
-    """The updates, which the compiler does not know before the values, none of which is negative.
+    """The updates unchanged, but so that XLA must compute `values`, none of them negative, first.
 
     Otherwise all that the optimizer overwrites, and the measuring branch might still have to read,
     would be copied in each step. XLA drops optimization barriers before it looks for such copies.
     """
     if not (leaves := jax.tree.leaves(values)):
         return updates
-    known = jnp.logical_not(leaves[0] < 0)  # of NaN, too
+    known = jnp.logical_not(leaves[0] < 0)  # true of NaN, too
 
     def then(update: jax.Array) -> jax.Array:
         return jnp.where(known, update, jnp.zeros_like(update))

@@ -64,7 +64,7 @@ def keep_norm(
     to one rounding of the leaf, or of its update where that is coarser. Sums are taken in float32
     or wider, whatever the leaf's dtype. Leaves of integers pass as they are.
 
-    Updates of any size are borne: a huge one turns `w` by a right angle. Around `optax.lookahead`
+    Updates may have any size: a huge one turns `w` by a right angle. Around `optax.lookahead`
     the norm is kept exactly, inside of `optax.contrib.schedule_free` nearly; docs/treatments.md
     has the figures.
 
@@ -109,7 +109,7 @@ def keep_norm(
     check_paths(axes, mask, "axes")
 
     def init_fn(params: optax.Params) -> KeepNormState:
-        if not layout(params).leaves:  # `optax.tree_map_params` asks what hangs on no params
+        if not layout(params).leaves:  # so `optax.tree_map_params` calls `init`
             return KeepNormState(jnp.zeros([]))
         check_some(axes, params, "axes")
         leaves = chosen_leaves(mask, params)
@@ -138,7 +138,7 @@ def _turned(
 ) -> jax.Array:
     """The update that takes `weight` along the sphere of radius `kept_norm`.
 
-    An update of zero stays zero, and where there is no sphere the update is what it was.
+    An update of zero stays zero; where the norm is 0, the update passes as it is.
     """
     size = largest(update, axes)
     at, of = exponent(kept_norm), exponent(size)
@@ -152,7 +152,7 @@ def _turned(
     moves = (size > 0) & (kept_norm > 0) & (squared_norm > 0)
     lift = jnp.where(moves & (at > 0), LIFT, 0)
     share = scaled(jnp.ones_like(kept_norm), lift - larger)
-    # Where nothing moves, `turn` is the update: so that memory holds the one in place of the other.
+    # Where nothing moves, `turn` is the update itself, so that the two can share one buffer.
     pull = jnp.where(moves, scaled(radial, ratio - larger - at + lift), 0)
     turn = scaled(update, jnp.where(moves, ratio - larger - of + lift, 0))
     turn -= pull.astype(wide(weight).dtype) * wide(weight)

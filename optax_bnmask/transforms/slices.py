@@ -18,10 +18,10 @@ from optax_bnmask.transforms.choice import chosen
 
 
 def check_paths(paths: Iterable[str], mask: Any, argument: str) -> None:  # noqa: ANN401 - any mask
-    """Refuses paths that `mask`, where it is a `Mask`, does not know: of leaves, or parts of them.
+    """Fails unless all paths are of leaves, or parts of leaves, that `mask` knows, if a `Mask`.
 
     Raises:
-      PathError: One of them.
+      PathError: One of them is not.
     """
     if not isinstance(mask, Mask):
         return
@@ -35,9 +35,10 @@ def check_paths(paths: Iterable[str], mask: Any, argument: str) -> None:  # noqa
 
 
 def check_some(paths: Collection[str], params: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
-    """Refuses paths none of which is a leaf's, where all leaves are there to be seen.
+    """Fails if there are paths, but none of a leaf of the params or of a part of one.
 
-    Some may be missing: those of leaves that are frozen, and that the optimizer does not get.
+    Single paths may be of other leaves: frozen ones, which the optimizer does not get. Nothing is
+    checked where the params have `optax.MaskedNode` holes, since the paths may be those of holes.
 
     Raises:
       PathError: None of them is.
@@ -105,7 +106,7 @@ def chosen_leaves(mask: Any, tree: Any, argument: str = "params") -> dict[str, j
 def paired(
     path: str, params: Mapping[str, Any], norms: Mapping[str, jax.Array], transform: str
 ) -> tuple[jax.Array, jax.Array]:
-    """The weight that an update is of, and what the state holds of it.
+    """The weight at a path of the updates, and the norm that the state holds of it.
 
     Raises:
       StructureError: One of them is missing.

@@ -3,9 +3,10 @@
 Everything is done in float32, or in the leaf's own dtype where that is wider, and in units that are
 powers of two, so that a change of units rounds nothing and no square overflows or vanishes.
 
-An array that is read twice is asked for in two units: what two sums share, XLA's CPU compiler
-stores before it adds up, and pages that are fresh in each step cost more than all arithmetic. Only
-a difference in which much cancels is shared, so that all that read it see the same rounding.
+Where two sums read one intermediate array, each computes it for itself, in another unit so that XLA
+does not merge the two: XLA's CPU compiler stores what two sums share, and pages that are fresh in
+each step cost more than all arithmetic. Only a difference in which much cancels is shared, so that
+all that read it see the same rounding.
 """
 
 from collections.abc import Callable
@@ -15,10 +16,10 @@ import jax
 import jax.numpy as jnp
 
 LIFT = 20
-"""By so many powers of two larger the part of an update across a large weight `w` is taken.
+"""The power of two that scales up the part of an update across a weight `w`, where `w` is large.
 
-From the update a multiple of `w` is taken away, and the factor may be too small a number. To scale
-`w` down instead would be one more array to store.
+That part is the update less a multiple of `w`, whose factor could underflow. To scale `w` down
+instead would be one more array to store.
 """
 
 
@@ -61,20 +62,21 @@ def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def exponent(size: jax.Array) -> jax.Array:
     """The `e` with ``size / 2**e`` in [0.5, 1), from -120 to 120 in float32; 0 for 0.
 
-    So there is room for a few powers more, and what is beyond is still of a size that squares bear.
+    So there is room for a few powers more; sizes beyond these bounds, in units of ``2**e``, can
+    still be squared without overflow.
 
     Read off the bits: since JAX 0.12 the output of `jnp.frexp` loses its sharding, and is gathered.
     """
     info = jnp.finfo(size.dtype)
     bits = jax.lax.bitcast_convert_type(size, jnp.dtype(f"int{info.bits}"))
-    # Stored is b for 1.f * 2**(b + 1 - maxexp), and 1.f is twice a number in [0.5, 1).
+    # Exponent bits b stand for 1.f * 2**(b + 1 - maxexp), and 1.f is twice a number in [0.5, 1).
     power = (bits >> info.nmant) + (2 - info.maxexp)
     power = jnp.clip(power, 8 - info.maxexp, info.maxexp - 8)
     return jnp.where(size > 0, power, 0).astype(jnp.int32)
 
 
 def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
-    """``x * 2**by``, exactly, for powers up to that of the largest number; of one too small, 0."""
+    """``x * 2**by``, exactly, for `by` up to the dtype's largest exponent; 0 below the smallest."""
     x = wide(x)
     info = jnp.finfo(x.dtype)
     bits = jnp.clip(by.astype(jnp.dtype(f"int{info.bits}")) + (info.maxexp - 1), 0)
@@ -88,10 +90,11 @@ def or_1(x: jax.Array) -> jax.Array:
 
 
 def farthest(dtype: Any) -> int:  # noqa: ANN401 - a dtype
-    """The largest ratio, a power of two, of the lengths of an update and of a weight that is kept.
+    """The exponent of 2 above which ``|update| / |weight|`` is clipped: 40 in float32.
 
-    Beside a turn of 2**40 no float32 shows the weight; and squares of its entries, 2**-80 of the
-    turn's or less, are float32s still where these are small beside its length.
+    A weight 2**-40 times as long as the update vanishes in rounding beside it, so that a larger
+    ratio gives the same step; and the squares of its entries, 2**-80 times those of the update or
+    less, do not underflow yet.
     """
     return jnp.finfo(dtype).nmant + 17
 
@@ -142,8 +145,8 @@ def step_to(
       radius: The norm after the step.
       weight: `w`, of any shape.
       share: A number for each norm. `w'` is `w` in units of a power of two near the radius.
-      heading: The function of `k` that gives ``2**k * h``, of the weight's shape: each `k` is asked
-        for once. ``share * w' + h`` must be of a size that squares bear.
+      heading: The function of `k` that gives ``2**k * h``, of the weight's shape; it is called once
+        for each `k`. The squares of ``share * w' + h`` must neither overflow nor vanish.
       axes: The axes to sum over.
 
     Returns:
@@ -152,7 +155,7 @@ def step_to(
     unit, share = exponent(radius), share.astype(wide(weight).dtype)  # w' = w / 2**unit
     there = scaled(share, 1 - unit) * wide(weight) + heading(1)
     length = jnp.sqrt(sum_of_squares(there, axes)) / 2
-    nothing = length == 0  # not so of NaN, which must show
+    nothing = length == 0  # false of NaN, which must propagate
     length = jnp.where(nothing, 1, length)
     stretch = scaled(radius, -unit) / length
     # Not the difference of two vectors: of a small step that would keep the rounding of `w` only.

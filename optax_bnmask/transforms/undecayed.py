@@ -1,6 +1,6 @@
-"""An optimizer as it would be, from its present state, had some leaves never been decayed.
+"""The update that an optimizer would make, from its present state, had gains never been decayed.
 
-An update depends on its leaf's values through decay alone, or nearly: so these leaves are shown as
+An update depends on its leaf's values through decay alone, or nearly. So the gains are passed as
 zeros, and what the state keeps for them (momentum, second moments) is kept a second time, apart.
 Everything else in the state, and all other leaves, are those of the optimizer itself: counts, norms
 over all leaves, rates that adapt, steps that are skipped.
@@ -54,7 +54,7 @@ def part_of(
     paths: Collection[str],
     gains: frozenset[str],
 ) -> tuple[jax.Array, ...]:
-    """The leaves of a state that belong to gains. A flat tuple does not answer `tree_get`."""
+    """The leaves of a state that belong to gains; a tuple, as `tree_get` finds no names in it."""
     flags = _places(state, paths, gains)
     return tuple(x for x, own in zip(jax.tree.leaves(state), flags, strict=True) if own)
 
@@ -74,11 +74,11 @@ def joined(
 
 
 def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset[str]) -> bool:  # noqa: ANN401 - any pytree
-    """Whether what the state holds of gains cannot be kept a second time, as if they never decayed.
+    """Whether an optimizer's state rules out a second copy for gains that were never decayed.
 
-    So it is where the state holds their values, entry by entry and not a norm of them: after
-    `init`, as schedule-free's does, or after an update, as that of L-BFGS. And where one array
-    holds what is of several leaves, as inside of `optax.flatten`.
+    That is so where the state holds values of gains, entry by entry and not as a norm: after
+    `init`, as in schedule-free, or after an update, as in L-BFGS. It is also so where one array
+    of the state holds entries of several leaves, as inside of `optax.flatten`.
     """
     paths = layout(params).leaves
     own = [path in gains for path in paths]
@@ -94,7 +94,7 @@ def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset
 
     try:
         traced = jax.make_jaxpr(next_state)(params, state, params)
-    except Exception:  # it asks for more, such as the loss: what it does is known by `init` alone
+    except Exception:  # `update` needs more, such as the loss: only `init` can be looked at
         return False
     jaxpr = compat.open_jaxpr(traced)
     copies = _reached(jaxpr, jaxpr.invars[-len(own) :], own, only=_COPIES)
@@ -115,7 +115,7 @@ def _reached(
     flags: Iterable[bool],
     only: Collection[str] | None = None,
 ) -> set[Any]:
-    """What is computed from some variables, by any operations or by some only."""
+    """The variables of a jaxpr computed from the flagged ones, by any operations or `only` some."""
     reached = {x for x, flag in zip(variables, flags, strict=True) if flag}
     for eqn in jaxpr.eqns:
         if any(_is_in(x, reached) for x in eqn.invars) and (

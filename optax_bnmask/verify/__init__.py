@@ -1,4 +1,4 @@
-"""The second opinion: do the proved symmetries hold in numbers, and do they hold here?"""
+"""Numeric checks: do proved symmetries hold at random parameters, and at the user's own?"""
 
 from optax_bnmask.verify.frameworks import verify_equinox, verify_haiku, verify_linen, verify_nnx
 from optax_bnmask.verify.gradients import Certificate, gradient_certificate

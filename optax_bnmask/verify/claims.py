@@ -1,4 +1,4 @@
-"""What an analysis claims, each claim as a way to move the parameters that must change nothing.
+"""What an analysis claims, each claim as a way to scale parameters that must change no output.
 
 A move gives powers of 2 by leaf: ``{0: 3.0, 2: -1.5}`` multiplies leaf 0 by 8 and leaf 2 by
 ``2**-1.5``. Where a claim is about every index of an axis, they are arrays. Since moves are added,
@@ -22,7 +22,7 @@ Move = dict[int, Any]
 """Powers of 2 by leaf number: numbers, or arrays that broadcast to the leaf."""
 
 _CHOICES = 64
-"""In so many ways at most the biases may go along with the indices of an axis."""
+"""At most so many ways of scaling biases along with the indices of an axis are tried."""
 
 
 class Claim(Protocol):
@@ -51,7 +51,7 @@ class Scaling:
     exponents: Vector
 
     def move(self, far: float, rng: np.random.Generator) -> Move:
-        """Random, so that several claims, each of them wrong, do not cancel."""
+        """A random power of the factor, so that several claims, each wrong, do not cancel."""
         top = max(map(abs, self.exponents.values()), default=1)
         power = far * rng.uniform(0.25, 1.0)
         return {i: power * float(s / Fraction(top)) for i, s in self.exponents.items()}
@@ -65,7 +65,8 @@ class Place:
       leaf: The bias.
       exponent: The power of the index's factor that it is scaled by.
       axis: Along which of its axes they lie; `None` where all of it goes along with every index.
-      block: So many entries, one after the other, belong to an index; where 0, every so-manieth.
+      block: Not 0 if each index has a run of neighbouring entries; 0 if, of `n` indices, entry `k`
+        belongs to index ``k % n``.
     """
 
     leaf: int
@@ -83,7 +84,7 @@ class EachIndex:
       leaf: The leaf.
       axis: The axis.
       shapes: The shapes of all leaves.
-      places: What of its biases goes along.
+      places: Which entries of its biases are scaled along with each index.
       only: The indices to scale; all of them where this is `None`.
     """
 
@@ -122,7 +123,7 @@ class EachIndex:
         return dataclasses.replace(self, only=tuple(indices))
 
     def alternatives(self, biases: Vector) -> Iterator["EachIndex"]:
-        """The claim with each way that its biases may go along, of which it names none."""
+        """The claim, which has no `places` yet, with each way of scaling its biases along."""
         choices = [tuple(self._places(j, float(s))) for j, s in biases.items() if j != self.leaf]
         for choice in itertools.islice(itertools.product(*choices), _CHOICES):
             yield dataclasses.replace(self, places=tuple(p for p in choice if p is not None))
@@ -152,12 +153,12 @@ def added(moves: Iterable[Move]) -> Move:
 
 
 def bits(move: Move) -> float:
-    """By how many powers of 2 a value may grow at most that every leaf multiplies once."""
+    """The most powers of 2 by which a move can enlarge a product of all leaves, each taken once."""
     return sum(float(np.max(np.abs(power), initial=0.0)) for power in move.values())
 
 
 def leaves_alone(analysis: Analysis, proof: Explainer) -> list[Scaling]:
-    """Each invariant leaf may be scaled, with the biases added to its own output."""
+    """The claims that each invariant leaf may be scaled, with the biases added to its output."""
     return [
         _scaling(analysis, witness(proof, i), i)
         for i, leaf in enumerate(analysis.leaves)
@@ -166,7 +167,7 @@ def leaves_alone(analysis: Analysis, proof: Explainer) -> list[Scaling]:
 
 
 def groups(analysis: Analysis, proof: Explainer) -> list[Scaling]:
-    """The leaves of each joint group may be scaled together, and so may what is called joint."""
+    """The claims that each joint group may be scaled, and each `JOINT` leaf that is in none."""
     number = {leaf.path: i for i, leaf in enumerate(analysis.leaves)}
     cone = proof.found.cone
     found = []
@@ -181,7 +182,7 @@ def groups(analysis: Analysis, proof: Explainer) -> list[Scaling]:
 
 
 def axes(analysis: Analysis) -> list[EachIndex]:
-    """Each index along `Leaf.invariant_axes` may be scaled by itself."""
+    """The claims that each index along `Leaf.invariant_axes` may be scaled by itself."""
     shapes = [leaf.shape for leaf in analysis.leaves]
     return [
         EachIndex(f"axis {axis} of {leaf.path!r}", i, axis, shapes)
@@ -191,7 +192,7 @@ def axes(analysis: Analysis) -> list[EachIndex]:
 
 
 def symmetries(analysis: Analysis) -> list[Scaling]:
-    """Every symmetry, whether or not it shrinks leaves."""
+    """The claims of all `Analysis.symmetries`, whether or not they shrink leaves."""
     number = {leaf.path: i for i, leaf in enumerate(analysis.leaves)}
     found = []
     for vector in analysis.symmetries:

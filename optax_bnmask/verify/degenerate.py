@@ -14,7 +14,7 @@ import numpy as np
 from optax_bnmask.program.constants import is_here
 
 _SEVERAL = 4
-"""In the place of one example, of which a normaliser over the batch leaves nothing."""
+"""So many examples replace a single one, of which a normaliser over the batch leaves nothing."""
 
 
 def is_data(value: Any) -> bool:  # noqa: ANN401 - any array
@@ -23,7 +23,7 @@ def is_data(value: Any) -> bool:  # noqa: ANN401 - any array
 
 
 def degeneracy(value: Any) -> str:  # noqa: ANN401 - any array
-    """In what way an input tells one example from another nowhere; empty if it does."""
+    """How all examples of an input are alike, ``all 0.0`` or ``8 equal examples``, or empty."""
     if not is_data(value) or not is_here(value):
         return ""
     array = np.asarray(value)
@@ -46,12 +46,12 @@ def _varied(value: Any, rng: np.random.Generator) -> Any:  # noqa: ANN401 - any 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Inputs:
-    """The inputs of a function, and others on which it hides nothing.
+    """Which inputs of a function may hide what it does, and varied inputs that do not.
 
     Attributes:
-      degenerate: By number, in which way an input tells no example from another.
+      degenerate: By number of the input, how all of its examples are alike.
       singles: The numbers of the inputs that hold one example only.
-      all_degenerate: Whether no input but the degenerate ones is data.
+      all_degenerate: Whether all inputs that hold data are degenerate.
       varied: All inputs, the degenerate ones varied and several examples in the place of one.
     """
 
@@ -67,7 +67,7 @@ class Inputs:
 
 
 def examined(inputs: Sequence[Any], n_state: int, rng: np.random.Generator) -> Inputs:
-    """What may be hidden by some inputs.
+    """Finds the inputs whose examples are all alike, or which hold only one, and varies them.
 
     Args:
       inputs: All inputs.

@@ -1,4 +1,4 @@
-"""What an analysis does not claim: leaves that it missed, dead biases, weakness at hand."""
+"""What `verify` finds beside claims: missed leaves, dead biases, invariances weak at `params`."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -21,10 +21,10 @@ _NO_DATA = (Role.UNUSED, Role.UNKNOWN)
 
 
 def unmoving(trial: Trial) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The leaves whose scale moved nothing though it was not claimed, and the dead biases.
+    """The paths of leaves whose scale moved no output though not claimed, and of dead biases.
 
-    Inputs that tell no example from another make many leaves seem so. What seems so on them alone
-    is not told of, but noted.
+    On inputs whose examples are all alike, many leaves seem so. Those that do on such inputs alone
+    are not returned, but named in a note.
     """
     dead, missed, hidden = list[str](), list[str](), list[str]()
     for i, leaf in enumerate(trial.analysis.leaves):
@@ -40,7 +40,7 @@ def unmoving(trial: Trial) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _unmoving(trial: Trial, i: int, *, on_varied: bool) -> str:
-    """``"dead"`` for a bias whose value moves nothing, ``"missed"`` if its scale does not."""
+    """``"dead"`` for a bias whose value moves no output, ``"missed"`` if only a scale does not."""
     leaf = trial.analysis.leaves[i]
     is_dead = _is_dead(trial, i, on_varied=on_varied)
     if leaf.role in BIASES and is_dead:
@@ -103,7 +103,7 @@ def weak(trial: Trial) -> tuple[Weak, ...]:
 
 
 class _AtHand:
-    """The function at the user's own parameters, where epsilons weigh what they weigh."""
+    """The function at the user's own parameters, with epsilons as they are."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
@@ -131,7 +131,7 @@ class _AtHand:
         return tuple(sorted(found, key=lambda w: (-w.change, w.path)))
 
     def _scaled(self) -> Iterator[tuple[str, tuple[str, ...], Vector]]:
-        """What is claimed to be invariant: leaves, and joint groups, as one leaf and the others."""
+        """The claimed invariances: a leaf, the rest of its joint group if any, the exponents."""
         analysis, proof = self.trial.analysis, self.trial.proof
         for i, leaf in enumerate(analysis.leaves):
             if leaf.scale is _ALONE:
@@ -153,7 +153,7 @@ class _AtHand:
         return relative_change(after, before, self.elsewhere)
 
     def _because(self, exponents: Vector) -> str:
-        """What does not hold: the constants without which the invariance is not weak."""
+        """Why an invariance is weak, in words: the constants without which it would not be."""
         trial = self.trial
         for by in trial.steps if trial.assumptions else ():
             none = trial.constants(by)

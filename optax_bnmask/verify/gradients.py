@@ -1,4 +1,4 @@
-"""`gradient_certificate`: what symmetries say of a gradient that is there anyhow."""
+"""`gradient_certificate`: checks claims on a gradient that training has computed anyway."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ class Certificate(NamedTuple):
         the largest ``|p_j| |g_j|`` of all leaves where a gradient should be 0 entry by entry; of a
         dead leaf (``"conv/bias[dead]"``) ``|g|`` relative to the largest there is; of an axis along
         which the same may be added (``"head/kernel[shift along axis 1]"``) ``|sum g|`` along it
-        relative to ``sum |g|``. Not a number where the gradient is none.
+        relative to ``sum |g|``. NaN where the gradient is.
     """
 
     violation: Array
@@ -37,9 +37,9 @@ def gradient_certificate(
     params: Any,  # noqa: ANN401 - any pytree
     grads: Any,  # noqa: ANN401 - a pytree like `params`
 ) -> Certificate:
-    """The largest violation of what an analysis claims, in a gradient that is there anyhow.
+    """The largest violation of what an analysis claims, in a gradient that was computed anyway.
 
-    A third opinion that a training step can afford, and a line of a test suite. A function that
+    It is cheap enough for each training step, and one line in a test suite. A function that
     does not change along ``c**s * p`` has a gradient with ``sum_i s_i <p_i, g_i> = 0``. Rounding
     and epsilons are what is left: about 1e-6 where the gradient is in float32 and epsilons small.
     A claim that is false shows as 1e-3 to 1.
@@ -48,7 +48,7 @@ def gradient_certificate(
       analysis: What `optax_bnmask.analyze` found of the function that the loss is computed from.
       params: The parameters.
       grads: The gradient of a loss by them, at these parameters: as `jax.grad` gives it, before any
-        clipping by entries, any decay, any momentum.
+        clipping of single entries, any decay, any momentum.
 
     Returns:
       The `Certificate`.

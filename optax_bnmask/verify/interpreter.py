@@ -87,7 +87,7 @@ class Interpreter:
     calls: tuple[Any, ...] = ()
 
     def run(self, jaxpr: Any, ins: Sequence[Value]) -> list[Value]:  # noqa: ANN401 - a jaxpr
-        """The outputs of a jaxpr, closed or of 0.12's one kind, at these inputs."""
+        """The outputs of a jaxpr, closed or of the one kind that JAX 0.12 has, at these inputs."""
         inner = compat.open_jaxpr(jaxpr)
         consts = [Value(widened(c), known_of(c)[0]) for c in compat.consts_of(jaxpr)]
         env = dict(zip(inner.constvars, consts, strict=True))
@@ -97,7 +97,7 @@ class Interpreter:
             return _literal(atom) if isinstance(atom, compat.Literal) else env[atom]
 
         for eqn in inner.eqns:
-            if eqn.outvars:  # what puts out nothing is only looked at: prints, callbacks
+            if eqn.outvars:  # one without outputs is an effect: a print, a callback
                 outs = self._equation(eqn, [read(atom) for atom in eqn.invars])
                 env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in inner.outvars]
@@ -199,7 +199,7 @@ def _cond(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> Se
 def _linear_solve(
     i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]
 ) -> Sequence[Array]:
-    """What the function given as its solver does."""
+    """Runs the solver that `lax.custom_linear_solve` was given."""
     lengths = params["const_lengths"]
     before = lengths.matvec + lengths.vecmat
     given = [*ins[before : before + lengths.solve], *ins[sum(lengths) :]]
@@ -273,7 +273,7 @@ def _cast(eqn: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401
 
 
 def _scatter(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The primitive holds a program for one dtype, which its function makes anew."""
+    """The rule of a scatter, whose parameters hold a jaxpr for one dtype: `function` remakes it."""
 
     def scattered(eqn: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
@@ -310,7 +310,7 @@ def widened(x: Any) -> Any:  # noqa: ANN401 - any array, keys of random numbers 
 
 
 def _iswidened(eqn: Any) -> bool:  # noqa: ANN401
-    """Whether an equation says nothing of dtypes but what `_bind` asks for anew."""
+    """Whether an equation can be widened: it names no dtypes but those that `_bind` replaces."""
     if eqn.primitive in _WIDE:
         return True
     if eqn.primitive is _BITS or any(
@@ -321,7 +321,7 @@ def _iswidened(eqn: Any) -> bool:  # noqa: ANN401
 
 
 def _results(outs: Any, eqn: Any) -> list[Array]:  # noqa: ANN401
-    """The results, if they are those that the jaxpr speaks of."""
+    """The results as a list; fails unless they have the jaxpr's shapes and its dtypes, widened."""
     outs = list(outs) if eqn.primitive.multiple_results else [outs]
     for x, variable in zip(outs, eqn.outvars, strict=True):
         if x.shape != variable.aval.shape or x.dtype != wide(variable.aval.dtype):

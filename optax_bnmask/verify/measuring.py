@@ -27,7 +27,8 @@ class Measured:
       inputs: The arrays among its other arguments.
       names: Their names.
       dtype: The coarsest floating dtype that anything is computed in.
-      tolerance: Changes below this, relative to what an output does elsewhere, are rounding.
+      tolerance: Changes below this, relative to how far an output moves when the parameters are
+        drawn anew, are rounding.
       bits: By how many powers of 2 its values may grow before they overflow.
       why: Why nothing could be computed in float64, if it is so; what JAX said.
       unmet: Of the constants asked for, those that it does not have.
@@ -72,7 +73,7 @@ class Measured:
         self.unmet = tuple(c for c in self._constants if c not in opened.met)
 
     def _located(self, given: Sequence[Any]) -> tuple[Constant, ...]:
-        """The constants, without the places of those that are at none of them."""
+        """The constants; one that is found at none of its places is looked for everywhere."""
         opened = Opened()
         anywhere = tuple(c._replace(places=frozenset()) for c in self._constants)
         jax.eval_shape(self._opened(opened, anywhere), *given)
@@ -107,9 +108,9 @@ class Measured:
         """The outputs at these values of the leaves.
 
         Args:
-          values: Of each leaf.
+          values: The value of each leaf.
           factors: By what each of the constants asked for is multiplied.
-          inputs: In the place of its own.
+          inputs: Arrays in the place of `self.inputs`.
         """
         with warnings.catch_warnings(), jax.enable_x64(self._is_double):
             warnings.simplefilter("ignore")

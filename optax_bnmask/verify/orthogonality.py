@@ -28,7 +28,7 @@ from optax_bnmask.vocabulary import Scale
 Array = Any
 
 _ROUNDING = 16
-"""A gradient smaller than so many units of rounding of the largest there is, is rounding itself."""
+"""A gradient below so many eps of the largest gradient of all leaves is taken for rounding."""
 
 
 def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> dict[str, Array]:
@@ -83,10 +83,10 @@ class _Products:
         self.rounding_of_gradients = _ROUNDING * eps * jnp.max(self.gradients)
 
     def floor(self, leaves: Collection[int]) -> Array:
-        """What a violation by some leaves is relative to at least.
+        """The least that a violation by some leaves is divided by.
 
-        A gradient of rounding has any angle. Where all of it should be 0, it is compared with the
-        largest there is.
+        A gradient that is rounding has any angle to its leaf. Where all of it should be 0, it is
+        compared with the largest ``|p_i| |g_i|`` of all leaves.
         """
         return self._largest if self._vanishing.issuperset(leaves) else self._rounding
 
@@ -187,7 +187,7 @@ def _violation(claim: claims.Scaling, products: _Products) -> Array:
 
 
 def _relative(inner: Array, size: Array) -> Array:
-    """Of what is not a number, it is no number."""
+    """``|inner| / size``: 0 where `size` is 0, and NaN where a value is."""
     return jnp.where(size == 0, 0, jnp.abs(inner) / jnp.where(size == 0, 1, size))
 
 

@@ -14,13 +14,13 @@ _DOWN: Final = 2.0
 """In the last draw leaves are scaled down, by a factor of 4 at most: epsilons weigh more there."""
 
 _AT_HAND: Final = 2.0
-"""At the parameters' own values they are scaled by a factor of 4 at most."""
+"""At the user's own parameters, leaves are scaled by a factor of 4 at most."""
 
 _DOWN_ALL: Final = 16.0
-"""And all of them together by so many powers of 2."""
+"""In the last draw, all leaves together are scaled down by so many powers of 2 at most."""
 
 _FLIPS: Final = 12
-"""So many more moves tell ways apart in which biases may go along with an axis."""
+"""So many more moves are tried to tell apart several ways in which biases scale with an axis."""
 
 _RETREATS: Final = (0.25, 0.05, 0.01)
 """A claim whose move overflows by itself is tried with these parts of it."""
@@ -32,7 +32,7 @@ def largest_error(trial: Trial, claims: Sequence[Claim], far: float) -> float:
     Args:
       trial: What they are tried on.
       claims: The claims, all of one kind.
-      far: How many powers of 2 to go.
+      far: By how many powers of 2 to scale leaves up at most.
 
     Raises:
       VerificationError: A claim fails.
@@ -49,10 +49,10 @@ def largest_error(trial: Trial, claims: Sequence[Claim], far: float) -> float:
 
 
 def added_error(trial: Trial) -> float:
-    """The largest change of an output by what may be added to leaves, as is claimed.
+    """The largest change of an output by additions to leaves that must, as claimed, change none.
 
-    Leaves that are called dead take other values, and those that may be shifted along an axis get
-    others that differ by the same along it.
+    Dead leaves take other values; to leaves that may be shifted along an axis, something is added
+    that is constant along it.
 
     Raises:
       VerificationError: Something that is added changes an output.
@@ -116,7 +116,7 @@ def _refuse(trial: Trial, said: str, error: float) -> NoReturn:
 
 
 def _parts(moves: list[Move], most: float) -> Iterator[list[int]]:
-    """The claims, as many at once as cannot make a value overflow that every leaf multiplies."""
+    """Batches of claims whose moves, added, cannot make a product of all leaves overflow."""
     part, used = list[int](), 0.0
     for i, move in enumerate(moves):
         own = bits(move)
@@ -147,7 +147,7 @@ def _error(trial: Trial, draw: int, claims: Sequence[Claim], moves: Sequence[Mov
 
 
 def _retreated(trial: Trial, draw: int, claim: Claim, move: Move) -> float:
-    """The error of a claim whose move overflows, not so far from where it does not."""
+    """The error of a claim whose move overflows, by the longest of `_RETREATS` that does not."""
     for part in _RETREATS:
         less = _less(move, part)
         error = trial.error(draw, less)
@@ -227,9 +227,9 @@ def _unmet(trial: Trial) -> str:
 
 
 def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIndex:
-    """The claim about an axis, with its biases going along in a way that makes it right, if any.
+    """The claim about an axis, with a way of scaling its biases along that makes it hold, if any.
 
-    A way that cannot be looked at, as values overflow, comes before one that is wrong.
+    If there is none, a way that cannot be tried, as values overflow, is preferred to a wrong one.
     """
     ways = list(claim.alternatives(biases))
     if len(ways) == 1:  # no bias goes along: whether it is right, `largest_error` sees
@@ -255,7 +255,7 @@ def placed(trial: Trial, claim: EachIndex, biases: Vector, far: float) -> EachIn
 
 
 def _rivals(way: EachIndex, right: EachIndex) -> bool:
-    """Whether a way lets as many biases go along as one that fits, index by index, elsewhere."""
+    """Whether a way scales as many biases index by index, all of them, as one that holds."""
     along = [place for place in way.places if place.axis is not None]
     return len(along) == len(way.places) == len(right.places)
 

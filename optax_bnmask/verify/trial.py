@@ -31,22 +31,22 @@ _SMALL = 2.0**-40
 rounding: what is the same everywhere, minus its mean, is 1e-17, and must not become large when
 divided. Infinities become larger by as much as epsilons of 1e-5 become smaller, ``2**24``."""
 _STEPS = (1.0, 2.0**-6, 2.0**-24, 2.0**-72, 2.0**-300)
-"""By what they are multiplied again, where values are so small that this is not enough: behind 200
+"""Further factors for epsilons, where values are so small that `_SMALL` is not enough: behind 200
 layers without a normaliser they may be 1e-30."""
 
 _ROUNDING = 2.0**-50
 """By how much parameters are moved to see what rounding does."""
 _TRIES = 2
 _MANY = 8
-"""How often; and how often before a claim is called wrong. Rounding is erratic: a mean of equal
-numbers is exact for one number and not for the next."""
+"""How often parameters are moved to see it, and (`_MANY`) before a claim is called wrong. Rounding
+is erratic: a mean of equal numbers is exact for one number and not for the next."""
 _NEAR = 2.0**-10
-"""This part of the way to other parameters changes outputs, if the whole way does, but by jumps."""
+"""A move by this part of the way to other parameters changes outputs too, unless they jump."""
 _GROWN = 16.0
-"""What is left of an epsilon is all of it after one step: more than so many times of that, after
-another, is something else."""
+"""To make epsilons smaller by one of `_STEPS` removes what effect they still have. If the next step
+changes the outputs by more than so many times as much, something else is at work."""
 _UNLUCKY = 32
-"""So many times parameters are drawn before no outputs at all are thought to be finite."""
+"""So many times parameters are drawn anew before `verify` gives up on finding finite outputs."""
 
 
 class Trial:
@@ -117,7 +117,7 @@ class Trial:
 
     @property
     def steps(self) -> Sequence[float]:
-        """How far epsilons are made smaller still; nothing excuses a claim where there are none."""
+        """The factors `_STEPS`; 1 alone where no constant is assumed that could excuse a claim."""
         return _STEPS if self.assumptions else (1.0,)
 
     @property
@@ -148,7 +148,7 @@ class Trial:
         return [self._leaf(i, keep_signs=keep_signs) for i in range(len(self.own))]
 
     def constants(self, by: float) -> np.ndarray:
-        """The factors of all constants where epsilons are negligible, by a step."""
+        """For each assumed constant, the factor that makes it negligible, or larger, at a step."""
         return np.array(
             [
                 by * min(1.0, _SMALL / abs(constant.value)) if kind == "epsilon" else 2.0**24 / by
@@ -165,7 +165,7 @@ class Trial:
     def yardstick(
         self, draw: int, by: float, *, on_varied: bool = False, tries: int = _TRIES
     ) -> Yardstick:
-        """What changes from one of the drawn settings are measured with."""
+        """The `Yardstick` for changes of the outputs from those at one of the drawn settings."""
         key = draw, by, on_varied, tries
         if key not in self._yardsticks:
             at = functools.partial(self.at, by=by, on_varied=on_varied)
@@ -188,14 +188,14 @@ class Trial:
     def error_at(self, draw: int, base: Sequence[np.ndarray]) -> float:
         """The change from a drawn setting to another, where epsilons are negligible.
 
-        It is infinite where values overflow, or where rounding has grown: the variance of what is
-        the same everywhere is rounding, and may be made as large as one likes.
+        It is infinite where values overflow, or where rounding has grown: the variance of equal
+        numbers is rounding, which a division can make as large as one likes.
         """
         found = self._smallest_error(draw, base)
         return found if found <= self.measured.tolerance or self._settles(draw) else np.inf
 
     def _smallest_error(self, draw: int, base: Sequence[np.ndarray]) -> float:
-        """The change with epsilons as they leave least of it."""
+        """The least change over all `steps` of making epsilons smaller; infinite if none tells."""
         errors, first = list[float](), self.yardstick(draw, self.steps[0]).n_looked
         if not first:  # rounding moves every entry: nothing is seen
             return np.inf
@@ -217,18 +217,18 @@ class Trial:
     def _without_rounding(
         self, draw: int, by: float, base: Sequence[np.ndarray], outputs: Outputs
     ) -> float:
-        """The change to some outputs beyond what rounding does to them, too."""
+        """The change to some outputs beyond rounding, both of them and of those at the draw."""
         ruler = self.yardstick(draw, by, tries=_MANY)
         rounded = [self.at(self._rounded(base), by) for _ in range(_MANY)]
         finer = ruler.less_rounding(outputs, rounded)
         return finer.change(outputs) if 2 * finer.n_looked >= ruler.n_looked else np.inf
 
     def _settles(self, draw: int) -> bool:
-        """Whether the outputs of a drawn setting come near to something as epsilons are made small.
+        """Whether the outputs of a drawn setting converge as epsilons are made smaller.
 
-        Two features, normalised, are 1 and -1 but for an epsilon: for all examples the same. What
-        normalises these over the batch divides a difference of an epsilon by the root of another,
-        and at last rounding: the smaller both are, the more they matter.
+        They may not: two features, normalised, are 1 and -1 but for an epsilon, for all examples
+        the same. A second normaliser, over the batch, divides a difference as small as an epsilon,
+        and at last rounding, by the root of an epsilon: the smaller both are, the more they matter.
         """
         ruler = self.yardstick(draw, self.steps[0])
         gone = [ruler.change(self.yardstick(draw, by).base) for by in self.steps[1:3]]
@@ -278,7 +278,7 @@ class Trial:
 def _still(errors: Sequence[float]) -> float:
     """The error where epsilons could not be made as small as they should be.
 
-    If it became smaller with them, it may be theirs, and nothing can be said.
+    If it became smaller with them, they may cause it: it is infinite, as nothing can be said.
     """
     is_theirs = len(errors) < 2 or errors[-1] < 0.5 * errors[-2]
     return float("inf") if is_theirs else min(errors)
@@ -319,7 +319,7 @@ def _constants(assumptions: Sequence[Assumption]) -> dict[Constant, str]:
 
 
 def proof_of(analysis: Analysis, leaves: Sequence[Any]) -> Explainer:
-    """The proof behind an analysis, after what it is of has been compared with `leaves`."""
+    """The proof behind an analysis; fails if there is none, or `leaves` have other shapes."""
     if not isinstance(analysis.proof, Explainer):
         if Evidence.PROGRAM in analysis.evidence:
             raise StructureError(

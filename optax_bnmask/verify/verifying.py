@@ -31,10 +31,11 @@ def verify(
     zero bias, no zero gain), three times, and moved along the claimed symmetries, ``2**(k*s) * p``
     for random `k`. The function is computed in float64, with the epsilons that the proof lists made
     negligible (1e-12) and infinities larger: nothing else excuses a claim. No entry of an output
-    may change beside what it does when the parameters are drawn anew. All claims are tried at once;
-    where that fails, halving finds the one that does, down to the index of an axis. *Does it hold
-    here?* At the given parameters, with epsilons as they are, each invariant leaf and each
-    joint group is doubled: an invariance is weak where that moves the outputs by more than 1 %.
+    may change by more than a tolerance, relative to how far it moves when the parameters are drawn
+    anew. All claims are tried at once; where that fails, halving finds the one that does, down to
+    the index of an axis. *Does it hold here?* At the given parameters, with epsilons as they are,
+    each invariant leaf and each joint group is doubled: an invariance is weak where that moves the
+    outputs by more than 1 %.
 
     Args:
       analysis: What `optax_bnmask.analyze` found of `fn`.
@@ -42,11 +43,11 @@ def verify(
       params: Its parameters: any pytree of arrays or `jax.ShapeDtypeStruct`s. Drawn values keep the
         magnitudes of arrays. Where any is known by shape only, or is divided between processes so
         that none can read it, nothing is said of weakness.
-      *args: The other arguments. Those known so are drawn as well: floats normally, integers
-        from {0, 1}. Normalisers over the batch need more than one example.
+      *args: The other arguments. Those known by shape only are drawn as well: floats normally,
+        integers from {0, 1}. Normalisers over the batch need more than one example.
       key: A JAX key: same key, same answer. If `fn` was analysed with a `key` of its own, it gets
         this one.
-      factor: How far to go.
+      factor: By how much a leaf is scaled at most.
       has_aux: As in `analyze`; by default, as `fn` was analysed.
       **kwargs: The other arguments by name.
 
@@ -81,7 +82,7 @@ def verify(
             "`verify` compiles and runs programs of its own and cannot be a part of one: call it "
             "outside of `jax.jit`. `gradient_certificate` can be.",
         )
-    own = keywords(analysis)  # a `key` of its own is given to it, too
+    own = keywords(analysis)  # a function that takes a `key` is given this one, too
     kwargs |= {"key": key} if "key" in own else {}
     if "factor" in own:
         kwargs["factor"], factor = factor, 256.0
@@ -106,7 +107,7 @@ def verification_of(
     has_aux: bool | None = None,
     state: Any = (),  # noqa: ANN401 - any pytree
 ) -> Verification:
-    """`verify`, where `args` start with a `state`, of which nobody asks whether it is good data."""
+    """Implements `verify`; `args` start with `state`, which is not examined as data are."""
     from optax_bnmask.verify import claims  # noqa: PLC0415 - what `import` need not wait for
     from optax_bnmask.verify.findings import unmoving, weak  # noqa: PLC0415
     from optax_bnmask.verify.measuring import inputs_of  # noqa: PLC0415

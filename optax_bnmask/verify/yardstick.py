@@ -1,4 +1,4 @@
-"""How much an output moved, entry by entry, beside what it does elsewhere.
+"""How much an output moved, entry by entry, beside how far it moves between random parameters.
 
 A change is large or small beside how far *that entry* moves when the parameters are drawn anew. So
 masked logits of -1e9, which never move, lend nothing to the others:
@@ -22,17 +22,17 @@ _NOISE = 300
 """A change of so many times what rounding the parameters differently makes is still rounding: the
 maximum over the entries that are looked at exceeds what two tries show."""
 _COARSEST = 1e-3
-"""An entry that rounding moves by more than this part of what it does elsewhere tells nothing."""
+"""An entry that rounding moves by more than this part of its size (see `Yardstick`) is skipped."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Yardstick:
-    """What changes of some outputs are measured with.
+    """The scale on which changes of some outputs are measured, entry by entry.
 
     Attributes:
       base: The outputs where nothing is changed.
-      sizes: For each entry, how far it moves elsewhere.
-      slack: For each entry, what rounding may do.
+      sizes: For each entry, how far it moves at other parameters.
+      slack: For each entry, how far rounding may move it.
       looked: Which entries can be looked at.
     """
 
@@ -118,7 +118,7 @@ def moves(a: np.ndarray, elsewhere: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _floored(size: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """Sizes without those that are small by chance alone: at least that of a tenth of all."""
+    """The sizes, raised to their lowest decile where they are smaller, as may be by chance."""
     some = size[size > 0]
     if some.size:
         return np.maximum(size, np.quantile(some, 0.1))
@@ -132,11 +132,11 @@ def _median(noise: np.ndarray) -> float:
 
 
 _MASK = 1e4
-"""An entry so many times as large as most is no number beside them, but the filling of a mask."""
+"""An entry so many times as large as the median is taken for the fill value of a mask."""
 
 
 def relative_change(outputs: Outputs, base: Outputs, elsewhere: Sequence[Outputs]) -> float:
-    """The largest change of an output, relative to its largest entry that is no mask's filling.
+    """The largest change of an output, relative to its largest entry that is no mask's fill value.
 
     Args:
       outputs: The outputs where something is changed.
