@@ -24,7 +24,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
 import optax_bnmask as bnmask
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 
 DEPTH, WIDTH, HEADS, LENGTH = 4, 64, 4, 64
 BATCH, EVALUATED = 16, 256
@@ -92,7 +92,7 @@ def specs_of(model, params):
     analysis = bnmask.analyze_linen(model, {"params": params}, text_like)
 
     def named(tree):
-        leaves = layout(tree, "params").leaves
+        leaves = tree_index(tree, "params").leaves
         found = [by_names(path, leaf.shape) for path, leaf in leaves.items()]
         return jax.tree.unflatten(jax.tree.structure(tree), found)
 
@@ -109,7 +109,7 @@ def routed(specs, params):
     found = jax.tree.leaves(specs(params), is_leaf=lambda x: x is None or type(x) is type(_PLAIN))
     return {
         path: [sorted(int(a) for a in np.atleast_1d(axes)) for axes in spec]
-        for path, spec in zip(layout(params, "params").leaves, found, strict=True)
+        for path, spec in zip(tree_index(params, "params").leaves, found, strict=True)
         if spec is not None
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 from optax_bnmask import arguments
 from optax_bnmask.compat import without_collection
 from optax_bnmask.errors import PathError
-from optax_bnmask.paths import layout, nearest, printable
+from optax_bnmask.paths import nearest, printable, tree_index
 from optax_bnmask.vocabulary import Leaf
 from optax_bnmask.wording import counted
 
@@ -137,7 +137,7 @@ class Labels:
 
     def _values(self, tree: Any) -> list[Any]:  # noqa: ANN401 - any pytree
         """The labels of the leaves of a tree, in JAX's order."""
-        paths = layout(tree, "tree").leaves
+        paths = tree_index(tree, "tree").leaves
         known = self._by_path
         try:
             return [known[path] for path in paths]
@@ -179,7 +179,7 @@ class Labels:
           >>> bnmask.decay_mask(params).summary(params)
           'decays: 1 leaf, 6 parameters; exempt: 1 leaf, 3 parameters'
         """
-        paths = self if params is None else layout(params).leaves
+        paths = self if params is None else tree_index(params).leaves
         groups: dict[Any, list[str]] = {}
         for path in paths:
             groups.setdefault(self[path], []).append(path)

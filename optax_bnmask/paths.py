@@ -27,7 +27,7 @@ _KEPT_FOR_AN_ARRAY: Final = re.compile(r"(^|.*/)(kernel|bias|embedding|w|b|weigh
 their own. What comes before its last ``/`` is an array of another module, not a module."""
 
 
-class Layout(NamedTuple):
+class TreeIndex(NamedTuple):
     """A tree read once: its leaves by name, and the scopes they live in.
 
     Attributes:
@@ -42,7 +42,7 @@ class Layout(NamedTuple):
     nested: frozenset[str]
 
 
-def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any pytree
+def tree_index(tree: Any, argument: str = "params") -> TreeIndex:  # noqa: ANN401 - any pytree
     """Reads a pytree's leaves, their canonical names, and their scopes, in one pass.
 
     Args:
@@ -51,7 +51,7 @@ def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any
       argument: What the caller calls the tree, for the error.
 
     Returns:
-      The `Layout`. `None` and `MaskedNode` are structure, not leaves.
+      The `TreeIndex`. `None` and `MaskedNode` are structure, not leaves.
 
     Raises:
       StructureError: Two leaves have one name, as ``{"a/b": x, "a": {"b": y}}`` would give.
@@ -59,7 +59,7 @@ def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any
     walk = _Walk()
     kind, tree = walk.opened(tree)
     if kind == "leaf":
-        return Layout({"": tree}, {"": {"": ""}}, frozenset())
+        return TreeIndex({"": tree}, {"": {"": ""}}, frozenset())
     if kind == "level":
         walk.level(tree, "")
     listed = sum(map(len, walk.scopes.values()))
@@ -74,7 +74,7 @@ def layout(tree: Any, argument: str = "params") -> Layout:  # noqa: ANN401 - any
     keys = set[str]().union(*walk.scopes.values())  # models of many scopes have few distinct names
     if any(map(_is_joined, keys)):
         return _unfolded(walk)
-    return Layout(walk.leaves, walk.scopes, frozenset(walk.nested))
+    return TreeIndex(walk.leaves, walk.scopes, frozenset(walk.nested))
 
 
 def _is_joined(key: object) -> bool:
@@ -82,8 +82,8 @@ def _is_joined(key: object) -> bool:
     return "/" in str(key) and not _KEPT_FOR_AN_ARRAY.fullmatch(str(key))
 
 
-def _unfolded(walk: "_Walk") -> Layout:
-    """The layout in which each leaf of a flat dict is in the scope that its key names.
+def _unfolded(walk: "_Walk") -> TreeIndex:
+    """The index in which each leaf of a flat dict is in the scope that its key names.
 
     ``{"up/bias": x, "up/kernel": y}`` has the scope ``up``, as ``{"up": {"bias": x, "kernel": y}}``
     has. Names of leaves do not depend on it.
@@ -100,7 +100,7 @@ def _unfolded(walk: "_Walk") -> Layout:
     for scope in scopes:
         parts = scope.split("/") if scope else []
         nested.update("/".join(parts[:depth]) for depth in range(len(parts)))
-    return Layout(walk.leaves, scopes, frozenset(nested & scopes.keys()))
+    return TreeIndex(walk.leaves, scopes, frozenset(nested & scopes.keys()))
 
 
 _Kind = Literal["leaf", "level", "hole"]

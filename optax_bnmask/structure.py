@@ -14,8 +14,8 @@ from optax_bnmask import compat
 from optax_bnmask.arguments import described, is_array
 from optax_bnmask.conventions import GAINS, OFFSETS, UNKNOWN, Shape, Verdict, by_convention
 from optax_bnmask.errors import StructureError
-from optax_bnmask.paths import Layout, layout
-from optax_bnmask.statistics import (
+from optax_bnmask.paths import TreeIndex, tree_index
+from optax_bnmask.running_statistics import (
     Statistics,
     beside,
     extent,
@@ -48,7 +48,7 @@ class Reading(NamedTuple):
       oddities: Notes on statistics that are not BatchNorm's, or have no parameters beside them.
     """
 
-    params: Layout
+    params: TreeIndex
     rulings: list[tuple[Verdict, ...]]
     oddities: list[str]
 
@@ -76,7 +76,7 @@ def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytre
     params, batch_stats = parted(params, batch_stats)
     batch_stats = beside(params, batch_stats)
     refuse_variables(params, batch_stats)
-    tree, kept = layout(params, "params"), layout(batch_stats, "batch_stats")
+    tree, kept = tree_index(params, "params"), tree_index(batch_stats, "batch_stats")
     if not tree.leaves:
         raise StructureError(
             f"`params` must hold an array. Found a {type(params).__name__} without any. Pass the "
@@ -177,7 +177,7 @@ def _refuse_misfit(path: str, name: str, shapes: dict[str, Shape], shape: Shape)
         )
 
 
-def _refuse_within(tree: Layout) -> None:
+def _refuse_within(tree: TreeIndex) -> None:
     """Fails where the params hold running statistics beside the gain that they belong to."""
     for path in statistics(tree).shapes if may_hold_statistics(tree) else ():
         scope = tree.scopes.get(path, {})
@@ -189,7 +189,7 @@ def _refuse_within(tree: Layout) -> None:
             )
 
 
-def _refuse_swapped(tree: Layout, kept: Layout, found: Statistics) -> None:
+def _refuse_swapped(tree: TreeIndex, kept: TreeIndex, found: Statistics) -> None:
     """Fails where the params keep a mean and a variance, and the statistics a gain beside them."""
     if found.shapes or kept.scopes.keys().isdisjoint(tree.scopes):
         return
@@ -201,7 +201,7 @@ def _refuse_swapped(tree: Layout, kept: Layout, found: Statistics) -> None:
             )
 
 
-def _refuse_twice(tree: Layout, kept: Layout, found: Statistics) -> None:
+def _refuse_twice(tree: TreeIndex, kept: TreeIndex, found: Statistics) -> None:
     """Fails where the statistics are the params, or no arrays."""
     names = next((path for path, x in kept.leaves.items() if isinstance(x, str)), None)
     if names is not None:
@@ -216,7 +216,7 @@ def _refuse_twice(tree: Layout, kept: Layout, found: Statistics) -> None:
         )
 
 
-def _refuse_strangers(tree: Layout, found: Statistics) -> None:
+def _refuse_strangers(tree: TreeIndex, found: Statistics) -> None:
     """Fails where no statistics have a place in the params, though some could be a gain's."""
     if any(path in tree.scopes for path in found.shapes):
         return
@@ -233,7 +233,7 @@ def _refuse_strangers(tree: Layout, found: Statistics) -> None:
             )
 
 
-def _oddities(tree: Layout, found: Statistics) -> list[str]:
+def _oddities(tree: TreeIndex, found: Statistics) -> list[str]:
     """Notes on statistics that are not BatchNorm's, and on those without parameters."""
     notes = [
         f"the statistics at {path!r} are not BatchNorm's: {why}"

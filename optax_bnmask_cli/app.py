@@ -12,7 +12,7 @@ from typing import Final
 import click
 from click.shell_completion import get_completion_class
 
-from optax_bnmask_cli.voice import EXIT_CODES, FINDINGS, aloud, sentences
+from optax_bnmask_cli.messages import EXIT_CODES, FINDINGS, aloud, sentences
 
 _SETTINGS: Final = {
     "help_option_names": ["--help", "-h"],
@@ -186,7 +186,7 @@ def inspect(
     What exists as a path is taken for a checkpoint, all else for MODULE:FACTORY.
     """
     with sentences(debug=debug):
-        from optax_bnmask_cli.inspect import inspected  # noqa: PLC0415 - it imports JAX
+        from optax_bnmask_cli.inspection import inspected  # noqa: PLC0415 - it imports JAX
         from optax_bnmask_cli.reports import (  # noqa: PLC0415 - as above
             decided,
             require_explanations_alone,

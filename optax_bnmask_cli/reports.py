@@ -15,7 +15,7 @@ from optax_bnmask.paths import matches
 from optax_bnmask.report import to_html
 from optax_bnmask.report.content import document_of
 from optax_bnmask.report.document import Document
-from optax_bnmask.report.json import as_dict
+from optax_bnmask.report.json_format import as_dict
 from optax_bnmask.report.repetition import leaf_families
 from optax_bnmask.report.text import text_of
 from optax_bnmask.wording import json_text

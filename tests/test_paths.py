@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optax_bnmask import PathError, StructureError
-from optax_bnmask.paths import layout, matches
+from optax_bnmask.paths import matches, tree_index
 
 X = jnp.zeros(3)
 
@@ -105,7 +105,7 @@ class Struct:
     ],
 )
 def test_paths_come_in_the_order_of_the_leaves(tree, paths):
-    found = layout(tree)
+    found = tree_index(tree)
     assert list(found.leaves) == paths
     assert len(jax.tree.leaves(tree)) == len(paths)
 
@@ -127,14 +127,14 @@ def test_leaves_are_those_of_jax_under_the_names_that_jax_gives(tree):
         jax.tree_util.keystr(keys, simple=True, separator="/"): leaf
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree)
     }
-    found = layout(tree)
+    found = tree_index(tree)
     assert list(found.leaves.items()) == list(expected.items())
     assert sorted(p for s in found.scopes.values() for p in s.values()) == sorted(expected)
 
 
 @given(TREES)
 def test_nested_scopes_are_those_that_lie_above_others(tree):
-    found = layout(tree)
+    found = tree_index(tree)
     above = {
         path
         for path in found.scopes
@@ -160,7 +160,7 @@ def test_two_leaves_or_containers_of_one_name_are_refused(tree):
     with pytest.raises(
         StructureError, match=r"of one name at '(d/)?(a/b.*)?' once .* joined by '/'"
     ):
-        layout(tree)
+        tree_index(tree)
 
 
 FLAT = {"a/b/kernel": X, "a/b/bias": X, "a/gain": X, "top": X}
@@ -172,7 +172,7 @@ def test_keys_of_several_levels_make_the_scopes_that_nested_dicts_make(flat, abo
     nested = {"a": {"b": {"kernel": X, "bias": X}, "gain": X}, "top": X}
     for key in above:
         flat, nested = {key: flat}, {key: nested}
-    found, expected = layout(flat), layout(nested)
+    found, expected = tree_index(flat), tree_index(nested)
     assert found.leaves.keys() == expected.leaves.keys()
     assert found.scopes == expected.scopes
     assert found.nested == expected.nested
@@ -180,7 +180,7 @@ def test_keys_of_several_levels_make_the_scopes_that_nested_dicts_make(flat, abo
 
 def test_what_linen_keeps_for_an_array_of_another_module_stays_one_key():
     tree = {"WeightNorm_0": {"Dense_0/kernel/scale": X}}
-    assert layout(tree).scopes == {
+    assert tree_index(tree).scopes == {
         "WeightNorm_0": {"Dense_0/kernel/scale": "WeightNorm_0/Dense_0/kernel/scale"}
     }
 

@@ -20,7 +20,7 @@ from optax_bnmask import (
 )
 from optax_bnmask.report import to_html, to_json, to_text
 from optax_bnmask.report.document import Document, Figure
-from optax_bnmask.report.html import html_of
+from optax_bnmask.report.html_page import html_of
 from optax_bnmask.report.text import text_of
 from optax_bnmask.report.tree import MARKS, asset
 

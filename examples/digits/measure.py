@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from examples.digits.data import Digits
 from examples.digits.train import MODEL, State, data_loss
 from optax_bnmask.mask import Mask
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 
 
 class Rates(NamedTuple):
@@ -53,7 +53,7 @@ def accuracy(state: State, digits: Digits) -> jax.Array:
 
 def gains(params: Any, norm_scale: Mask) -> jax.Array:  # noqa: ANN401 - a params pytree
     """Every gamma of one run, ``(channels,)``; `norm_scale` is True on their leaves."""
-    leaves = layout(params).leaves
+    leaves = tree_index(params).leaves
     return jnp.concatenate([jnp.ravel(leaves[path]) for path in norm_scale.decayed])
 
 

@@ -21,7 +21,7 @@ from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.document import Leaves
-from optax_bnmask.report.html import html_of
+from optax_bnmask.report.html_page import html_of
 from optax_bnmask.vocabulary import Role
 from optax_bnmask_cli.terminal import renderables
 

@@ -1,6 +1,6 @@
 """What an optimizer that someone already has really decays, found from outside."""
 
-from optax_bnmask.audit.asserting import assert_decays
+from optax_bnmask.audit.assertion import assert_decays
 from optax_bnmask.audit.auditing import audit
 from optax_bnmask.audit.outcome import Audit, Finding
 

@@ -5,16 +5,16 @@ from typing import Any
 
 from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.audit.evidence import Case
-from optax_bnmask.audit.judging import findings, undetermined
+from optax_bnmask.audit.findings import findings, undetermined
 from optax_bnmask.audit.outcome import Audit, wanted_mask
 from optax_bnmask.audit.precision import lost
 from optax_bnmask.audit.probe import probe
 from optax_bnmask.audit.stand_in import dtypes_of, stand_in
 from optax_bnmask.audit.update import optimizer_of
 from optax_bnmask.errors import PathError, first_line
-from optax_bnmask.paths import layout, nearest
+from optax_bnmask.paths import nearest, tree_index
 from optax_bnmask.record import require_analysis
-from optax_bnmask.statistics import parted
+from optax_bnmask.running_statistics import parted
 
 
 def audit(
@@ -74,7 +74,7 @@ def audit(
     require_analysis(analysis)
     wanted = wanted_mask(analysis, exempt)
     exempt = (exempt,) if isinstance(exempt, str) else tuple(exempt)
-    paths = tuple(layout(params).leaves)
+    paths = tuple(tree_index(params).leaves)
     for path in paths:
         if path not in analysis:
             known = [leaf.path for leaf in analysis.leaves]

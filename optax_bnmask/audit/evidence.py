@@ -4,8 +4,8 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from optax_bnmask.audit.observations import Behaviour
 from optax_bnmask.audit.outcome import Finding
-from optax_bnmask.audit.readings import Behaviour
 from optax_bnmask.families import listed
 from optax_bnmask.vocabulary import Leaf, Role
 from optax_bnmask.wording import counted

@@ -11,10 +11,10 @@ import numpy as np
 from jax import lax
 
 from optax_bnmask import compat
+from optax_bnmask.audit.deduplication import Labels, Short, shortened
+from optax_bnmask.audit.double_precision import over_runs
 from optax_bnmask.audit.patterns import CHANGES, RUNS, aside, board, mixed, push
-from optax_bnmask.audit.shorten import Labels, Short, shortened
 from optax_bnmask.audit.update import Update
-from optax_bnmask.audit.widen import over_runs
 from optax_bnmask.verify.interpreter import wide
 
 Form = Callable[[Short], Callable[[list[Any]], list[Any]]]

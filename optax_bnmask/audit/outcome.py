@@ -10,7 +10,7 @@ from optax_bnmask.families import families
 from optax_bnmask.mask import Mask
 from optax_bnmask.report.content import decision_cell, role_cell
 from optax_bnmask.report.document import Cell, Column, Document, Items, Table, Tone
-from optax_bnmask.report.html import html_of
+from optax_bnmask.report.html_page import html_of
 from optax_bnmask.report.text import text_of
 from optax_bnmask.vocabulary import NORMS, Role
 from optax_bnmask.wording import json_text

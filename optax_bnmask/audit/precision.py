@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
+from optax_bnmask.audit.double_precision import as_traced
 from optax_bnmask.audit.machine import Machine
-from optax_bnmask.audit.readings import Behaviour
+from optax_bnmask.audit.observations import Behaviour
 from optax_bnmask.audit.update import Update
-from optax_bnmask.audit.widen import as_traced
 
 _AT_MOST: Final = 2**14
 """Steps to take. A decay that needs more to be seen is lost unless something else keeps it."""

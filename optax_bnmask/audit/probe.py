@@ -8,8 +8,8 @@ import jax
 import numpy as np
 
 from optax_bnmask.audit.machine import Machine
+from optax_bnmask.audit.observations import Behaviour, Reader, Reading, alike
 from optax_bnmask.audit.patterns import ELSEWHERE, PUSHED, QUIET, UNEVEN
-from optax_bnmask.audit.readings import Behaviour, Reader, Reading, alike
 from optax_bnmask.audit.update import Update
 
 _LEAST: Final = 8

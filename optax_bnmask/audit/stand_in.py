@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_bnmask.audit.deeds import deeds
+from optax_bnmask.audit.fingerprint import fingerprint
 from optax_bnmask.audit.update import Update, traced
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 
 SMALL: Final = 2**20
 """Up to so many entries, leaves of one shape and dtype counted once, are run as they are."""
@@ -55,13 +55,13 @@ def stand_in(tx: Any, params: Any) -> StandIn:  # noqa: ANN401 - an optimizer, a
     size = sum(int(np.prod(shape)) for shape, _ in {(x.shape, x.dtype) for x in whole.leaves})
     if size <= SMALL:
         return StandIn(whole, faithful=True)
-    wanted, short = deeds(whole), None
+    wanted, short = fingerprint(whole), None
     for cap in _CAPS:
         try:
             short = traced(tx, _shapes(params, dtypes, cap))
         except (TypeError, ValueError, ZeroDivisionError):  # it holds arrays of the real shapes
             continue
-        if deeds(short) == wanted:
+        if fingerprint(short) == wanted:
             return StandIn(short, faithful=True)
     if size <= _BEARABLE or short is None:
         return StandIn(whole, faithful=size <= _BEARABLE)
@@ -84,7 +84,9 @@ def _whole(tx: Any, params: Any) -> tuple[Update, Sequence[Any]]:  # noqa: ANN40
         widened = traced(tx, _shapes(params, wide, None))
     except (TypeError, ValueError):  # it is for that dtype
         return whole, own
-    same = all(a.reads == b.reads for a, b in zip(deeds(whole), deeds(widened), strict=False))
+    same = all(
+        a.reads == b.reads for a, b in zip(fingerprint(whole), fingerprint(widened), strict=False)
+    )
     return (widened, wide) if same else (whole, own)
 
 
@@ -106,7 +108,7 @@ def dtypes_of(params: Any) -> dict[str, Any]:  # noqa: ANN401 - any pytree
         path: jax.dtypes.canonicalize_dtype(
             leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
         )
-        for path, leaf in layout(params).leaves.items()
+        for path, leaf in tree_index(params).leaves.items()
     }
 
 
@@ -114,7 +116,7 @@ def _shapes(params: Any, dtypes: Sequence[Any], cap: int | None) -> Any:  # noqa
     """The params' shapes, cut to an axis length, in the given dtypes."""
     leaves = [
         jax.ShapeDtypeStruct(_cut(np.shape(leaf), cap), dtype)
-        for leaf, dtype in zip(layout(params).leaves.values(), dtypes, strict=True)
+        for leaf, dtype in zip(tree_index(params).leaves.values(), dtypes, strict=True)
     ]
     return jax.tree.unflatten(jax.tree.structure(params), leaves)
 

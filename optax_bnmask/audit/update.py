@@ -12,7 +12,7 @@ import optax
 
 from optax_bnmask import compat
 from optax_bnmask.arguments import is_of, require_optimizer
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 
 _ASKED: Final = ("value", "grad", "value_fn", "obj_fn")
 """What optimizers ask for beside a gradient: the loss, as a number and as a function."""
@@ -107,11 +107,11 @@ def _flat_update(tx: Any, treedef: Any, names: tuple[str, ...]) -> Callable[...,
         two = _has_slow_params(state)
         given = optax.LookaheadParams.init_synced(params) if two else params
         updates, state = tx.update(gradient, state, given, **_asked(gradient, params, names))
-        made = layout(updates.fast if two else updates, "updates").leaves
+        made = tree_index(updates.fast if two else updates, "updates").leaves
         # holes, as of `optax.masked`, are leaves that stay where they are
         whole = [
             jnp.asarray(made[path]) if path in made else jnp.zeros(leaf.shape, leaf.dtype)
-            for path, leaf in layout(params).leaves.items()
+            for path, leaf in tree_index(params).leaves.items()
         ]
         return whole, state
 

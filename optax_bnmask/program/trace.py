@@ -11,8 +11,8 @@ import numpy as np
 from optax_bnmask import compat
 from optax_bnmask.arguments import described, is_array, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
-from optax_bnmask.paths import layout
-from optax_bnmask.statistics import refuse_variables
+from optax_bnmask.paths import tree_index
+from optax_bnmask.running_statistics import refuse_variables
 from optax_bnmask.wording import counted
 
 
@@ -71,7 +71,7 @@ def traced(
     """
     _require_function(fn)
     refuse_variables(params, None)
-    leaves = layout(params, "params").leaves
+    leaves = tree_index(params, "params").leaves
     flat_params, params_def = jax.tree.flatten(params)
     _require_arrays(leaves)
     keyed, rest_def = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))

@@ -9,7 +9,7 @@ from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.errors import PathError
 from optax_bnmask.labels import Parts, parts_of, places
-from optax_bnmask.paths import layout, nearest
+from optax_bnmask.paths import nearest, tree_index
 from optax_bnmask.record import require_analysis, require_program
 
 
@@ -55,7 +55,7 @@ def by_blocks(
     inner = optax.with_extra_args_support(inner)
 
     def apart(tree: Any) -> Any:  # noqa: ANN401 - any pytree in, one with parts out
-        leaves = layout(tree, "params").leaves
+        leaves = tree_index(tree, "params").leaves
         for path in leaves:
             if path not in known:
                 raise PathError(
@@ -67,7 +67,7 @@ def by_blocks(
         return jax.tree.unflatten(jax.tree.structure(tree), cut)
 
     def joined(tree: Any, like: Any) -> Any:  # noqa: ANN401 - any pytrees
-        paths, structure = layout(like, "params").leaves, jax.tree.structure(like)
+        paths, structure = tree_index(like, "params").leaves, jax.tree.structure(like)
         parts = structure.flatten_up_to(tree)
         arrays = jax.tree.leaves(like)
         whole = [

@@ -9,7 +9,7 @@ import optax
 
 from optax_bnmask.arguments import require_rate, require_size
 from optax_bnmask.labels import whole
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 from optax_bnmask.transforms.choice import required, scheduled
 from optax_bnmask.transforms.slices import (
     by_path,
@@ -145,7 +145,7 @@ def hyperball(
 
     def init_fn(params: optax.Params) -> HyperballState:
         count = jnp.zeros([], jnp.int32)
-        if not layout(params).leaves:  # so `optax.tree_map_params` calls `init`
+        if not tree_index(params).leaves:  # so `optax.tree_map_params` calls `init`
             return HyperballState(count, jnp.zeros([]))
         check_some(axes, params, "axes")
         check_some(given, params, "radius")
@@ -157,9 +157,9 @@ def hyperball(
         state: Any,  # noqa: ANN401 - a `HyperballState`
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, HyperballState]:
-        weights = layout(required(params, "hyperball")).leaves
+        weights = tree_index(required(params, "hyperball")).leaves
         require_state(state, HyperballState, "hyperball")
-        tree = layout(updates, "updates").leaves
+        tree = tree_index(updates, "updates").leaves
         angle = jnp.asarray(scheduled(learning_rate, state.count))
         for path, update in chosen_leaves(mask, updates, "updates").items():
             weight, held = paired(path, weights, state.radius, "hyperball")

@@ -11,7 +11,7 @@ import optax
 
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import require_optimizer
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 from optax_bnmask.record import require_analysis
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.slices import require_state
@@ -147,7 +147,7 @@ def monitor_scale(
         if not gradients:
             steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
             return steps, state._replace(inner_state=inner_state)
-        before = layout(params).leaves
+        before = tree_index(params).leaves
         split_off = frozenset(state.gain_rate)
         # What this computes for the other leaves alone is unused, and the compiler drops it.
         undecayed, decay_state = inner.update(
@@ -156,10 +156,10 @@ def monitor_scale(
             without(split_off, params),
             **extra_args,
         )
-        data = layout(undecayed).leaves
+        data = tree_index(undecayed).leaves
 
         def measured(steps: optax.Updates) -> tuple[Any, ...]:
-            return _measured(state, before, gradients, layout(steps).leaves, data)
+            return _measured(state, before, gradients, tree_index(steps).leaves, data)
 
         def again() -> tuple[Any, ...]:
             # As an operand of the branch, the update would be stored in each step, due or not.
@@ -295,7 +295,7 @@ def _gain_rate(update: jax.Array, data: jax.Array) -> jax.Array:
 
 def _known(tree: Any, analysis: Analysis) -> dict[str, jax.Array]:  # noqa: ANN401 - any pytree
     """The leaves by path, each of which the analysis must know."""
-    leaves = layout(tree).leaves
+    leaves = tree_index(tree).leaves
     for path in leaves:
         analysis[path]  # raises a `PathError` that names the nearest
     return leaves

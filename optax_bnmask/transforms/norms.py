@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 from optax_bnmask.transforms.choice import required
 from optax_bnmask.transforms.slices import (
     by_path,
@@ -109,7 +109,7 @@ def keep_norm(
     check_paths(axes, mask, "axes")
 
     def init_fn(params: optax.Params) -> KeepNormState:
-        if not layout(params).leaves:  # so `optax.tree_map_params` calls `init`
+        if not tree_index(params).leaves:  # so `optax.tree_map_params` calls `init`
             return KeepNormState(jnp.zeros([]))
         check_some(axes, params, "axes")
         leaves = chosen_leaves(mask, params)
@@ -122,9 +122,9 @@ def keep_norm(
         state: Any,  # noqa: ANN401 - a `KeepNormState`
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, KeepNormState]:
-        weights = layout(required(params, "keep_norm")).leaves
+        weights = tree_index(required(params, "keep_norm")).leaves
         require_state(state, KeepNormState, "keep_norm")
-        tree = layout(updates, "updates").leaves
+        tree = tree_index(updates, "updates").leaves
         for path, update in chosen_leaves(mask, updates, "updates").items():
             weight, kept_norm = paired(path, weights, state.kept_norm, "keep_norm")
             tree[path] = _turned(update, weight, kept_norm, summed(path, weight, axes))

@@ -13,7 +13,7 @@ from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.errors import PathError, StructureError
 from optax_bnmask.labels import whole
 from optax_bnmask.mask import Mask
-from optax_bnmask.paths import layout, nearest
+from optax_bnmask.paths import nearest, tree_index
 from optax_bnmask.transforms.choice import chosen
 
 
@@ -43,7 +43,7 @@ def check_some(paths: Collection[str], params: Any, argument: str) -> None:  # n
     Raises:
       PathError: None of them is.
     """
-    leaves = layout(params).leaves
+    leaves = tree_index(params).leaves
     known = {*leaves, *map(whole, leaves)}
     if not paths or not known.isdisjoint([*paths, *map(whole, paths)]):
         return
@@ -93,7 +93,7 @@ def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a u
 
 def chosen_leaves(mask: Any, tree: Any, argument: str = "params") -> dict[str, jax.Array]:  # noqa: ANN401 - any pytrees
     """The leaves, by path, that the mask chooses and that have a norm: of floating dtype."""
-    leaves = layout(tree, argument).leaves
+    leaves = tree_index(tree, argument).leaves
     flags = jax.tree.leaves(chosen(mask, tree))
     pairs = zip(leaves.items(), flags, strict=True)
     return {

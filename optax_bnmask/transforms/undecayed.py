@@ -15,12 +15,12 @@ import optax
 
 from optax_bnmask import compat
 from optax_bnmask.labels import whole
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 
 
 def without(gains: frozenset[str], tree: Any) -> Any:  # noqa: ANN401 - any pytree
     """The tree with zeros in the place of the gains, which so have nothing to decay."""
-    kept: Mapping[str, jax.Array] = layout(tree).leaves
+    kept: Mapping[str, jax.Array] = tree_index(tree).leaves
     changed = (jnp.zeros_like(x) if path in gains else x for path, x in kept.items())
     return jax.tree.unflatten(jax.tree.structure(tree), changed)
 
@@ -46,7 +46,7 @@ def _places(
         # SM3 keeps a list for each leaf: ``"0/mu/norm/scale/0"``.
         return owner("/".join(keys[:-1])) if not found and keys[-1].isdecimal() else found
 
-    return [owner(path) in gains for path in layout(state, "state").leaves]
+    return [owner(path) in gains for path in tree_index(state, "state").leaves]
 
 
 def part_of(
@@ -80,7 +80,7 @@ def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset
     `init`, as in schedule-free, or after an update, as in L-BFGS. It is also so where one array
     of the state holds entries of several leaves, as inside of `optax.flatten`.
     """
-    paths = layout(params).leaves
+    paths = tree_index(params).leaves
     own = [path in gains for path in paths]
     shapes = {leaf.shape for path, leaf in paths.items() if path in gains}
     jaxpr = compat.open_jaxpr(jax.make_jaxpr(inner.init)(params))

@@ -6,7 +6,7 @@ import numpy as np
 
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.verify.claims import added, groups, witness
-from optax_bnmask.verify.drawing import is_abstract
+from optax_bnmask.verify.draws import is_abstract
 from optax_bnmask.verify.interpreter import Constant
 from optax_bnmask.verify.trial import DRAWS, Trial, moved, plain
 from optax_bnmask.verify.verification import Weak

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.errors import StructureError
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 from optax_bnmask.record import require_analysis
 
 Array = Any
@@ -91,7 +91,7 @@ def gradient_certificate(
 
 def _leaves(analysis: Analysis, tree: Any, name: str) -> list[Array]:  # noqa: ANN401
     """The leaves of a tree in the order of the analysis."""
-    leaves = layout(tree, name).leaves
+    leaves = tree_index(tree, name).leaves
     missing = [leaf.path for leaf in analysis.leaves if leaf.path not in leaves]
     if missing:
         raise StructureError(

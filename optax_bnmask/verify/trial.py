@@ -15,10 +15,10 @@ from optax_bnmask.errors import StructureError, VerificationError
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.record import Assumption
 from optax_bnmask.verify.claims import Move
-from optax_bnmask.verify.degenerate import examined
-from optax_bnmask.verify.drawing import drawn_input, drawn_leaf, is_abstract, is_float
+from optax_bnmask.verify.degeneracy import examined
+from optax_bnmask.verify.draws import drawn_input, drawn_leaf, is_abstract, is_float
 from optax_bnmask.verify.interpreter import Constant
-from optax_bnmask.verify.measuring import Measured, Outputs, inputs_of
+from optax_bnmask.verify.measurement import Measured, Outputs, inputs_of
 from optax_bnmask.verify.yardstick import Yardstick, yardstick
 from optax_bnmask.vocabulary import Evidence
 

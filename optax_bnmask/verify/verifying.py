@@ -110,7 +110,7 @@ def verification_of(
     """Implements `verify`; `args` start with `state`, which is not examined as data are."""
     from optax_bnmask.verify import claims  # noqa: PLC0415 - what `import` need not wait for
     from optax_bnmask.verify.findings import unmoving, weak  # noqa: PLC0415
-    from optax_bnmask.verify.measuring import inputs_of  # noqa: PLC0415
+    from optax_bnmask.verify.measurement import inputs_of  # noqa: PLC0415
     from optax_bnmask.verify.search import added_error, largest_error, placed, unseen  # noqa: PLC0415
     from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
 

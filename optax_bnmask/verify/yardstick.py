@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from optax_bnmask.verify.measuring import Outputs
+from optax_bnmask.verify.measurement import Outputs
 
 _UNITS = 16
 """Rounding of a last sum, in units of its own last place."""

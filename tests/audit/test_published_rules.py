@@ -5,7 +5,7 @@ import optax
 import pytest
 
 import optax_bnmask as bnmask
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 from tests.support.comparison import RULES
 from tests.support.fixtures import FIXTURES
 
@@ -19,7 +19,7 @@ def test_audit_measures_what_the_rule_decides_and_names_the_norms_that_it_decays
     analysis = bnmask.analyze_structure(params, stats)
 
     def mask(tree):
-        leaves = layout(tree).leaves
+        leaves = tree_index(tree).leaves
         decays = RULES[rule](leaves)
         return jax.tree.unflatten(jax.tree.structure(tree), [decays[path] for path in leaves])
 

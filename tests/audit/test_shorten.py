@@ -8,11 +8,11 @@ import pytest
 from jax import lax
 
 import optax_bnmask as bnmask
+from optax_bnmask.audit.deduplication import Labels, shortened
+from optax_bnmask.audit.double_precision import evaluate
 from optax_bnmask.audit.machine import Machine
 from optax_bnmask.audit.patterns import RUNS, board, push
-from optax_bnmask.audit.shorten import Labels, shortened
 from optax_bnmask.audit.update import traced
-from optax_bnmask.audit.widen import evaluate
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 

@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import optax_bnmask as bnmask
-from optax_bnmask.paths import layout
+from optax_bnmask.paths import tree_index
 from tests.support.fixtures import FIXTURES
 
 NAMES = ("norm", "bn", "ln", "scale", "bias")
@@ -76,7 +76,7 @@ def judged():
     for fixture in FIXTURES:
         params, stats = fixture.build()
         mask = bnmask.decay_mask(params, stats, exempt=bnmask.STANDARD)
-        leaves = {path: leaf for path, leaf in layout(params).leaves.items() if path in mask}
+        leaves = {path: leaf for path, leaf in tree_index(params).leaves.items() if path in mask}
         total += len(leaves)
         answers = {rule: decide(leaves) for rule, decide in RULES.items()}
         answers[OURS] = {path: mask[path] for path in leaves}

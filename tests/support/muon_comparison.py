@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 import optax_bnmask as bnmask
-from optax_bnmask.paths import layout, matches
+from optax_bnmask.paths import matches, tree_index
 
 KEY = jax.random.key(0)
 INTO_HEADS, OUT_OF_HEADS = ((0,), (1, 2)), ((0, 1), (2,))
@@ -271,7 +271,7 @@ def _judged():
     wrong, total = {rule: {} for rule in RULES}, 0
     for network in NETWORKS:
         built = network.build()
-        leaves = layout(built[1], "params").leaves
+        leaves = tree_index(built[1], "params").leaves
         total += len(leaves)
         truth = {
             path: spec

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from optax_bnmask.checkpoints.parsing import json_object, small_file
+from optax_bnmask.checkpoints.parser import json_object, small_file
 from optax_bnmask.checkpoints.stored import Kind, refuse, shown
 from optax_bnmask.errors import StructureError
 

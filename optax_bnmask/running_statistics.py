@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from optax_bnmask.errors import StructureError
-from optax_bnmask.paths import Layout, layout
+from optax_bnmask.paths import TreeIndex, tree_index
 
 Shape = tuple[int, ...]
 
@@ -65,12 +65,12 @@ def is_own(gain: Shape, shape: Shape) -> bool:
     return bool(short) and any(short == long[:a] + long[a + 1 :] for a in range(len(long)))
 
 
-def may_hold_statistics(tree: Layout) -> bool:
+def may_hold_statistics(tree: TreeIndex) -> bool:
     """Whether a scope has an array called like a running mean: cheaper than `statistics`."""
     return not all(map(_MEANS.isdisjoint, tree.scopes.values()))
 
 
-def statistics(kept: Layout) -> Statistics:
+def statistics(kept: TreeIndex) -> Statistics:
     """The scopes that keep a running mean and variance of one shape, and why the others do not."""
     found = Statistics({}, {})
     leaves = kept.leaves
@@ -103,7 +103,7 @@ def _shape(leaf: Any) -> Shape:  # noqa: ANN401 - any leaf at all
         return np.shape(leaf)
 
 
-def _haiku_averages(path: str, kept: Layout) -> tuple[str, dict[str, str]]:
+def _haiku_averages(path: str, kept: TreeIndex) -> tuple[str, dict[str, str]]:
     """The module that owns an average, and the paths of both its averages.
 
     Haiku keeps ``<module>/~/mean_ema/average`` and ``<module>/~/var_ema/average``.
@@ -145,7 +145,7 @@ def _of_equinox(params: Any, state: Any, index: type) -> dict[str, Any]:  # noqa
     def is_index(node: object) -> bool:
         return isinstance(node, index)
 
-    scopes = layout(params).scopes
+    scopes = tree_index(params).scopes
     found: dict[str, Any] = {}
     for keys, node in jax.tree_util.tree_flatten_with_path(params, is_leaf=is_index)[0]:
         scope = jax.tree_util.keystr(keys[:-1], simple=True, separator="/")

@@ -11,12 +11,12 @@ from optax_bnmask import compat
 from optax_bnmask.audit.update import Update
 
 
-class Deeds(NamedTuple):
+class Fingerprint(NamedTuple):
     """The fingerprint of a jaxpr.
 
     Attributes:
-      names: For each operation, its primitive, which operands are a literal 0, and the `Deeds` of
-        the jaxprs in its parameters.
+      names: For each operation, its primitive, which operands are a literal 0, and the fingerprints
+        of the jaxprs in its parameters.
       reads: For each output, the inputs that it is made from, as a bit mask.
       zeros: For each constant of the jaxpr, whether all of it is 0.
     """
@@ -26,13 +26,13 @@ class Deeds(NamedTuple):
     zeros: tuple[bool, ...]
 
 
-def deeds(update: Update) -> tuple[Deeds, ...]:
-    """The `Deeds` of an optimizer's programs: of its `init`, then of each update."""
-    return tuple(map(deeds_of, (update.start, *update.steps)))
+def fingerprint(update: Update) -> tuple[Fingerprint, ...]:
+    """The `Fingerprint` of an optimizer's programs: of its `init`, then of each update."""
+    return tuple(map(fingerprint_of, (update.start, *update.steps)))
 
 
-def deeds_of(program: Any) -> Deeds:  # noqa: ANN401 - JAX keeps its type private
-    """The `Deeds` of a program.
+def fingerprint_of(program: Any) -> Fingerprint:  # noqa: ANN401 - JAX keeps its type private
+    """The `Fingerprint` of a program.
 
     Args:
       program: A jaxpr, closed or not.
@@ -48,10 +48,10 @@ def deeds_of(program: Any) -> Deeds:  # noqa: ANN401 - JAX keeps its type privat
     for eqn in jaxpr.eqns:
         within = (inner for value in eqn.params.values() for inner in _jaxprs(value))
         zeros = tuple(_is_zero(atom) for atom in eqn.invars)
-        names.append((eqn.primitive.name, zeros, *map(deeds_of, within)))
+        names.append((eqn.primitive.name, zeros, *map(fingerprint_of, within)))
         reads.update(dict.fromkeys(eqn.outvars, made_from(eqn.invars)))
     zeros = tuple(not np.any(const) for const in compat.consts_of(program))
-    return Deeds(tuple(names), tuple(made_from([atom]) for atom in jaxpr.outvars), zeros)
+    return Fingerprint(tuple(names), tuple(made_from([atom]) for atom in jaxpr.outvars), zeros)
 
 
 def _is_zero(atom: Any) -> bool:  # noqa: ANN401 - JAX keeps its type private

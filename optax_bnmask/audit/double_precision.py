@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from optax_bnmask import compat
-from optax_bnmask.audit.shorten import Line, Short
+from optax_bnmask.audit.deduplication import Line, Short
 from optax_bnmask.verify.interpreter import Interpreter, Opened, widened
 
 _INTERPRETER: Final = Interpreter({}, Opened())

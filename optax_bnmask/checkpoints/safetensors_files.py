@@ -2,7 +2,7 @@
 
 from typing import Any, BinaryIO, Final
 
-from optax_bnmask.checkpoints.parsing import json_object
+from optax_bnmask.checkpoints.parser import json_object
 from optax_bnmask.checkpoints.stored import (
     LARGEST_JSON,
     Kind,

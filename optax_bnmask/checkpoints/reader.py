@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import BinaryIO, Final, NoReturn
 
 from optax_bnmask.arguments import wrong_kind
-from optax_bnmask.checkpoints.locating import located
-from optax_bnmask.checkpoints.msgpack import msgpack_tree
-from optax_bnmask.checkpoints.npz import npz_tree
-from optax_bnmask.checkpoints.orbax import orbax_tree
-from optax_bnmask.checkpoints.safetensors import safetensors_tree
+from optax_bnmask.checkpoints.location import located
+from optax_bnmask.checkpoints.msgpack_files import msgpack_tree
+from optax_bnmask.checkpoints.npz_files import npz_tree
+from optax_bnmask.checkpoints.orbax_folders import orbax_tree
+from optax_bnmask.checkpoints.safetensors_files import safetensors_tree
 from optax_bnmask.checkpoints.stored import Kind, Stored, Tree, shown
 from optax_bnmask.errors import StructureError
 

@@ -5,7 +5,7 @@ import os
 from typing import Final
 
 from optax_bnmask.analysis import Analysis, analyze_structure
-from optax_bnmask.checkpoints.reading import read
+from optax_bnmask.checkpoints.reader import read
 
 UNVERIFIED: Final = (
     "unverified by a program: the roles rest on names, shapes and running statistics alone; "

@@ -11,8 +11,8 @@ from typing import Final
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit.balance import hardly_any, splits, unknown
 from optax_bnmask.audit.evidence import SAME, Case, Cases, count, finding, named, some, without
+from optax_bnmask.audit.observations import alike
 from optax_bnmask.audit.outcome import MAY_BE_EXEMPT, Finding
-from optax_bnmask.audit.readings import alike
 from optax_bnmask.vocabulary import NORMS, Role, Scale
 
 _HIDDEN: Final = frozenset({Scale.INVARIANT, Scale.JOINT, Scale.UNUSED})

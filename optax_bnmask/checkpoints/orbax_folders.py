@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from optax_bnmask.checkpoints.parsing import json_object, small_file
+from optax_bnmask.checkpoints.parser import json_object, small_file
 from optax_bnmask.checkpoints.stored import (
     DEEPEST,
     MOST_ENTRIES,
@@ -20,7 +20,7 @@ from optax_bnmask.checkpoints.stored import (
     shown,
     tree_of,
 )
-from optax_bnmask.checkpoints.zarr import Descriptions, in_directories, in_one_store
+from optax_bnmask.checkpoints.zarr_arrays import Descriptions, in_directories, in_one_store
 from optax_bnmask.errors import StructureError
 
 _KIND: Final = Kind.ORBAX
