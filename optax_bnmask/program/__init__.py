@@ -4,13 +4,13 @@ In this order, each step a file:
 
 - `trace`: the function, from shapes alone, to a jaxpr;
 - `tape`: the jaxpr to one flat list of equations; `control` opens calls, loops and branches,
-  `devices` meshes, and `lowering` writes primitives that are others in disguise as those;
-- `facts`: what is known of values themselves, as `flags`; `constants`: which number one is;
+  `devices` meshes, and `lowering` writes a primitive in terms of a few others;
+- `facts`: the sign and the zeros of values, as `flags`; `constants`: arrays of one known number;
   `epsilons`: which small constants may stand for 0;
 - `demands`: the first pass, over `indices`: which axes are the same, cut or split;
 - `solve`: the second pass, over `exponents`: how every value scales, entry by entry; `renaming`:
-  what reshapes and slices make of that; `equations`: what must agree, solved;
-- `symmetries` and `freedom`: what the null space says of each leaf; `cones`: if none may shrink;
+  the same after reshapes and slices; `equations`: the linear equations between exponents;
+- `symmetries` and `freedom`: what the null space says of a leaf; `cones`: those that shrink none;
 - `uses`: how each leaf meets the data: roles, dimensions, blocks, what a gradient reaches;
 - `explain`: one symmetry followed through the tape; `passes`: all of this in order.
 

@@ -27,7 +27,7 @@ def null_space(free: Iterable[int], equations: Iterable[Vector]) -> list[Vector]
 
 
 def cone_of(basis: Sequence[Vector]) -> Vector:
-    """The largest support of a combination of `basis` that has no negative entry, and one such.
+    """A combination of `basis` without negative entries, as many of them positive as possible.
 
     Nearly always a few rounds of doubling find a point at which nothing is negative, so that the
     linear program, and SciPy, are the last resort.

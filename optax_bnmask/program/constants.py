@@ -1,4 +1,4 @@
-"""Constants: the number that one is, and arithmetic among numbers, as far as epsilons need it."""
+"""Constant arrays: the one number that such an array holds, and arithmetic with these numbers."""
 
 import functools
 import math
@@ -18,14 +18,14 @@ _LARGEST: Final = 1 << 22
 
 
 def known_of(value: Any) -> tuple[float | None, int]:  # noqa: ANN401 - a literal's or a constant's value
-    """The number that all entries of a constant are, if it is one, and its flags."""
+    """The number that a constant of one entry is, else `None`; and the flags of the constant."""
     array = _entries(value)
     if array is None:
         return None, 0
     if array.size == 1 and not np.iscomplexobj(array):
         return number_of(float(array.item()), getattr(value, "dtype", None))
     solid = SOLID if bool(np.all(array != 0)) else 0
-    if np.iscomplexobj(array):  # an infinity of which no product is one
+    if np.iscomplexobj(array):  # a complex product with an infinity may not be one
         return None, solid or (EVERY if bool(np.all(array == 0)) else 0)
     array = array.astype(np.float64)
     trivial = bool(np.all((array == 0) | ~np.isfinite(array)))
@@ -44,24 +44,24 @@ def _entries(value: Any) -> Any:  # noqa: ANN401 - as above
 
 
 def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
-    """Whether an array has values, all of which this process can read, as then every other can."""
+    """Whether an array is concrete, and each process that holds it can read all of it."""
     if isinstance(value, compat.Tracer):
         return False
     return getattr(value, "is_fully_replicated", True) or value.is_fully_addressable
 
 
 _FINE: Final = 5, 7
-"""The bits of float16's exponent, and of bfloat16's mantissa. With fewer, as in 8 bits and in 4,
-rounding and the bounds of the dtype are no accident but what the program is about."""
+"""The least bits of an exponent, as in float16, and of a mantissa, as in bfloat16. With fewer, as
+in floats of 8 and of 4 bits, rounding and saturation are part of what the program computes."""
 
 
 def is_fine(exponent_bits: int, mantissa_bits: int) -> bool:
-    """Whether rounding to floats of so many bits is an accident."""
+    """Whether floats of so many bits are precise enough to leave rounding out of account."""
     return exponent_bits >= _FINE[0] and mantissa_bits >= _FINE[1]
 
 
 def has_fine_result(e: Equation) -> bool:
-    """Whether the result of an equation has a float dtype to which rounding is an accident."""
+    """Whether the result of an equation has a float dtype of such precision: see `is_fine`."""
     dtype = e.source.outvars[e.place].aval.dtype
     return compat.is_inexact(dtype) and _is_fine_dtype(dtype)
 
@@ -99,7 +99,7 @@ def _is_real(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
 
 
 def folded(e: Equation, numbers: Sequence[float | None]) -> tuple[float, int] | None:
-    """The number that an equation among known numbers gives, and its flags, if that is simple."""
+    """The result of an equation all of whose operands are numbers, and its flags; or `None`."""
     function = _FOLD.get(e.op)
     if function is None or not e.ins:
         return None
@@ -165,7 +165,7 @@ _FOLD: dict[Any, Callable[..., Any]] = {
 
 
 def _rounded(number: float, dtype: Any) -> float | None:  # noqa: ANN401 - a dtype
-    """The number as an array of that dtype would hold it, if that is beyond doubt."""
+    """The number rounded to a dtype; `None` for integers where that is not certain."""
     if dtype == np.bool_:
         return float(number != 0)
     if compat.is_inexact(dtype):

@@ -18,11 +18,11 @@ _NAMES = (
 )
 
 CALLS: Final = frozenset(map(compat.primitive, _NAMES)) - {None}
-"""The primitives that do what a program does that they hold, and nothing else."""
+"""The primitives that run a jaxpr among their parameters, and do nothing else."""
 
 
 def body_of_call(params: Mapping[str, Any], n: int) -> Any:  # noqa: ANN401 - a jaxpr
-    """The program that a call of `n` operands holds; `None` where it cannot be told."""
+    """The jaxpr of `n` inputs among the parameters of a call; `None` if there is none."""
     for name in _BODY:
         inside = compat.open_jaxpr(params.get(name))
         if hasattr(inside, "invars") and len(inside.invars) == n:
@@ -32,14 +32,14 @@ def body_of_call(params: Mapping[str, Any], n: int) -> Any:  # noqa: ANN401 - a 
 
 @lowering(*_NAMES)
 def call(w: Writer, *ins: int) -> list[int] | None:
-    """A function does what its body does."""
+    """Writes the body of a call in its place."""
     body = body_of_call(w.params, len(ins))
     return None if body is None else w.within().run(body, *ins)  # no rule: pinned
 
 
 @lowering("linear_solve_p")
 def linear_solve(w: Writer, *ins: int) -> list[int]:
-    """What the function given as its solver does."""
+    """Writes the function that is given as the solver."""
     lengths, solve = w.params["const_lengths"], w.params["jaxprs"].solve
     before = lengths.matvec + lengths.vecmat
     return w.within().run(solve, *ins[before : before + lengths.solve], *ins[sum(lengths) :])
@@ -47,7 +47,7 @@ def linear_solve(w: Writer, *ins: int) -> list[int]:
 
 @lowering("cond_p")
 def cond(w: Writer, which: int, *ins: int) -> list[int]:
-    """One of several functions: where they return one and the same value, it is that."""
+    """Writes all branches, and a `BRANCH` where they return different values."""
     branches = [w.within().run(branch, *ins) for branch in w.params["branches"]]
     results = enumerate(zip(*branches, strict=True))
     return [
@@ -60,7 +60,7 @@ def cond(w: Writer, which: int, *ins: int) -> list[int]:
 
 @lowering("while_p")
 def while_loop(w: Writer, *ins: int) -> list[int]:
-    """What is carried has one degree in every iteration; the test must not scale."""
+    """Writes test and body once. Carries have one degree in all iterations, the test 0."""
     p, inner = w.params, w.within()
     n_test, n = p["cond_nconsts"], p["cond_nconsts"] + p["body_nconsts"]
     first = len(w.tape.equations)
@@ -72,11 +72,11 @@ def while_loop(w: Writer, *ins: int) -> list[int]:
 
 @lowering("scan_p")
 def scan(w: Writer, *ins: int) -> list[int]:
-    """The body once, with the iterations as a hidden axis of what is scanned over and put out.
+    """Writes the body once, with the iterations as a hidden axis of what is scanned and stacked.
 
-    A carry has one degree in every iteration, so that it does not vary along that axis. One that
-    the body hands on as it is (visible once calls are inlined: it is the same value) is a constant
-    of the loop.
+    In 5 iterations over (5, 3, 3) the body reads (3, 3 | 5), and what it puts out, (2, 3 | 5), is
+    stacked to (5, 2, 3). A carry has one degree in all iterations: it does not vary along the
+    hidden axis. One that the body returns unchanged (as the same value) is a constant of the loop.
     """
     tape, length = w.tape, w.params["length"]
     n_consts, n_carry = compat.carry_of_scan(w.params)
@@ -99,7 +99,7 @@ def scan(w: Writer, *ins: int) -> list[int]:
 
 
 def entered(inner: Writer, x: int) -> int:
-    """A value of the outside within a frame that hides more axes, along which it is the same."""
+    """A value from outside a loop or mesh as it is inside: constant along the new hidden axes."""
     tape = inner.tape
     if tape.hidden[x] == inner.frame.hidden or x in tape.literals or x in tape.captured:
         return x
@@ -107,17 +107,17 @@ def entered(inner: Writer, x: int) -> int:
 
 
 def _carries(inner: Writer, start: Sequence[int]) -> list[int]:
-    """What is carried, as the body sees it."""
+    """Writes a `CARRY` for each starting value; returns these."""
     return [inner.emit(CARRY, (x,), inner.tape.shapes[x]) for x in start]
 
 
 def _ends(w: Writer, first: int, outs: Sequence[int], test: Sequence[int] = ()) -> list[int]:
-    """What is carried, after the loop.
+    """Writes a `CARRIED` for each changed carry; returns the carries after the loop.
 
     Args:
       w: The loop.
       first: The place on the tape of its first `CARRY`; the others follow.
-      outs: What the body hands on.
+      outs: The new values of the carries that the body returns.
       test: The test of a ``while``.
     """
     tape, ends = w.tape, list[int]()

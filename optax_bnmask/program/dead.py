@@ -1,4 +1,4 @@
-"""Leaves whose value does not matter: where what is added to them goes away, and what follows.
+"""Dead leaves, whose value does not matter: where in the program what is added to them cancels.
 
 A function that does not depend on a leaf is the function with that leaf at 0. So the passes after
 this one read a dead leaf as a constant 0: a kernel whose bias is dead may be scaled alone.
@@ -28,7 +28,7 @@ _PASSED = (Kind.CAST, Kind.VIEW, Kind.QUOTIENT, Kind.PRODUCT, Kind.SELECT, Kind.
 
 
 def cancellations(shifts: Shifts) -> dict[int, Cancellation]:
-    """For each dead leaf, where what is added to it goes away first."""
+    """For each dead leaf, the first equation at which what is added to it cancels, and how."""
     found: dict[int, Cancellation] = {}
     dead = set(shifts.dead)
     for e, sources in shifts.cancelled if dead else ():
@@ -39,7 +39,7 @@ def cancellations(shifts: Shifts) -> dict[int, Cancellation]:
 
 
 def _kind(shifts: Shifts, e: Equation) -> str:
-    """What is subtracted where changes cancel."""
+    """How changes cancel at an equation, such as "mean" if a mean is subtracted."""
     kind = RULES[e.op].kind
     if kind is Kind.SUM:
         of_operands = [_reduced(shifts, x) for x in reversed(e.ins)]
@@ -69,6 +69,6 @@ def assumptions(shifts: Shifts) -> Iterator[Assumption]:
 
 
 def free_exponents(system: System, shape: tuple[int, ...]) -> LeafExponents:
-    """The exponents of a leaf each index of whose axes may be scaled as one likes."""
+    """The exponents of a dead leaf of that shape: new unknowns, on which nothing is imposed."""
     segments: list[Segments] = [((Atom(n),) if n > 1 else (),) for n in shape]
     return leaf_exponents(system, Degrees(system).leaf(segments), segments)

@@ -24,7 +24,7 @@ class Plan:
     Attributes:
       law: How its result scales.
       maps: For each operand, which of its axes is which of the result; `None` if it does not count.
-      axes: Those of the result, also where it does not scale and has none to show.
+      axes: The axes of the result, also where it does not scale and so has none in `Axes.of`.
     """
 
     law: Law
@@ -33,7 +33,7 @@ class Plan:
 
 
 class Regrouped(NamedTuple):
-    """For a reshape: the groups of axes that are groups of axes of the result; all have entries."""
+    """For a reshape: pairs of groups of axes, of operand and result: see `regrouped`."""
 
     groups: list[tuple[list[int], list[int]]]
 
@@ -77,12 +77,12 @@ class Axes:
         self.of: dict[int, list[Atom]] = {}
         try:
             self.plans = self._all_plans()
-        except Mismatch:  # a border accepted within few rows, and these found within many later
+        except Mismatch:  # a border was accepted in few rows that later recurred in too many
             self.indices = Indices(most=1)
             self.plans = self._all_plans()
 
     def _all_plans(self) -> list[Any]:
-        """Demands what each equation demands, and reads all axes once it has been."""
+        """Imposes the demands of all equations; returns the plans, when all axes are refined."""
         ins = (x for x in self.facts.leaves if 0 not in self.tape.shapes[x])
         self.of = {x: [Atom(n) for n in self.tape.shapes[x]] for x in ins}
         plans = [self._plan(e) for e in self.tape.equations]
@@ -110,7 +110,7 @@ class Axes:
         return special(self, e) if special is not None else self._mapped(e, law)
 
     def _takes_factors_for_a_matrix(self, e: Equation) -> bool:
-        """Whether a packed factorisation meets anything but a solver, or is taken into a loop."""
+        """Whether a packed factorisation meets anything but a solver or the entry of a loop."""
         if not self._any_packed:
             return False
         if not self.facts.any(e, PACKED) or RULES[e.op].kind is Kind.SOLUTION:
@@ -118,7 +118,7 @@ class Axes:
         return e.op is not MOVE or any(a != q for a, q in e.params["to"].items())
 
     def _starts_from_nothing(self, e: Equation) -> bool:
-        """Whether a carry that may come to scale starts from a constant of every degree."""
+        """Whether a carry that may come to scale starts from 0, or what is of every degree too."""
         starts = self.facts.flags[e.ins[0]] & (EVERY | HUGE)
         return bool(starts and self.facts.depends[e.out] and self.tape.floats[e.out])
 
@@ -159,7 +159,7 @@ class Axes:
         return Plan(law, maps, axes)
 
     def _matched(self, e: Equation, law: Law) -> tuple[list[Any], list[Atom]]:
-        """The maps of the operands, without what is refused, and the axes of the result."""
+        """The maps of the operands, less axes that cannot be unified; the axes of the result."""
         maps, sizes = self._full_maps(e, law), self.tape.full[e.out]
         axes: list[Any] = [None] * len(sizes)
         refused: set[int] = set()
@@ -174,7 +174,7 @@ class Axes:
         return maps, axes
 
     def _shared(self, e: Equation) -> list[Atom] | None:
-        """The axes of all operands, if they are those of the result and none refuses to be."""
+        """The axes of the result, if all operands have its shape and their axes can be unified."""
         full, found = self.tape.full, list[list[Atom]]()
         for x in e.ins:
             if x in self.of:
@@ -187,12 +187,12 @@ class Axes:
         return found[0] if found else None
 
     def _refused(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
-        """Demands that axes of an operand are those of the result; those where it is refused."""
+        """Unifies axes of an operand with those of the result; returns those where that fails."""
         pairs = m.items() if m != SAME else enumerate(range(len(own)))
         return {r for q, r in pairs if axes[r] is not own[q] and not self._is_met(axes, r, own[q])}
 
     def _is_met(self, axes: list[Any], place: int, axis: Atom) -> bool:
-        """Demands that an axis is the one at some place of the result, the first to come there."""
+        """Unifies an axis with the one at a place of the result, if any; whether that succeeds."""
         if axes[place] is None:
             axes[place] = axis
         elif axes[place] is not axis:
@@ -313,7 +313,10 @@ def _without(m: Any, refused: set[int], rank: int) -> Map:  # noqa: ANN401 - a m
 def regrouped(
     old: Sequence[int], new: Sequence[int]
 ) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The smallest groups of axes that a reshape turns into each other."""
+    """The smallest groups of axes that a reshape turns into each other.
+
+    (32, 7, 7, 8) to (1568, 8) has ``((0, 1, 2), (0,))`` and ``((3,), (1,))``.
+    """
     i = j = 0
     while i < len(old) or j < len(new):
         inside: list[int] = []

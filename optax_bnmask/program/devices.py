@@ -1,4 +1,4 @@
-"""Programs on many devices, opened on the tape: an axis of the mesh is an axis that values hide.
+"""Programs on many devices, opened on the tape: an axis of the mesh is a hidden axis of values.
 
 Along an axis that is split over devices, each device has a part. As with the iterations of a loop,
 its parts become a hidden axis, so that exponents may differ from device to device as they may from
@@ -18,7 +18,7 @@ Split = Sequence[Sequence[int]]
 
 @lowering("shard_map_p")
 def shard_map(w: Writer, *ins: int) -> list[int]:
-    """Every device does the same to its part."""
+    """Writes the program of one device, once: (8, 3) split over 2 devices is (4, 3 | 2) in it."""
     sizes, names = w.params["mesh"].shape, sorted(w.params["newly_manual_axes"], key=str)
     devices = {name: len(w.frame.hidden) + place for place, name in enumerate(names)}
     inner = w.within([sizes[name] for name in names], devices)
@@ -41,7 +41,10 @@ def shard_map(w: Writer, *ins: int) -> list[int]:
 
 
 def _places(split: Split) -> dict[int, int]:
-    """Where each axis goes, of an array whose parts stand in front of the axis they divide."""
+    """The map from an array with its parts apart, ``(2, 4, 3)``, to one device's, ``(4, 3 | 2)``.
+
+    For its `split`, ``[[0], []]``, this is ``{0: 2, 1: 0, 2: 1}``.
+    """
     to: dict[int, int] = {}
     for axis, along in enumerate(split):
         for h in along:
@@ -51,7 +54,7 @@ def _places(split: Split) -> dict[int, int]:
 
 
 def _part(w: Writer, inner: Writer, x: int, split: Split) -> int:
-    """One device's part, whichever: the parts of each axis become hidden axes."""
+    """A value as one device has it: (8, 3) is reshaped to (2, 4, 3), and moved to (4, 3 | 2)."""
     if not any(split):
         return entered(inner, x)
     counts = [_counts(inner, along) for along in split]
@@ -62,7 +65,7 @@ def _part(w: Writer, inner: Writer, x: int, split: Split) -> int:
 
 
 def _whole(w: Writer, inner: Writer, x: int, split: Split) -> int:
-    """All devices' parts, one after the other along the axes that were split."""
+    """The reverse of `_part`: (4, 3 | 2) is collected to (2, 4, 3), and reshaped to (8, 3)."""
     local = w.tape.shapes[x]
     sizes = [*local, *inner.frame.hidden]
     places = _places(split)
@@ -81,7 +84,7 @@ def _counts(w: Writer, across: Sequence[int]) -> list[int]:
 
 
 def _across(w: Writer) -> list[int]:
-    """The hidden axes of the devices that an equation speaks of."""
+    """The hidden axes that are the axes of the mesh which a collective names."""
     names = w.params.get("axes", w.params.get("axis_name", ()))
     names = names if isinstance(names, Iterable) and not isinstance(names, str) else (names,)
     return [w.frame.devices[name] for name in names if name in w.frame.devices]
@@ -101,7 +104,7 @@ def _collected(
     """
     kept = [a for a in range(len(w.tape.full[x])) if a not in gone]
     to = {a: q for q, a in enumerate(kept) if a not in mixed}
-    # Who gets nothing of a permutation has zeros.
+    # A device that receives nothing in a `ppermute` has zeros.
     sent = len(w.params["perm"]) if w.eqn.primitive.name == "ppermute" else None
     clips = sent is not None and sent < prod(_counts(w, _across(w)))
     return w.emit(COLLECT, (x,), w.eqn.outvars[place].aval.shape, place, to=to, clips=clips)
@@ -143,11 +146,11 @@ def reduce_across(w: Writer, *ins: int) -> list[int]:
 
 @lowering("all_gather_p", "all_gather_invariant_p", "all_gather_reduced_p")
 def all_gather(w: Writer, x: int) -> list[int]:
-    """The devices' parts, joined along an axis that is there, or is new."""
+    """The devices' parts, joined: (4, 3 | 2) to (8, 3) if ``tiled``, else to (2, 4, 3)."""
     axis, shape, across = w.params["all_gather_dimension"], w.tape.shapes[x], _across(w)
     full, counts = len(w.tape.full[x]), _counts(w, across)
     if w.params.get("axis_index_groups") or prod(counts) != w.params["axis_size"]:
-        # Groups have an order of their own: all of their members have one degree.
+        # In groups, parts come in another order than in the mesh: all must have one degree.
         mixed = [*(len(shape) + h for h in across), *([axis] if w.params["tiled"] else ())]
         new = 0 if w.params["tiled"] else 1
         to = {a: a + new * (a >= axis) for a in range(full) if a not in mixed}
@@ -160,7 +163,7 @@ def all_gather(w: Writer, x: int) -> list[int]:
 
 @lowering("all_to_all_p", "reduce_scatter_p", "ragged_all_to_all_p")
 def exchange(w: Writer, *ins: int) -> list[int]:
-    """Parts change hands: along the axes that they are parts of, all are of one degree."""
+    """Parts change devices: along axes that are split or joined, degrees must not vary."""
     p, across = w.params, _across(w)
     named = (p.get("scatter_dimension"), p.get("split_axis"), p.get("concat_axis"))
 
@@ -174,5 +177,5 @@ def exchange(w: Writer, *ins: int) -> list[int]:
 
     if w.eqn.primitive.name != "ragged_all_to_all":
         return [exchanged(ins[0])]
-    parts = [exchanged(x) for x in ins[:2]]  # what is not overwritten remains
+    parts = [exchanged(x) for x in ins[:2]]  # entries not overwritten remain: degrees agree
     return [w.emit(compat.primitive("add_p"), parts, w.shape, 0)]

@@ -10,8 +10,8 @@ A small constant beside a value that scales, ``v + c`` or ``max(v, c)``, is take
   compares the entries of `x` with each other, and goes on doing so however far they are scaled. A
   divisor of an entry's own, ``k*s / (k*s + c)``, compares the entry with `c` and nothing else: at
   ``c = 0`` it is 1, whatever `k` and `s` are, so that `c` is all that the quotient is about (a
-  saturation constant). Own divisors that are of another kind than what they divide will do: the
-  norms of two vectors under their dot product, that of a kernel alone under its output;
+  saturation constant). An entry's own divisor will do if it is of another kind than the entry:
+  the norms of two vectors under their dot product, that of a kernel alone under its output;
 - where `v` may be exactly 0, so may what is divided, since both come of the same values: ``1 / (d +
   c)`` with distances `d` that may be 0 is about `c`, and so is ``z / (norm(z * mask) + c)``, in the
   rows that are masked whole;
@@ -48,14 +48,14 @@ _MOST = 256
 """How many uses of a sum are looked at; where there are more, it is no epsilon on their account."""
 
 _NEAR = 64
-"""Within so many values a divisor and what it divides have one in common, if they ever have."""
+"""Among so many values a common ancestor of a divisor and what it divides is looked for."""
 
 
 class Use(NamedTuple):
-    """What a sum has become a part of.
+    """A value with the sum as a factor: ``sum**power`` times other values.
 
     Attributes:
-      at: A value: a power of the sum times others.
+      at: The value.
       power: That power.
       others: The other factors.
       shared: Whether several entries of these meet one entry of the sum.
@@ -70,7 +70,7 @@ class Use(NamedTuple):
 
 
 class Epsilons:
-    """Tells epsilons from other small constants, by where what they are added to is used."""
+    """Tells epsilons from other small constants `c`, by how the sum ``v + c`` is used."""
 
     def __init__(self, facts: Facts) -> None:
         self.facts, self.tape = facts, facts.tape
@@ -90,7 +90,7 @@ class Epsilons:
         return RULES[e.op].kind if e is not None and e.op in RULES else None
 
     def _keeps_from_0(self, e: Equation, number: float) -> bool:
-        """Whether the sum is under a root, or a shared divisor, and no saturation is made of it."""
+        """Whether the sum is rooted or a shared divisor, and in no quotient ``v / (v + c)``."""
         flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
@@ -164,7 +164,7 @@ class Epsilons:
         return False
 
     def _factors(self, xs: Iterable[int]) -> list[int]:
-        """The values of which some values are products of powers, entry by entry, numbers aside."""
+        """The values whose powers, entry by entry, some values are products of; no numbers."""
         out, waiting = list[int](), list(xs)
         while waiting:
             x = waiting.pop()
@@ -179,7 +179,7 @@ class Epsilons:
         return out
 
     def _is_within(self, factors: list[int], others: list[int]) -> bool:
-        """Whether all of some factors are among others: a quotient in which they cancel."""
+        """Whether all `factors` are among `others`, so that they cancel in the quotient."""
         return all(any(self._is_same(f, o) for o in others) for f in factors)
 
     def _is_same(self, x: int, y: int, depth: int = 6) -> bool:
@@ -198,10 +198,10 @@ class Epsilons:
         )
 
     def _is_of_another_kind(self, factors: list[int], others: list[int]) -> bool:
-        """Whether a divisor of an entry's own says something else than what it divides.
+        """Whether a divisor is of another kind than what it divides, and so no saturation of it.
 
-        It does if it is a product of two reductions, as the norms under a dot product are, or if it
-        knows no data, as the norm of a kernel, and what it divides does.
+        It is if it is a product of two different reductions, as the norms under a dot product, or
+        depends on no data, as the norm of a kernel, and what it divides does.
         """
         kinds = {self._kind(self.tape.writers.get(f)) for f in factors}
         if kinds <= {Kind.REDUCTION, Kind.CONTRACTION} and not all(
@@ -212,9 +212,9 @@ class Epsilons:
         return not any(knows[f] for f in factors) and any(knows[o] for o in others)
 
     def _are_0_together(self, factors: list[int], divisor: list[int], divided: list[int]) -> bool:
-        """Whether what is divided may be 0 where the divisor is: both come of the same values.
+        """Whether what is divided may be 0 where the divisor is, having an ancestor in common.
 
-        Of a sum that a loop has made nothing is known, and so nothing of its zeros.
+        Beside results of loops, of which nothing is known, all that is divided counts as maybe 0.
 
         Args:
           factors: The factors of the divisor.
@@ -226,7 +226,7 @@ class Epsilons:
         return any(self._are_near(divisor, [x]) for x in zeros)
 
     def _are_near(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
-        """Whether some values and some others are, or are functions of, a value near to both."""
+        """Whether two sets of values, with their nearest ancestors, have a value in common."""
         found: tuple[set[int | None], set[int | None]] = (set(), set())
         for pair in zip_longest(self._near(xs), self._near(ys)):
             for x, own, other in zip(pair, found, reversed(found), strict=True):
@@ -236,7 +236,7 @@ class Epsilons:
         return False
 
     def _near(self, xs: Iterable[int]) -> Iterator[int]:
-        """Some values, and those nearest of which they are functions, of entries or reductions."""
+        """Yields values, then what they are entrywise functions or reductions of, nearest first."""
         waiting, seen = list(xs), set(xs)
         for x in waiting:
             yield x

@@ -13,7 +13,7 @@ Form = dict[int, Number]
 """A linear form over the rationals, ``{unknown: coefficient}`` without the zeros."""
 
 NOTHING: Any = {}
-"""The form, the components and so the degree 0; never changed."""
+"""The form 0, and the components of a cell of degree 0; never changed."""
 
 Component = tuple[tuple[int, int], ...]
 """Along what a component varies: places ``(axis, atom of its segment)``; empty for the mean."""
@@ -45,7 +45,7 @@ def times(a: Form, k: Number) -> Form:
         return {u: exact(k * c) for u, c in a.items()} if k else NOTHING
     over, under = k.numerator, k.denominator
     return {
-        # of what is squared, say, a square root is taken: no fraction in between
+        # half of ``2*c``, as for the root of a square, needs no `Fraction`
         u: c * over // under if type(c) is int and c % under == 0 else exact(k * c)
         for u, c in a.items()
     }
@@ -84,7 +84,7 @@ class System:
         return {len(self.atoms) - 1: 1}
 
     def copy(self) -> "System":
-        """A copy to try further equations on; new unknowns have numbers of their own in all."""
+        """A copy to try further equations on; a new unknown has a number that no other copy has."""
         other = System()
         other.atoms = self.atoms
         other.solved, other.parts = dict(self.solved), dict(self.parts)
@@ -133,9 +133,9 @@ class System:
         return solved[unknown]
 
     def zero(self, form: Form) -> None:
-        """Imposes ``form = 0``, solved for its newest unknown, if it can be for one of `own`.
+        """Imposes ``form = 0``, solved for its newest unknown in `own`, or else for `_pivot`.
 
-        So what stays free are the unknowns of the leaves, which come first.
+        So what stays free are unknowns of leaves rather than those of carries.
         """
         form = self.resolve(form)
         if not form:

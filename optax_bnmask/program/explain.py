@@ -37,7 +37,7 @@ _POWER = 0
 
 @dataclasses.dataclass(frozen=True)
 class Explainer:
-    """What an analysis by program can still be asked.
+    """Answers further questions about an analysed program: shift axes, witnesses, chains.
 
     Attributes:
       program: The traced function.
@@ -118,7 +118,7 @@ class Explainer:
         return "\n".join([f"{head}:", *_shortened(steps)])
 
     def _direction(self, number: int) -> tuple[Vector, bool]:
-        """The exponents of the symmetry that scales a leaf, if there is one."""
+        """The exponents of a symmetry that scales a leaf, and whether there is one."""
         if number in self.found.witness:
             return self.found.witness[number], True
         group = self.found.group[number]
@@ -176,7 +176,7 @@ class _Numbers(System):
         self.unknown()
 
     def zero(self, form: Form) -> None:
-        """Solves for what a loop that starts from 0 carries; of all else, it can be seen."""
+        """Fails if the form is a power other than 0; else solves for an unknown of a carry."""
         form = self.resolve(form)
         if form.keys() == {_POWER}:
             raise _Unequal
@@ -196,7 +196,7 @@ class _Numbers(System):
 
 
 class _Steps:
-    """What was met on the way, a line each."""
+    """The lines of a chain, one for each operation worth a line."""
 
     def __init__(self, numbers: _Numbers) -> None:
         self.numbers = numbers

@@ -56,7 +56,7 @@ A degree of one cell stands for all cells, however many segments the axes have.
 """
 
 WHOLE = -1
-"""In the place of an atom: all segments of the axis, of mean 0 over the first."""
+"""In the place of an atom: the component varies along all segments, of mean 0 over the first."""
 
 
 class Degrees:
@@ -117,7 +117,7 @@ class Degrees:
         return out
 
     def full(self, x: Degree, axes: Sequence[Segments]) -> Degree:
-        """The degree with every cell for itself and nothing said of whole axes."""
+        """The degree with an entry for each cell, components of whole axes taken apart."""
         if len(x) == 1:
             if all(len(s) == 1 for s in axes):
                 return x
@@ -158,7 +158,7 @@ class Degrees:
 
     @staticmethod
     def _collapsed(x: Degree) -> Degree:
-        """One cell for all where all are equal and none names a part of a divided axis."""
+        """One cell for all if all are equal and do not vary along an atom of a divided axis."""
         (cell, first), last = next(iter(x.items())), max(x)
         if first is None or any(d != first for d in x.values()):
             return x
@@ -190,7 +190,10 @@ class Degrees:
             self.system.zero(form)
 
     def agree(self, degrees: Sequence[Degree], axes: Callable[[], Sequence[Segments]]) -> Degree:
-        """Imposes that all degrees are equal, where none is of every degree; their union."""
+        """Imposes that all degrees are equal, cell by cell, and returns that one degree.
+
+        A cell that is of every degree in one of them is what it is in another.
+        """
         x, *rest = degrees
         for y in rest:
             if x is y:
@@ -220,8 +223,7 @@ class Degrees:
     ) -> Degree:
         """The degree once axis ``p`` is axis ``to[p]``; along the others it must not vary.
 
-        Where there are several cells, along axes that are new there is only the first: see
-        `spread`.
+        Of several cells there is only segment 0 along axes that are new: `spread` repeats it.
 
         Args:
           x: The degree.
@@ -283,7 +285,7 @@ class Degrees:
 
 
 def spread(x: Degree, counts: Sequence[int], axes: Iterable[int]) -> Degree:
-    """The degree with a cell for each segment of `axes`, along which it does not vary."""
+    """The degree, its cells repeated for each segment of `axes`, along which it does not vary."""
     for q in axes:
         if counts[q] > 1:
             x = {(*c[:q], t, *c[q + 1 :]): d for c, d in x.items() for t in range(counts[q])}

@@ -41,9 +41,9 @@ class Facts:
 
     Attributes:
       tape: The tape.
-      leaves: The leaves that are set apart from data, those that are read as 0 left out.
+      leaves: The values of the leaves, without those that are read as 0.
       numbers: The number that all entries of a value are, if that is known.
-      flags: The flags above.
+      flags: The flags of each value: see `optax_bnmask.program.flags`.
       depends: Whether a value depends on a leaf.
     """
 
@@ -70,7 +70,7 @@ class Facts:
             self._read(e)
 
     def law(self, e: Equation) -> Law | None:
-        """How the result of an equation scales; `PIN` where it has no rule, too."""
+        """The `Law` of an equation; `PIN` if its operands must not scale, or it has no rule."""
         if e.out not in self._laws:
             law = RULES[e.op].law if e.op in RULES else PIN
             self._laws[e.out] = law if law is PIN or isinstance(law, Law) else law(e, self)
@@ -94,14 +94,14 @@ class Facts:
         self.flags[e.out] = flags
 
     def any(self, e: Equation, flag: int, first: int = 0) -> int:
-        """`flag`, as far as any operand from the first on has it."""
+        """The bits of `flag` that at least one operand has, from operand `first` on."""
         found = 0
         for x in e.ins[first:]:
             found |= self.flags[x]
         return found & flag
 
     def all(self, e: Equation, flag: int, first: int = 0) -> int:
-        """`flag`, as far as all operands from the first on have it."""
+        """The bits of `flag` that all operands have, from operand `first` on."""
         found = flag
         for x in e.ins[first:]:
             found &= self.flags[x]
@@ -121,18 +121,18 @@ class Facts:
         return dependents(self.tape, [x for x in self.tape.ins if not self.depends[x]])
 
     def may_be_zero(self, x: int) -> bool:
-        """Whether a value may well be exactly 0 where nothing is wrong."""
+        """Whether a value may be exactly 0 on ordinary inputs; true if it depends on no leaf."""
         return bool(not self.depends[x] or self.flags[x] & (MAY_BE_0 | EVERY))
 
     def is_never_chosen(self, e: Equation, place: int) -> bool:
-        """Whether an operand of a choice is one that a known number does not choose."""
+        """Whether an operand is a case of a select whose predicate is known to choose another."""
         if place == 0 or e.op not in RULES or RULES[e.op].kind is not Kind.SELECT:
             return False
         which = self.numbers[e.ins[0]]
         return which is not None and which != place - 1
 
     def is_guard(self, e: Equation) -> int | None:
-        """Of a choice, the operand that is chosen only where some value is 0, if it is a number.
+        """The place of a select's operand that is chosen only where a value is 0, if a number.
 
         In ``where(n != 0, n, 1)`` the 1 is a guard: as long as `n` is not exactly 0 on ordinary
         inputs, the result is `n`.
@@ -150,12 +150,12 @@ def dependents(
     origins: Iterable[int],
     passes: Sequence[int] | None = None,
 ) -> bytearray:
-    """Which values depend on one of some others, loops included: a 1 for each that does.
+    """Marks with a 1 each value that depends on one of `origins`, loops included.
 
     Args:
       tape: The program.
-      origins: The others.
-      passes: For each value, whether the equation that writes it counts; all do if none is given.
+      origins: The values to start from, marked too.
+      passes: For each value, whether it depends on what its equation reads; by default it does.
     """
     depends = bytearray(len(tape.shapes))
     loops = [e for e in tape.equations if e.op is CARRIED]
@@ -172,7 +172,7 @@ def dependents(
     return depends
 
 
-# What each kind of operation keeps.
+# The flags of a result, by the kind of its operation.
 
 
 def _first(facts: Facts, e: Equation) -> int:
@@ -186,7 +186,7 @@ def _mixed(facts: Facts, e: Equation) -> int:
 
 
 def _of_factors(facts: Facts, e: Equation) -> int:
-    """Signs multiply, zeros of either factor are zeros; data may be 0 wherever they are a mask."""
+    """Signs multiply, zeros of either factor are zeros; data that scale leaves may be a mask."""
     x, y = e.ins[:2]
     flags = facts.any(e, EVERY | NOW | MAY_BE_0 | RECTIFIED) | _scaled(facts, x, y)
     flags |= NONNEG if x == y else facts.all(e, NONNEG)
@@ -204,7 +204,7 @@ def _of_quotient(facts: Facts, e: Equation) -> int:
 
 
 def _scaled(facts: Facts, x: int, y: int) -> int:
-    """`MEAN` for one that is multiplied by a number."""
+    """`MEAN` if one of two operands is a number and the other a mean."""
     numbers = facts.numbers
     if numbers[x] is None and numbers[y] is None:
         return 0
@@ -212,10 +212,10 @@ def _scaled(facts: Facts, x: int, y: int) -> int:
 
 
 def _of_contraction(facts: Facts, e: Equation) -> int:
-    """A sum of products: 0 only where a whole row is. One over nothing is a product.
+    """A sum of products is 0 only where a whole row is; without a sum it is a product.
 
-    Data that mix what is computed of data may leave out all of it, as an adjacency does at a node
-    without neighbours; a row of data that a kernel is applied to is taken to be none of zeros.
+    Data contracted with functions of leaves and data may be 0 in a whole row, as an adjacency
+    matrix at a node without neighbours; a row that a kernel is applied to is taken not to be.
     """
     x, y = e.ins[:2]
     if e.op is _DOT and not e.params["dimension_numbers"][0][0]:
@@ -229,7 +229,7 @@ def _of_contraction(facts: Facts, e: Equation) -> int:
 
 
 def _of_sum(facts: Facts, e: Equation) -> int:
-    """Differences of values that may be the same are 0 in whole rows, but not those from a mean."""
+    """A sum keeps what both have; a difference may be 0 in whole rows, unless from a mean."""
     x, y = e.ins
     difference = e.op is _SUB
     if facts.any(e, EVERY):
@@ -252,7 +252,7 @@ def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
 
 
 def _of_extremum(facts: Facts, e: Equation) -> int:
-    """May be 0 where a bound is."""
+    """A maximum or minimum may be 0 where an operand, such as the bound of a ReLU, may be."""
     flags = facts.all(e, EVERY) | facts.any(e, MASKED | NOW) | _clipped(facts, e.ins)
     largest = e.op is _MAX
     floor = largest and any(
@@ -263,7 +263,7 @@ def _of_extremum(facts: Facts, e: Equation) -> int:
 
 
 def _of_cases(facts: Facts, e: Equation, first: int = 1) -> int:
-    """One of several values: 0 where any of them is, in whole rows where data say which."""
+    """A select: 0 where any case is, in whole rows if data choose between zeros and others."""
     cases = e.ins[first:]
     which = facts.numbers[e.ins[0]] if first else None
     if which is not None and 0 <= which < len(cases):
@@ -286,7 +286,7 @@ def _clipped(facts: Facts, xs: Sequence[int]) -> int:
 
 
 def _of_parts(facts: Facts, e: Equation) -> int:
-    """Values side by side: zeros among them are rows that may come to stand anywhere."""
+    """A concatenation: an operand of zeros makes whole rows of zeros."""
     flags = facts.any(e, MAY_BE_0 | NOW) | facts.all(e, NONNEG | EVERY)
     return flags | MASKED if facts.any(e, EVERY) else flags
 
@@ -308,7 +308,7 @@ def _of_cast(facts: Facts, e: Equation) -> int:
 
 
 def _of_comparison(facts: Facts, e: Equation) -> int:
-    """Whether a comparison tells zeros of a value from the rest."""
+    """`NONZERO` or `ZERO_TEST` if a comparison tells zeros of a value from the rest, else 0."""
     if len(e.ins) != 2:
         return 0
     (x, y), name = e.ins, e.op.name

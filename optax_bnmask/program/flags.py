@@ -27,10 +27,10 @@ ZERO_TEST: Final = 256
 PACKED: Final = 512
 """An LU factorisation in one array: its lower half does not scale as its upper half does."""
 MEAN: Final = 1024
-"""A sum or a mean of several values: what differs from it is not 0 in whole rows."""
+"""A sum or a mean of several values: ``x - mean(x)`` is not 0 in whole rows."""
 RECTIFIED: Final = 2048
-"""Entries are 0 wherever a bound was met or a zero chosen, as behind a ReLU: all of a few may be,
-in one row or another."""
+"""Entries are 0 wherever a bound was met or a zero chosen, as behind a ReLU: in some row, all of a
+few entries may be 0 at once."""
 
 EPSILON: Final = 1.01e-3
 """Constants of at most this magnitude may stand for 0. That is 1e-3, the largest epsilon in common

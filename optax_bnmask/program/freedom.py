@@ -40,7 +40,7 @@ class LeafExponents:
     axes: tuple[tuple[Part, ...], ...]
 
     def varying(self) -> Iterator[Form]:
-        """All that makes it vary."""
+        """The forms that are all 0 if and only if the exponent is the same at every index."""
         return (f for parts in self.axes for part in parts for f in part.components.values())
 
 
@@ -106,7 +106,7 @@ def free_parts(
 
 
 def _holders(leaves: Mapping[int, LeafExponents]) -> dict[int, list[tuple[int, Form]]]:
-    """For each unknown the forms that hold it, and whose they are; short ones first."""
+    """For each unknown the forms that have it, as pairs ``(leaf, form)``; short forms first."""
     holders: dict[int, list[tuple[int, Form]]] = {}
     for i, leaf in leaves.items():
         for form in (leaf.level, *leaf.varying()):
@@ -122,7 +122,7 @@ def _without_others(
     leaf: LeafExponents,
     allowed: set[int],
 ) -> System:
-    """What is free once the exponents of all leaves but the allowed ones are 0.
+    """A system in which the exponents of all leaves but the allowed ones are 0.
 
     Only equations with an unknown that need not be 0 are looked at, starting from the leaf's own:
     whatever else there is can be 0. Short forms come first in `holders`, since an unknown that is

@@ -33,11 +33,11 @@ class Atom:
 
     Attributes:
       size: The number of entries.
-      segments: `None` while whole; else what it was refined into, in terms of whole atoms as of
-        the last look.
-      seen: The count of refinements at that look.
-      rows: Into how many rows a border in it would be carried. A border within more than `ROWS` of
-        them is refused to whoever demands it, and never to a later reading of the atom.
+      segments: `None` while whole; else what it was refined into, in terms of atoms that were
+        whole when this was last brought up to date.
+      seen: `Indices.refinements` at that time.
+      rows: In how many rows it recurs, each of which a border in it would cut. Above `ROWS` the
+        demand for a border is refused, so that no later reading of the atom can fail.
     """
 
     __slots__ = ("rows", "seen", "segments", "size")
@@ -101,7 +101,7 @@ class Indices:
         return found
 
     def _segments(self, axis: Atom) -> Segments:
-        """`segments` of an axis that is whole, or more than a name for another."""
+        """`segments` of an axis that is whole, or is no mere alias of another one."""
         if axis.segments is None:
             return ((axis,),)
         if axis.seen != self.refinements and axis.segments is not _ONE_ENTRY:
@@ -299,7 +299,7 @@ class Indices:
         return None
 
     def _split_by_rows(self, axis: Atom, inner: int) -> tuple[Atom, Atom]:
-        """`split` where there are borders within rows: these are told apart, and made alike."""
+        """`split` where there are borders within rows: rows are cut apart, and unified."""
         n = axis.size // inner
         if n > self.most:
             raise Mismatch

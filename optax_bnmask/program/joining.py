@@ -23,7 +23,7 @@ _NEAR: Final = 16
 
 
 def unjoined(tape: Tape, x: int, axis: int, span: tuple[int, int]) -> int | None:
-    """The part of a value, written anew from that part of what was joined.
+    """A slice of a value, computed from the one array that was joined just there.
 
     Args:
       tape: The tape as far as it is written.
@@ -32,7 +32,7 @@ def unjoined(tape: Tape, x: int, axis: int, span: tuple[int, int]) -> int | None
       span: The first index along it, and that behind the last.
 
     Returns:
-      The part as a value; `None` if nothing was joined there.
+      The slice as a value; `None` if no one array was joined there.
     """
     recent = {e.out: e for e in tape.equations[-_NEAR:]}
     chain: list[tuple[Equation, int]] = []
@@ -59,7 +59,7 @@ def unjoined(tape: Tape, x: int, axis: int, span: tuple[int, int]) -> int | None
 
 
 def _axis_before(tape: Tape, e: Equation, axis: int) -> int | None:
-    """Which axis of the first operand a visible axis of the result is, if each index is for itself.
+    """The axis of the first operand that is `axis` of the result, if no entries mix along it.
 
     Returns:
       `None` for operations that are not written apart.

@@ -1,4 +1,4 @@
-"""Primitives that are others in disguise, written as those: there is one rule for each idea."""
+"""Primitives written as a few others, a transpose as a move: there is one rule for each idea."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -34,8 +34,8 @@ def squeeze(w: Writer, x: int) -> list[int]:
 def reshape(w: Writer, x: int, *_: int) -> list[int]:
     """Entries in the order that they had, in another shape.
 
-    In the order of other axes where there are ``dimensions``: so JAX batches a convolution over its
-    kernels, ``(B, H, W, I, O)`` to ``(H, W, I, B * O)``.
+    With ``dimensions``, axes are transposed to that order first. JAX does so to batch a convolution
+    over its kernels: ``(B, H, W, I, O)`` to ``(H, W, I, B * O)``.
     """
     order, old = w.params["dimensions"], w.tape.shapes[x]
     if order is not None:
@@ -45,7 +45,7 @@ def reshape(w: Writer, x: int, *_: int) -> list[int]:
 
 @lowering("slice_p")
 def cut(w: Writer, x: int) -> list[int]:
-    """Some of the entries."""
+    """A slice; along one axis, the array that was joined there, if it is just that."""
     bounds = tuple(zip(w.params["start_indices"], w.params["limit_indices"], strict=True))
     strides = w.params["strides"] or (1,) * len(bounds)
     old = w.tape.shapes[x]
@@ -56,7 +56,7 @@ def cut(w: Writer, x: int) -> list[int]:
 
 
 def _piece(w: Writer, x: int, axis: int, low: int, high: int) -> int:
-    """Writes a slice along one axis; of what was joined there, what that slice was before."""
+    """The slice ``low:high`` along an axis; if an array was joined just there, it is that array."""
     if (piece := unjoined(w.tape, x, axis, (low, high))) is not None:
         return piece
     shape = w.tape.shapes[x]

@@ -143,13 +143,13 @@ def _narrowing_outputs(
     found: Symmetries,
     found_by: Callable[[Solution], tuple[Symmetries, Any]],
 ) -> list[str]:
-    """A sentence for each output but the first that makes leaves matter which it alone would not.
+    """A sentence for each output that makes leaves matter which those before it leave free.
 
     Args:
       program: The function.
       axes: The axes of its values.
       found: What all outputs leave free.
-      found_by: What a reading leaves free so far.
+      found_by: Takes a `Solution` to the symmetries that it leaves free so far.
     """
     outs = axes.tape.outs
     if len(outs) == 1:
@@ -298,7 +298,7 @@ def _joined(ranges: Sequence[Block]) -> list[tuple[int, int]]:
 
 
 def _assumptions(solution: Solution, shifts: Shifts) -> tuple[Assumption, ...]:
-    """The approximations that mattered: those made for values that do scale, or do not matter."""
+    """The approximations that mattered: beside values that scale, or for a dead leaf."""
     out = {
         Assumption(t.kind, t.value, str(t.equation.op), t.equation.where)
         for t in solution.taken

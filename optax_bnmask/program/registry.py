@@ -44,7 +44,7 @@ class Kind(enum.Enum):
     SUM = enum.auto()
     """Entry by entry; a leaf that is added to data is a bias."""
     POWER = enum.auto()
-    """A function of one operand that takes a power out of its scale."""
+    """A function of one operand with ``f(a*x) = a**k * f(x)``."""
     EXTREMUM = enum.auto()
     """One of the operands, entry by entry, whichever is larger or smaller."""
     SELECT = enum.auto()
@@ -60,7 +60,7 @@ class Kind(enum.Enum):
     COMPARISON = enum.auto()
     """A predicate of how operands compare."""
     NONLINEAR = enum.auto()
-    """A function of one operand that no power can be taken out of."""
+    """A function of one operand without such a law, like `tanh`."""
     UNSCALED = enum.auto()
     """Integers, predicates, random numbers: nothing here scales, nor can."""
     OPAQUE = enum.auto()
@@ -87,8 +87,8 @@ class Law:
     Attributes:
       maps: For each operand, which of its visible axes is which of the result (hidden ones follow
         by themselves); along the others it must not vary. `SAME` for all operands, or for one.
-        `None` for an operand whose scale is of no account, such as places.
-      powers: The degree of the result is the sum of the operands' degrees times these; `AGREE`.
+        `None` for an operand whose scale does not matter, such as indices.
+      powers: The degree of the result is the sum of the operands' degrees times these; or `AGREE`.
       scales: Whether the result scales at all: the answer of a comparison does not.
       pinned: The operands that must not scale.
       alike: The operands that must be of one degree, which counts once, for the first of them.
@@ -101,7 +101,7 @@ class Law:
     alike: tuple[int, ...] = ()
 
     def counts(self, place: int) -> bool:
-        """Whether the scale of an operand is of account."""
+        """Whether the scale of an operand matters: it has a map."""
         if isinstance(self.maps, str):
             return True
         return place < len(self.maps) and self.maps[place] is not None
@@ -161,7 +161,7 @@ def rule(kind: Kind, *keys: Any, facts: Callable[..., int] | None = None) -> Cal
 
 
 def known(*, keeps: int = ~0, adds: int = 0) -> Callable[..., int]:
-    """For `Rule.facts`: of the flags that the kind tells those in `keeps`, and those in `adds`."""
+    """For `Rule.facts`: a function that returns the kind's flags ``& keeps | adds``."""
 
     def facts(reading: object, e: object, flags: int) -> int:
         del reading, e
@@ -175,7 +175,7 @@ ANYTHING: Final = known(keeps=0, adds=MAY_BE_0)
 
 
 def full_map(visible: Mapping[int, int], hidden: int, shown_in: int, shown_out: int) -> Map:
-    """A map of the visible axes with the hidden ones behind."""
+    """A map of visible axes, and of hidden ones: ``shown_in + j`` becomes ``shown_out + j``."""
     if not hidden:
         return visible
     return {**visible, **{shown_in + j: shown_out + j for j in range(hidden)}}

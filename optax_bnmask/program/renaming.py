@@ -1,4 +1,4 @@
-"""What a reshape and a slice make of the cells of a degree: other names. Knows no JAX."""
+"""The cells and components of a degree, renamed for a reshape or a slice. Knows no JAX."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -9,13 +9,13 @@ from optax_bnmask.program.indices import Segments, starts_of
 
 
 def between(segments: Segments, low: int, high: int) -> dict[int, int]:
-    """The segments between two borders, and which they are there."""
+    """The segments between two borders, ``{number before: number among these}``."""
     inside = [t for t, at in enumerate(starts_of(segments)) if low <= at < high]
     return {t: k for k, t in enumerate(inside)}
 
 
 def placed(x: Degree, places: Sequence[Mapping[int, int]]) -> Degree:
-    """The cells of a value that have a place: which segment of an axis becomes which."""
+    """The degree with cells renamed, ``{segment: new segment}`` for each axis; others dropped."""
     return {
         tuple(there[t] for there, t in zip(places, c, strict=True)): components
         for c, components in x.items()
@@ -29,7 +29,11 @@ def renamed(
     inside: Sequence[Segments],
     outside: Sequence[Segments],
 ) -> Degree:
-    """The cells of a value under the names that a reshape gives them and their components."""
+    """The degree after a reshape, its cells and components renamed group by group.
+
+    From (12,), atoms 4 x 3, to (4, 3), what varies along the 3 is ``((0, 1),)`` (atom 1 of axis
+    0), then ``((1, 0),)``.
+    """
     starts = [list(map(_borders, axes)) for axes in (inside, outside)]
     known: dict[Any, Any] = {}
     out: Degree = {}
@@ -59,9 +63,9 @@ def _borders(segments: Segments) -> list[int]:
 def _landing(
     c: Cell, before: Sequence[int], after: Sequence[int], borders: Sequence[Sequence[list[int]]]
 ) -> dict[int, int]:
-    """In which segments the first entry of a cell comes to lie, by axis of a group.
+    """For each new axis of a group, the segment with the first entry of a cell.
 
-    The first entry decides: both passes have cut the axes wherever another cell begins.
+    The first entry decides: the axes were cut wherever another cell begins.
     """
     inside, outside = borders
     at = 0
@@ -80,7 +84,7 @@ def _names(
     groups: tuple[Sequence[int], Sequence[int]],
     axes: tuple[Sequence[Segments], Sequence[Segments]],
 ) -> dict[tuple[int, int], tuple[int, int]]:
-    """What the atoms of a cell are called after a reshape that keeps their order."""
+    """``{(axis, atom): (new axis, new atom)}`` for the atoms of a cell, in order, in a reshape."""
     (before, after), (inside, outside) = groups, axes
     old = [(q, k) for q in before for k in range(len(inside[q][c[q]]))]
     new = [(q, k) for q in after for k in range(len(outside[q][there[q]]))]

@@ -1,4 +1,4 @@
-"""Normalisers that read running statistics: traced as they are used, or as they are trained."""
+"""Normalisers that read running statistics, alone or to correct the statistics of the batch."""
 
 import copy
 import warnings
@@ -68,8 +68,8 @@ def running_statistics(program: Program, tape: Tape, given: Sequence[Equation]) 
     Args:
       program: The function.
       tape: Its equations.
-      given: Where something is normalised by statistics that are given. These places count where
-        no names of arguments tell the modules.
+      given: Where something is normalised by statistics that are arguments. These places are
+        returned where no arguments are called ``mean`` and ``var``.
     """
     arguments = [x for x, i in zip(tape.ins, program.inputs, strict=True) if i is None]
     live = zip(arguments, program.argument_paths, strict=True)
@@ -91,16 +91,16 @@ def running_statistics(program: Program, tape: Tape, given: Sequence[Equation]) 
 
 
 def _within(scope: str, scopes: Set[str]) -> str:
-    """The name of a scope of an argument, without the argument's own name if the params tell it."""
+    """The longest tail of an argument's scope that is a scope of the params; else all of it."""
     parts = scope.split("/")
     tails = ("/".join(parts[n:]) for n in range(len(parts)))
     return next((tail for tail in tails if tail in scopes), scope)
 
 
 def _corrects_the_batch(tape: Tape, running: Sequence[int], depends: Sequence[int]) -> bool:
-    """Whether running statistics meet none but statistics of the batch: sums over some of its axes.
+    """Whether running statistics meet only statistics of the batch, which are sums over its axes.
 
-    A normaliser that runs on them subtracts them from data, of which there are more entries.
+    In inference they are subtracted from the activations themselves, which have more entries.
 
     Args:
       tape: The program.
@@ -129,13 +129,12 @@ def _corrects_the_batch(tape: Tape, running: Sequence[int], depends: Sequence[in
 
 
 def _orthogonal(program: Program, tape: Tape) -> tuple[str, ...]:
-    """The leaves that may be scaled once all that no gradient flows through is a constant.
+    """The leaves that become invariant once results of `stop_gradient` are read as constants.
 
-    A leaf whose scale does not matter to *that* function has a gradient orthogonal to it, and it is
-    the gradient that training sees.
+    The gradient of such a leaf is orthogonal to it, though its scale reaches the outputs.
     """
     cut = copy.copy(tape)
-    cut.__dict__.pop("writers", None)  # made of the equations, of which some go
+    cut.__dict__.pop("writers", None)  # cached from the equations, of which some go
     cut.equations = [e for e in tape.equations if e.op is not _STOP]
     needed = cut.needed(cut.outs)
     cut.equations = [e for e in cut.equations if needed[e.out]]
@@ -144,7 +143,7 @@ def _orthogonal(program: Program, tape: Tape) -> tuple[str, ...]:
 
 
 def _invariant(program: Program, tape: Tape) -> list[str]:
-    """The leaves that may be scaled while no other is, as far as their value matters."""
+    """The paths of the leaves that may be scaled alone; those that are dead are left out."""
     everything = Facts(tape)
     dead = Shifts(Flatness(everything), [(x, None) for x in everything.leaves]).dead
     facts = Facts(tape, zeros=dead)

@@ -34,8 +34,8 @@ class Taken(NamedTuple):
       kind: As in `optax_bnmask.analysis.Assumption`.
       value: The constant.
       equation: Where.
-      degree: The degree; `None` if it scales in any case.
-      axes: Its axes.
+      degree: The degree; `None` if this is recorded whatever the value's degree is.
+      axes: The axes of the degree.
     """
 
     kind: str
@@ -55,6 +55,12 @@ class Solution:
       taken: The approximations made.
       unhandled: How often each primitive without a rule met a value that scales.
       at: The equation that is read, and its plan.
+
+    Args:
+      axes: What the first pass found.
+      leaves: The degrees of the leaves; by default, new unknowns.
+      system: The unknowns; by default, a new system.
+      heard: Called after each equation with the operands' degrees and that of the result.
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class Solution:
                 self.arithmetic.pin(self.degrees[x], self._segments(self.axes.of[x]))
 
     def finish(self) -> None:
-        """Takes back what was taken for an epsilon beside values that no leaf makes scale.
+        """Imposes degree 0 on values with an epsilon beside them that scale with no leaf.
 
         A carry that starts as 0 has unknowns of its own. A clock, ``t += 1e-3``, would be free to
         have any degree if the 1e-3 were taken as 0: it is no epsilon.
@@ -108,7 +114,7 @@ class Solution:
                     again |= self._unless_of_leaves(cell, d, t)
 
     def _unless_of_leaves(self, cell: Cell, d: Components | None, t: Taken) -> bool:
-        """Makes a cell not scale that scales, but not with any leaf; whether it did."""
+        """Pins a cell whose degree has no unknowns but those in `System.own`; whether it did."""
         if not d:
             return False
         resolve, many = self.system.resolve, t.degree is not None and len(t.degree) > 1
@@ -121,7 +127,7 @@ class Solution:
         return True
 
     def is_zero(self, x: Degree) -> bool:
-        """Whether a degree is 0 throughout, in terms of what is free."""
+        """Whether a degree is 0 in all cells, given what is solved."""
         return not any(self.system.resolve(form) for d in x.values() if d for form in d.values())
 
     def _read(self, e: Equation, plan: Any) -> None:  # noqa: ANN401 - a plan of the first pass
@@ -156,7 +162,7 @@ class Solution:
         return self._joined(e, plan)
 
     def _segments(self, axes: Iterable[Atom]) -> Callable[[], list[Segments]]:
-        """What returns the segments of some axes: most of the time nobody asks."""
+        """A function that returns the segments of some axes: they are seldom asked for."""
         return lambda: [self.axes.indices.segments(a) for a in axes]
 
     def _counts(self, axes: Iterable[Atom]) -> list[int]:
@@ -209,7 +215,7 @@ class Solution:
         operands: Sequence[Degree | None],
         places: Sequence[int],
     ) -> Degree:
-        """The one degree of the operands at some places, constants set apart."""
+        """Imposes one degree on the operands at `places`, constants set apart; returns it."""
         scaling = [d for d in operands if d is not None]
         guard = self.facts.is_guard(e) if len(e.ins) == 3 and plan.law.pinned == (0,) else None
         for place in places:
@@ -233,7 +239,7 @@ class Solution:
         scaling: Sequence[Degree],
         axes: Sequence[Atom],
     ) -> bool:
-        """Whether a constant among values that must agree stands for 0 or for infinity."""
+        """Whether a constant among values that must agree stands for 0 or infinity; records it."""
         x = e.ins[place]
         flags, number = self.facts.flags[x], self.facts.numbers[x]
         if flags & EVERY:
@@ -254,14 +260,14 @@ class Solution:
         scaling: Sequence[Degree] | None,
         axes: Sequence[Atom],
     ) -> bool:
-        """Records an approximation."""
+        """Records an approximation beside the first of some degrees; always true."""
         degree = scaling[0] if scaling else None
         if scaling is None or degree is not None:
             self.taken.append(Taken(kind, value, e, degree, axes))
         return True
 
     def _carried_in(self, e: Equation, plan: Plan, start: Degree | None) -> Degree:
-        """The degree that a carry starts with; unknown where that is any."""
+        """The degree that a carry starts with; new unknowns in the cells where that is any."""
         segments = [self.axes.indices.segments(a) for a in plan.axes]
         out = self._constant(len(plan.axes), every=True) if start is None else start
         if None not in out.values():
@@ -279,9 +285,9 @@ class Solution:
         return out
 
     def _even(self, x: int, flat: Collection[int]) -> tuple[Degree, list[Segments]]:
-        """The degree of a value cell by cell, and its segments: of `flat` axes, only one.
+        """The degree of a value, made not to vary along `flat` axes, and the segments of its axes.
 
-        Along these it is made not to vary.
+        Of a flat axis that is one segment, without atoms.
         """
         inside, d = self.axes.segments(x), self.degrees[x]
         if flat:
@@ -291,7 +297,7 @@ class Solution:
         return self.arithmetic.full(d, inside), inside
 
     def _reshaped(self, e: Equation, plan: Regrouped) -> Degree:
-        """Cells and components renamed: the atoms of the old axes, in order, are the new ones'."""
+        """The degree after a reshape: the atoms of old and new axes are the same, in order."""
         kept = {q for before, _ in plan.groups for q in before}
         reached = {q for _, after in plan.groups for q in after}
         x, outside = e.ins[0], self.axes.segments(e.out)
@@ -300,7 +306,7 @@ class Solution:
         return spread(out, list(map(len, outside)), set(range(len(outside))) - reached)
 
     def _cut(self, e: Equation, plan: Cut) -> Degree:
-        """The cells between the bounds."""
+        """The degree of a slice: the cells between its bounds."""
         flat = [q for q, b in enumerate(plan.bounds) if b is None]
         d, inside = self._even(e.ins[0], flat)
         places = [
@@ -310,7 +316,7 @@ class Solution:
         return spread(placed(d, places), self._counts(self.axes.of[e.out]), flat)
 
     def _joined(self, e: Equation, plan: Joined) -> Degree:
-        """The cells of all pieces, one after the other."""
+        """The degree of a concatenation: the cells of its pieces, one after the other."""
         segments = self.axes.segments(e.out)
         counts = list(map(len, segments))
         parts = [self.degrees[x] for x in e.ins if x in self.axes.of]

@@ -15,7 +15,7 @@ class Symmetries:
 
     Attributes:
       basis: A basis of the scale symmetries.
-      scale: For each leaf, what scaling it does.
+      scale: For each leaf, its `Scale`.
       witness: For each invariant leaf, the symmetry that scales it: it and biases of its own.
       groups: The jointly invariant groups.
       group: For each leaf, the group that it is in.
@@ -78,7 +78,7 @@ def symmetries(
 
 
 def _whole_leaves(system: System, leaves: Mapping[int, LeafExponents]) -> dict[int, Form]:
-    """The exponent of each leaf, where no leaf is scaled but as a whole."""
+    """The exponent of each leaf, in the symmetries in which no leaf varies along its axes."""
     whole = system.copy()
     for leaf in leaves.values():
         for form in leaf.varying():
@@ -108,7 +108,7 @@ def _columns(forms: Mapping[int, Form]) -> dict[int, Vector]:
 
 
 def _exponent(leaf: int) -> int:
-    """The unknown that is the exponent of a leaf, beside those of its components; and back."""
+    """The unknown, below 0, that is the whole exponent of a leaf; and the leaf of an unknown."""
     return -1 - leaf
 
 
@@ -126,7 +126,7 @@ def _within(columns: Mapping[int, Vector], allowed: Set[int]) -> list[Vector]:
 
 
 def _scaling(columns: Mapping[int, Vector], leaf: int, allowed: Set[int]) -> Vector | None:
-    """A symmetry with exponents >= 0 that scales `leaf`, by 1, and otherwise `allowed` leaves."""
+    """A symmetry with exponents >= 0, of `leaf` 1, that scales `allowed` leaves only; if any."""
     own = columns.get(leaf)
     found = [own] if own and own.keys() <= allowed else _within(columns, allowed)
     for v in (*found, cone_of(found) if len(found) > 1 else {}):
@@ -136,7 +136,7 @@ def _scaling(columns: Mapping[int, Vector], leaf: int, allowed: Set[int]) -> Vec
 
 
 def _connected(vectors: Sequence[Vector]) -> list[list[Vector]]:
-    """The vectors, those that have leaves in common put together."""
+    """The vectors in groups: those that share a leaf, directly or through others, are in one."""
     parent: dict[int, int] = {}
 
     def root(x: int) -> int:

@@ -1,13 +1,13 @@
 """A traced function as one flat list of equations: the tape that every pass is a loop over.
 
-Calls are inlined, loops, branches and meshes opened (`control`, `devices`), and primitives that are
-others in disguise written as those (`lowering`), once, so that no pass ever opens anything again.
+Calls are inlined, loops, branches and meshes opened (`control`, `devices`), and primitives such as
+`transpose` written as a few others (`lowering`), once, so that no pass ever opens anything again.
 Every value has a number. What an equation reads and writes has *visible* axes, those of the array,
 and behind them *hidden* ones: an axis for each loop that the equation is in (its iterations, the
 outermost first), and for each mesh (its devices). ``h @ w`` in a scan of 5 layers over a stacked
 ``w`` of shape (5, 3, 3) reads
 
-    h (2, 3 | 5)    w (3, 3 | 5)      the layer that `w` is the kernel of is an axis that it hides
+    h (2, 3 | 5)    w (3, 3 | 5)      the 5 layers are a hidden axis
 """
 
 import collections
@@ -20,7 +20,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.trace import Program
 
 Map = Mapping[int, int]
-"""Which axis of a value becomes which of another; axes that are not named must not vary."""
+"""``{a: b}``: axis ``a`` of one value is ``b`` of another. Along axes left out it must not vary."""
 
 
 class Op:
@@ -45,10 +45,10 @@ COLLECT = Op("collect")
 """Entries of several devices moved or reduced: ``params["to"]`` is a `Map`, what it leaves out is
 mixed; ``params["clips"]`` tells whether zeros may come in."""
 CARRY = Op("carry")
-"""What a loop carries, in its body: has the degree of the operand, its value at the start."""
+"""A carry as the body of its loop reads it: has the degree of the operand, its starting value."""
 CARRIED = Op("carried")
-"""What a loop carried, at its end: operands are the carry in the body, what the body hands on, and
-for a ``while`` its test. The first two agree, the third does not scale."""
+"""A carry after its loop: operands are the carry in the body, the body's new value of it, and for a
+``while`` its test. The first two agree, the third does not scale."""
 BRANCH = Op("branch")
 """One of several values, the first operand says which."""
 
@@ -87,12 +87,12 @@ class Equation:
 
 
 class Frame(NamedTuple):
-    """What equations are written in.
+    """The loops, meshes and calls around the equations that are written.
 
     Attributes:
       hidden: The lengths of the hidden axes.
-      devices: Which of these an axis of the mesh is, by its name.
-      calls: The calls that surround them.
+      devices: For each axis of the mesh, by its name, which of the hidden axes it is.
+      calls: The calls, outermost first.
     """
 
     hidden: tuple[int, ...] = ()
@@ -115,7 +115,7 @@ class Tape:
       outs: The values of its outputs; behind these, those that it puts into mutable references:
         where they are read again is not followed, so they count like outputs.
       live: A 1 for each value that some output needs.
-      leaves: The live leaves of floating dtype, each input with the leaf's number, in the order in
+      leaves: The live leaves of floating dtype, ``{value: number of the leaf}``, in the order in
         which the program first reads them.
     """
 
@@ -157,11 +157,11 @@ class Tape:
         return dict(out)
 
     def value(self, aval: Any) -> int:  # noqa: ANN401 - an abstract array
-        """A new value of that shape and dtype, which hides no axes."""
+        """Adds a value of that shape and dtype, without hidden axes; returns its number."""
         return self.add(aval.shape, (), floats=compat.is_inexact(aval.dtype))
 
     def add(self, shape: Sequence[int], hidden: tuple[int, ...], *, floats: bool) -> int:
-        """A new value."""
+        """Adds a value; returns its number."""
         self.shapes.append(tuple(shape))
         self.hidden.append(hidden)
         self.full.append((*shape, *hidden))
@@ -213,15 +213,15 @@ class Tape:
         outputs: Iterable[int],
         passes: Sequence[int] | None = None,
     ) -> bytearray:
-        """The values that some values are computed from: a 1 for each of them.
+        """Marks with a 1 each value that `outputs` are computed from, and these.
 
-        What a body hands on is needed as long as the carry is *read in the body*, even where nobody
-        reads the last value: it is what constrains the carry.
+        The new value of a carry is needed as long as the carry is *read in the body*, even where
+        nothing reads it after the loop: it constrains the carry.
 
         Args:
-          outputs: The values that are computed.
-          passes: For each value, whether the equation that writes it counts; all do if none is
-            given.
+          outputs: The values to start from.
+          passes: For each value, whether to go on to the operands of the equation that writes it;
+            by default always.
         """
         needed = bytearray(len(self.shapes))
         loops = [e for e in self.equations if e.op is CARRIED]
@@ -242,7 +242,7 @@ class Writer(NamedTuple):
 
     Attributes:
       tape: The tape.
-      frame: Where on it.
+      frame: The loops, meshes and calls around it.
       eqn: The equation.
     """
 
@@ -275,8 +275,8 @@ class Writer(NamedTuple):
           op: What it does.
           ins: What it reads.
           shape: The visible shape of the result.
-          place: Which result of the equation that is; if none, it has the dtype of the first
-            operand.
+          place: Which result of the equation it is, for the dtype; if none, the first operand's is
+            taken.
           **params: The parameters of the operation.
         """
         tape, eqn = self.tape, self.eqn
@@ -290,13 +290,13 @@ class Writer(NamedTuple):
         return out
 
     def move(self, x: int, to: Map, shape: Sequence[int]) -> int:
-        """Writes that the visible axes of a value are others, the hidden ones behind them."""
+        """Writes a `MOVE` of visible axes by `to`, the hidden ones behind; returns its result."""
         rank = len(self.tape.shapes[x])
         behind = {rank + j: len(shape) + j for j in range(len(self.tape.hidden[x]))}
         return self.emit(MOVE, (x,), shape, to={**behind, **to})
 
     def reshape(self, x: int, shape: Sequence[int]) -> int:
-        """Writes that a value has other visible axes: moved ones, if others have length 1."""
+        """Writes a reshape of visible axes, or a `MOVE` if only axes of length 1 come or go."""
         old = self.tape.shapes[x]
         if tuple(shape) == old:
             return x
@@ -307,13 +307,13 @@ class Writer(NamedTuple):
         return self.emit(RESHAPE, (x,), shape)
 
     def within(self, hidden: Sequence[int] = (), devices: Mapping[Hashable, int] = {}) -> "Writer":
-        """A writer for the programs in the equation, whose values hide more axes."""
+        """A writer for the jaxprs in the equation, whose values have more hidden axes."""
         own = self.frame
         calls = (*own.calls, self.eqn)
         return self._replace(frame=Frame((*own.hidden, *hidden), {**own.devices, **devices}, calls))
 
     def run(self, jaxpr: Any, *ins: int) -> list[int]:  # noqa: ANN401 - closed
-        """Writes the equations of a program in it."""
+        """Writes the equations of a jaxpr in the equation, and returns its results."""
         return self.tape.run(jaxpr, ins, self.frame)
 
 

@@ -59,7 +59,7 @@ def traced(
       fn: The function.
       params: Its parameters: any pytree of arrays or `jax.ShapeDtypeStruct`s.
       args: Its other arguments; arrays and `jax.ShapeDtypeStruct`s are traced, all else is static.
-      kwargs: The same by name.
+      kwargs: Its other arguments by name, arrays likewise traced.
       has_aux: Whether `fn` returns a pair, the second of which is no output.
 
     Returns:
@@ -142,7 +142,7 @@ def _require_function(fn: object) -> None:
 def _call_in_words(
     leaves: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> str:
-    """What a function that fails was called with."""
+    """A note for an error raised while tracing: what the function was called with."""
 
     def shown(value: Any) -> str:  # noqa: ANN401 - any argument
         if is_array(value):
@@ -163,7 +163,7 @@ def _name(keys: Any) -> str:  # noqa: ANN401 - the key path of a pytree
 
 
 def _pair(out: Any) -> tuple[Any, Any]:  # noqa: ANN401 - whatever `fn` returned
-    """The output and what is beside it."""
+    """The pair ``(output, aux)`` that `fn` returned; fails if it is none."""
     if not isinstance(out, tuple) or len(out) != 2:
         raise StructureError(
             f"With `has_aux=True`, `fn` must return a pair `(output, aux)`. It returned "
@@ -174,10 +174,10 @@ def _pair(out: Any) -> tuple[Any, Any]:  # noqa: ANN401 - whatever `fn` returned
 
 
 def _abstract(value: Any) -> Any:  # noqa: ANN401 - any array
-    """The shape and dtype of an array, never the array: nothing may be computed with it.
+    """The `jax.ShapeDtypeStruct` of an array: nothing may be computed with its values.
 
-    How it lies on a mesh is a part of the types that the function is traced with where the axes of
-    the mesh are explicit, and only there.
+    The sharding of an array is kept only on a mesh with explicit axes, where JAX makes it a part of
+    the type of a traced value.
     """
     if isinstance(value, (int, float, complex)):
         return jax.ShapeDtypeStruct((), jnp.result_type(value))

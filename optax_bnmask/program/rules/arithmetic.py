@@ -43,7 +43,7 @@ def integer_power(e: Equation, reading: Facts) -> Law:
 
 
 def _of_power(reading: Facts, e: Equation, flags: int) -> int:
-    """A power with an exponent that may be 0 tells nothing of zeros."""
+    """A known exponent other than 0 keeps the zeros, not the sign; else no flag is set."""
     return flags & ~NONNEG if reading.numbers[e.ins[1]] else 0
 
 
@@ -66,7 +66,7 @@ def _fraction(value: float) -> Number:
 
 # ``f(a*x) = a * f(x)``.
 rule(Kind.VIEW, "neg_p", "real_p", facts=known(keeps=~(NONNEG | HUGE)))(Law())
-# Of the transform of real numbers some entries are real.
+# Fourier transforms of real arrays have real entries, whose imaginary part is 0.
 rule(Kind.VIEW, "imag_p", facts=known(keeps=~(NONNEG | HUGE), adds=MAY_BE_0))(Law())
 rule(Kind.VIEW, "conj_p", "copy_p", "stop_gradient_p", "name_p")(Law())
 
@@ -87,7 +87,7 @@ rule(Kind.EXTREMUM, "max_p", "min_p")(Law(SAME, AGREE))
 
 
 def _of_clamp(reading: Facts, e: Equation, flags: int) -> int:
-    """Not negative between bounds that are not."""
+    """Not negative if neither bound is."""
     return flags & ~NONNEG | reading.flags[e.ins[0]] & reading.flags[e.ins[2]] & NONNEG
 
 
@@ -108,7 +108,7 @@ rule(Kind.COMPARISON, "eq_to_p", "lt_to_p", "le_to_p")(Law(SAME, AGREE, scales=F
 
 
 def _negated(reading: Facts, e: Equation, flags: int) -> int:
-    """A test for zeros is one for anything else."""
+    """Of a test for zeros this makes a test for anything else, and the reverse."""
     del flags
     known = reading.flags[e.ins[0]] & (NONZERO | ZERO_TEST)
     return known ^ (NONZERO | ZERO_TEST) if known else 0
@@ -160,7 +160,7 @@ def cast(e: Equation, reading: Facts) -> Law | None:
 
 
 def _is_positive(reading: Facts, e: Equation, flags: int) -> int:
-    """No sign, and 0 only at minus infinity, as masks have it."""
+    """Not negative, and 0 only where the operand is minus infinity, as masks are."""
     del flags
     return NONNEG | reading.flags[e.ins[0]] & MAY_BE_0
 
@@ -195,5 +195,5 @@ rule(
     *("platform_index_p", "dimension_size_p"),
 )(PIN)
 
-# What is only looked at is not pinned: these have no results that anything could depend on.
+# Without results these are never written on the tape, so that what they read is not pinned.
 rule(Kind.UNSCALED, "debug_callback_p", "debug_print_p", "dce_sink_p")(PIN)

@@ -70,7 +70,7 @@ def convolution(e: Equation, reading: Facts) -> Law:
 
 
 def _rounded(e: Equation, maps: tuple[Any, ...]) -> Law:
-    """The law of a sum of products; none scales that is rounded to integers, or to 8 bits."""
+    """The law of a sum of products; in integers or 8-bit floats, its operands must not scale."""
     if has_fine_result(e):
         return Law(maps, (1, 1, 0)[: len(maps)])
     return Law(maps, (0, 0, 0)[: len(maps)], scales=False, pinned=(0, 1))

@@ -39,12 +39,12 @@ _LOWERED = {("equinox.internal._loop.common", "select_if_vmap_p"): select_if_vma
 
 
 def primitives() -> set[Any]:
-    """Those of them that the user's version has."""
+    """The primitives above that the user's version of Equinox has."""
     return {compat.primitive_of(*place) for place in (*_LAWS, *_LOWERED)} - {None}
 
 
 def load() -> None:
-    """Rules the primitives that are there and are not ruled yet."""
+    """Registers the laws of those primitives that exist and have none yet."""
     for place, (kind, law) in _LAWS.items():
         key = compat.primitive_of(*place)
         if key is not None and key not in RULES:

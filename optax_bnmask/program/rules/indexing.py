@@ -10,7 +10,7 @@ from optax_bnmask.program.tape import Equation
 
 
 def filling(e: Equation) -> float | None:
-    """What stands where a place is out of bounds, if anything does."""
+    """The number that a gather returns where a place is out of bounds, if it fills there."""
     return e.params["fill_value"] if "FILL" in str(e.params["mode"]) else None
 
 

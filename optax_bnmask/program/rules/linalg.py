@@ -11,7 +11,7 @@ from optax_bnmask.program.tape import Equation, Map
 
 
 def _matrix(e: Equation, reading: Facts) -> Map:
-    """A stack of matrices whose entries all scale alike."""
+    """The map of a stack of matrices, none of which may vary within itself."""
     rank = len(reading.tape.shapes[e.ins[0]])
     return unchanged(rank, last(rank, 2))
 
@@ -57,7 +57,7 @@ rule(Kind.FACTORS, "lu_p", facts=_packed)(_scaling(0))
 
 
 def _of_solution(reading: Facts, e: Equation, flags: int) -> int:
-    """Zeros make nothing of a matrix whose diagonal is taken to be 1."""
+    """With a unit diagonal, a matrix of zeros is the identity: only zeros of `b` are zeros."""
     of_b = reading.flags[e.ins[1]] & (EVERY | NOW)
     return flags & ~(EVERY | NOW) | of_b if e.params["unit_diagonal"] else flags
 
@@ -67,7 +67,7 @@ def triangular_solve(e: Equation, reading: Facts) -> Law | None:
     """``solve(c*a, d*b) = d/c * solve(a, b)``; a unit diagonal keeps `a` from scaling.
 
     Of a packed factorisation, the lower half with a unit diagonal does not scale, and the upper
-    half with its own diagonal does; anything else is neither.
+    half with its own diagonal does; other combinations are pinned.
     """
     a, b = e.ins
     unit, lower = e.params["unit_diagonal"], e.params["lower"]

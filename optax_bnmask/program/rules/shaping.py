@@ -11,7 +11,7 @@ from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, M
 
 
 def unchanged(rank: int, but: Sequence[int] = ()) -> Map:
-    """Every axis is itself, but for some that must not vary."""
+    """The identity map of `rank` axes, less those in `but`, along which nothing may vary."""
     return {a: a for a in range(rank) if a not in but}
 
 
@@ -22,7 +22,7 @@ def move(e: Equation, reading: Facts) -> Law:
     return Law((e.params["to"],))
 
 
-# The same entries in the same order, and some of them. Which entries these are, the passes know.
+# ``f(a*x) = a * f(x)``; which entries go where, the passes work out for themselves.
 rule(Kind.VIEW, RESHAPE, SLICE)(Law())
 
 
@@ -51,7 +51,7 @@ rule(Kind.JOIN, "concatenate_p")(Law())
 
 
 _MANY: Final = 16
-"""Of so many values, one is not 0 in all rows of an ordinary batch."""
+"""In every row of an ordinary batch, at least one of so many results of a ReLU is not 0."""
 
 
 def _of_sum(reading: Facts, e: Equation, flags: int) -> int:
@@ -68,7 +68,7 @@ def _of_sum(reading: Facts, e: Equation, flags: int) -> int:
 
 
 def reduced(e: Equation, reading: Facts) -> Map:
-    """The axes that are left, where the others must not vary."""
+    """The map of the axes that a reduction keeps; along the others nothing may vary."""
     rank, gone = len(reading.tape.shapes[e.ins[0]]), e.params["axes"]
     return {a: q for q, a in enumerate(a for a in range(rank) if a not in gone)}
 
@@ -163,7 +163,7 @@ def sort(e: Equation, reading: Facts) -> Law:
 
 
 def _of_largest(reading: Facts, e: Equation, flags: int) -> int:
-    """Of where they stand nothing is known."""
+    """Of the second result, where the largest entries stand, nothing is known."""
     del reading
     return MAY_BE_0 if e.place else flags
 

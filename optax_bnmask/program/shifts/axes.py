@@ -12,7 +12,7 @@ from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equa
 
 @shifting(MOVE)
 def move(shifts: Shifts, e: Equation) -> Changes | None:
-    """How a value changes whose axes are renamed, or new: along new ones by the same."""
+    """The change of a value whose axes are renamed; along new axes it is constant."""
     to, rank, x = e.params["to"], len(shifts.tape.full[e.out]), e.ins[0]
     if x in shifts.means and (mean := moved(shifts.means[x], to, rank)) is not None:
         shifts.means[e.out] = mean
@@ -22,7 +22,7 @@ def move(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(RESHAPE)
 def reshape(shifts: Shifts, e: Equation) -> Changes | None:
-    """Axes that are merged or split are constant together, or else not.
+    """The change of a reshaped value: constant along a group of axes if it was along all of it.
 
     (32, 7, 7, 8) merged to (1568, 8) is constant along the 1568 if it was along 32, 7 and 7.
     """
@@ -43,13 +43,13 @@ def reshape(shifts: Shifts, e: Equation) -> Changes | None:
                 out[q] = of_group[0] if len(inside) == len(outside) == 1 else "anew"
         return out
 
-    # Along axes of one length that are constant, how long the old ones were settles what is where.
+    # The key: of one source, reshapes from `old` to `new` hold the same entries in the same places.
     return _some_entries(shifts, e, places_of, (old, new))
 
 
 @shifting(SLICE)
 def cut(shifts: Shifts, e: Equation) -> Changes | None:
-    """Some of the entries."""
+    """The change of a slice, see `_with_part`."""
     shape = shifts.tape.shapes[e.ins[0]]
     key = tuple(map(tuple, e.params["bounds"])), tuple(e.params["strides"])
     pairs = zip(shape, e.params["bounds"], e.params["strides"], strict=True)
@@ -65,9 +65,10 @@ def _with_part(
     *,
     varies: bool = False,
 ) -> Changes:
-    """What is the same along visible axes that are whole, and is constant elsewhere or anew.
+    """The change of some of the entries: along axes that are whole it is what it was.
 
-    Where the part `varies` from iteration to iteration, so does what it is anew.
+    Along others it is constant if it was, or else varies ``"anew"``, as no axis of the source does.
+    Where the part `varies` from iteration to iteration, it then does so along hidden axes as well.
     """
 
     def places_of(places: Places) -> list[Any]:
@@ -83,7 +84,7 @@ def _with_part(
 
 
 def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Changes:  # noqa: ANN401 - a function; what is hashable
-    """The entries of an operand at other places: the same source, or the same view of it.
+    """The change of entries of an operand at other places: of the same source, or a view of it.
 
     Args:
       shifts: The reading.
@@ -108,7 +109,7 @@ def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Chan
 
 @shifting("rev_p")
 def reverse(shifts: Shifts, e: Equation) -> Changes | None:
-    """How a value changes whose entries are reversed: as the operand, where that is constant."""
+    """The change of reversed entries: along reversed axes, constant if it was, or else new."""
     turned = e.params["dimensions"]
     whole = [a not in turned for a in range(len(shifts.tape.shapes[e.out]))]
     return _with_part(shifts, e, whole, ("reversed", tuple(turned)))
@@ -116,7 +117,7 @@ def reverse(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting("dynamic_slice_p")
 def dynamic_slice(shifts: Shifts, e: Equation) -> Changes | None:
-    """Some of the entries, from places on that are computed."""
+    """The change of a slice at computed places, which may differ from iteration to iteration."""
     sizes = e.params["slice_sizes"]
     whole = [n == m for n, m in zip(shifts.tape.shapes[e.ins[0]], sizes, strict=True)]
     return _with_part(shifts, e, whole, (tuple(sizes), e.ins[1:]), varies=True)
@@ -124,7 +125,7 @@ def dynamic_slice(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting("concatenate_p")
 def join(shifts: Shifts, e: Equation) -> Changes | None:
-    """Constant along the other axes; along that of the joint only if all pieces change alike.
+    """The change of a concatenation: constant along its axis only if all pieces change alike.
 
     Padding with minus infinity, as before a maximum, changes like whatever it is beside.
     """
@@ -143,9 +144,9 @@ def join(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting("dynamic_update_slice_p", "scatter_p", "scatter_add_p", "scatter_sub_p")
 def put(shifts: Shifts, e: Equation) -> Changes | None:
-    """Constant along axes along which whole rows are put: at others, some places change alone.
+    """The change of an array that others are put into: constant where whole rows are put.
 
-    Which places these are may differ from iteration to iteration.
+    Along other axes some places change alone, and which may differ from iteration to iteration.
     """
     law = shifts.facts.law(e)
     if law is None:
@@ -163,7 +164,7 @@ def put(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(CARRY)
 def carry(shifts: Shifts, e: Equation) -> Changes | None:
-    """What a loop carries changes as it does at the start, and as what the body hands on does.
+    """The change of a carry: by all that changes its start, or what the body hands on.
 
     The second is not known before the body is read. So the body is read with what is known, and
     once more for as long as it then hands on more than that. Along the iterations, the hidden axis
@@ -178,7 +179,7 @@ def carry(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(CARRIED)
 def carried(shifts: Shifts, e: Equation) -> Changes | None:
-    """What is carried in the end: what the body hands on, or if it never runs, the start.
+    """The change of a carry after the loop: of what the body hands on, or if none ran, the start.
 
     The number of iterations must not hang on what changes.
     """
@@ -194,7 +195,7 @@ def carried(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def _carried(shifts: Shifts, e: Equation, inside: int) -> Changes | None:
-    """A change of which no more is known than what reaches the carry, in all iterations."""
+    """A new source for all that changes a carry in any iteration, constant where all that is."""
     starts, constant = shifts.carries.get(inside, (set(), []))
     known = (
         shifts.source.get(start) for start in sorted(starts)

@@ -1,9 +1,9 @@
-"""Leaves that reach an output past every operation in which what is added to them could go away.
+"""Which leaves may be dead: all but those with a path to an output on which no change can cancel.
 
-They matter, and need not be followed. In a transformer the biases of keys can only reach the output
-through the softmax, which subtracts a maximum; those of all other layers are added to the stream,
-which ends in the logits, and so are most gains and kernels. What reaches a nonlinearity so, a GELU
-or a ReLU, goes away nowhere either.
+Those matter, and need not be followed. In a transformer the biases of keys can only reach the
+output through the softmax, which subtracts a maximum; those of all other layers are added to the
+stream, which ends in the logits, and so are most gains and kernels. A path to a nonlinearity, a
+GELU or a ReLU, counts like one to an output.
 
 It is a guess on the cautious side: a leaf that is left out is not called dead.
 """
@@ -33,7 +33,7 @@ _PASSING: Final = {*Kind} - _SCALING - _CANCELLING - {Kind.SUM}
 
 
 class Candidates:
-    """What may be added to leaves, for all that can be told without following it.
+    """The starts (leaves, and what to add to them) that may have no effect, found cheaply.
 
     Args:
       facts: What is known of the values.
@@ -60,10 +60,10 @@ class Candidates:
                 self._sums.append(e)
 
     def anything(self) -> list[Start]:
-        """The leaves to which anything may be added.
+        """``(leaf, None)`` for each leaf that may be dead.
 
-        What is subtracted by a normaliser over features does not cancel it: what is added to these
-        is not the same along them.
+        A mean over features that a normaliser subtracts is taken to cancel nothing: anything, added
+        to a leaf, is not the same along the features.
         """
         passes, tape = bytearray(self._passes), self._facts.tape
         for e in self._sums:
@@ -72,16 +72,16 @@ class Candidates:
         return [
             (x, None)
             for x in self._facts.leaves
-            # What has one entry along an axis may be the same along it where others are not.
+            # A leaf of length 1 along the features, or a scalar, may yet be the same along them.
             if not reaching[x] or not shapes[x] or 1 in shapes[x]
         ]
 
     def along_axes(self, dead: Collection[int]) -> list[list[Start]]:
-        """For each leaf that may matter, what is the same along one of its axes.
+        """``(leaf, axis)`` for leaves that are not dead: those of last axes, and all others.
 
-        Of a leaf that is contracted these are the axes that appear in the result. What is the same
-        along the last axis is apart from the rest: in a variance over features, heads that are
-        shifted would hide that features may be.
+        Of a leaf that is contracted these are the axes that appear in the result. The two lists are
+        to be read apart: a change that is constant along heads is lost in a variance over features,
+        and would take with it one that is constant along the features.
         """
         tape, last, others = self._facts.tape, list[Start](), list[Start]()
         reaching = tape.needed(self._ends, self._passes)
@@ -96,7 +96,7 @@ class Candidates:
 
 
 def _is_nonlinear(facts: Facts, e: Equation, kind: Kind) -> bool:
-    """Whether nothing is left of a change that is the same along axes, but where values are too."""
+    """Whether an equation is a nonlinearity of leaves, or a `max` with a number, as a ReLU."""
     if kind is Kind.EXTREMUM and len(e.ins) == 2:
         numbers = [number for x in e.ins if (number := facts.numbers[x]) is not None]
         return any(map(math.isfinite, numbers))
@@ -136,7 +136,7 @@ def _behind(facts: Facts, x: int) -> Equation | None:
 
 
 def _is_negative(facts: Facts, x: int) -> bool:
-    """Whether a value is the negative of something, or may be for what its factors tell."""
+    """Whether a value, behind views, is negated or multiplied by a negative number."""
     while (e := facts.tape.writers.get(x)) is not None and e.op in RULES:
         kind = RULES[e.op].kind
         if e.op is _NEG or (kind in _SCALING and any((facts.numbers[y] or 0) < 0 for y in e.ins)):

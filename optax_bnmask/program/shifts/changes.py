@@ -21,15 +21,14 @@ Places = tuple[int | None, ...]
 
 
 class Source:
-    """An unknown array that is added somewhere, by leaves that change as they like.
+    """An unknown array, of which the changes of values are multiples.
 
     Attributes:
       start: The leaf that it is added to, if it is one.
       parts: Otherwise, the sources that it is computed from.
-      square: Of what the change of the square of a value is, or of that of its mean: the value, and
-        the axes that the mean is taken over.
-      lost: Whether what it starts from is known to matter. Nothing is added there from then on, so
-        that what is left of it is 0.
+      square: ``(v, axes)`` if it is the change of ``mean(v, axes)**2``; without axes, of ``v**2``.
+      lost: Whether all that it starts from is known to matter. Nothing is added there from then on,
+        so that this array is 0.
     """
 
     __slots__ = ("lost", "parts", "square", "start")
@@ -57,7 +56,7 @@ Changes = dict[Term, Fraction | int]
 
 
 def starts_of(sources: Iterable[Source]) -> set[Start]:
-    """What some sources come from."""
+    """The starts that some sources are computed from."""
     waiting, seen = list(sources), set[int]()
     found = set[Start]()
     while waiting:
@@ -72,7 +71,7 @@ def starts_of(sources: Iterable[Source]) -> set[Start]:
 
 
 def lost(sources: Iterable[Source]) -> set[Start]:
-    """Marks all that some sources come from as lost, and returns what they start from.
+    """Marks sources and all that they are computed from as lost, and returns their starts.
 
     What is marked is passed over, so that over a whole program each source is met once.
     """
@@ -88,7 +87,7 @@ def lost(sources: Iterable[Source]) -> set[Start]:
 
 
 def alive(changes: Changes) -> Changes:
-    """The terms that may still change something."""
+    """The terms whose sources are not lost."""
     for source, _ in changes:
         if source.lost or not source.is_alive():
             return {term: c for term, c in changes.items() if term[0].is_alive()}
@@ -96,7 +95,7 @@ def alive(changes: Changes) -> Changes:
 
 
 def times(changes: Mapping[Term, Fraction | int], number: Fraction | int) -> Changes:
-    """A change that is taken so many times."""
+    """``number * changes``."""
     return {term: c * number for term, c in changes.items()} if number else {}
 
 
@@ -131,10 +130,10 @@ def moved(changes: Changes, to: Mapping[int, int], rank: int) -> Changes | None:
 
 
 def without(places: Places, axes: Sequence[int]) -> Places:
-    """The places of the axes that are left."""
+    """The places without those of some axes."""
     return tuple(place for a, place in enumerate(places) if a not in axes)
 
 
 def aligned(of_axes: tuple[T, ...], rank: int, *, same: T) -> tuple[T, ...]:
-    """What is known of each axis, `same` for axes that a number beside an array has not."""
+    """What is known of each axis; for a scalar beside an array of that rank, `same` of each."""
     return of_axes or (same,) * rank

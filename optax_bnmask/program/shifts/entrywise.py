@@ -18,7 +18,7 @@ _SUB, _MAX, _NEG = (compat.primitive(f"{name}_p") for name in ("sub", "max", "ne
 
 @shifting("copy_p", "stop_gradient_p", "name_p")
 def same(shifts: Shifts, e: Equation) -> Changes | None:
-    """``x + d - x = d``; rounding is left to the arithmetic."""
+    """``(x + d) - x = d``: the change of the operand."""
     return multiple(shifts, e, e.ins[0], 1)
 
 
@@ -70,10 +70,10 @@ def total(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def bundled(shifts: Shifts, e: Equation, changes: Changes) -> Changes:
-    """One term for all that are constant along the same axes: a stream keeps few of them.
+    """Merges terms that are constant along the same axes into one, of a new source.
 
-    The changes of squares stay apart, since only as such they cancel, and so do those that are
-    constant along no axis, as in `_scaled`.
+    So a residual stream has few terms. The changes of squares stay apart, since only as such they
+    cancel, and so do those that are constant along no axis, which `_scaled` keeps.
     """
     shape = shifts.tape.full[e.out]
     plain, constancies = Changes(), set[tuple[bool, ...]]()
@@ -120,8 +120,9 @@ def quotient(shifts: Shifts, e: Equation) -> Changes | None:
 def _scaled(shifts: Shifts, e: Equation, operands: tuple[int, int]) -> Changes:
     """The change of each factor times the other.
 
-    One source times one factor is one source, wherever: ``x*g - mean(x)*g`` does not change. What
-    is constant along the features is kept for that, though times ``g`` it is so along no axis.
+    A source times a factor is the same new source wherever it is computed: ``x*g - mean(x)*g`` does
+    not change. For that, what is constant along some axis is kept, though times ``g`` it may be
+    constant along none.
     """
     out: Changes = {}
     shape = shifts.tape.full[e.out]
@@ -168,7 +169,7 @@ def exact(number: float, e: Equation) -> Fraction | int:
 
 @shifting(Kind.POWER)
 def power(shifts: Shifts, e: Equation) -> Changes | None:
-    """A square is kept in mind; of other powers nothing is known."""
+    """The change of a square is a source of its own, see `square`; other powers are nonlinear."""
     exponent = 2 if e.op.name == "square" else e.params.get("y")
     if exponent == 1:
         return same(shifts, e)
@@ -176,11 +177,11 @@ def power(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def square(shifts: Shifts, e: Equation) -> Changes | None:
-    """``(x + d)**2 - x**2``, which the same change of ``mean(x)**2`` takes away from its mean.
+    """``(x + d)**2 - x**2``, whose mean the change of ``mean(x)**2`` may cancel.
 
     If `d` is constant along what the mean is over, then
     ``mean((x + d)**2) - mean(x**2) = 2*d*mean(x) + d**2 = (mean(x) + d)**2 - mean(x)**2``.
-    So is a variance computed that is ``mean(x**2) - mean(x)**2``.
+    So a variance that is computed as ``mean(x**2) - mean(x)**2`` does not change.
     """
     x = e.ins[0]
     if x in shifts.pure:
@@ -207,7 +208,7 @@ def entrywise(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def both(a: Sequence[bool], b: Sequence[bool]) -> list[bool]:
-    """Where both are."""
+    """Entry by entry, whether both are true."""
     return [x and y for x, y in zip(a, b, strict=True)]
 
 
@@ -239,7 +240,7 @@ def comparison(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting("is_finite_p")
 def finite(shifts: Shifts, e: Equation) -> None:
-    """Real numbers are, before and after."""
+    """Finite numbers stay finite: the answer does not change."""
     del shifts, e
 
 
@@ -270,10 +271,10 @@ def choice(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def _if_finite(shifts: Shifts, which: int, cases: Sequence[int]) -> int | None:
-    """Of ``where(isfinite(m), m, 0)``, as in a `logsumexp`, the maximum `m`.
+    """The maximum `m` of ``where(isfinite(m), m, 0)``, as in a `logsumexp`; else `None`.
 
-    Of other values some may well be infinite, where a mask has filled them or a lookup was out of
-    bounds, and become 0.
+    A maximum is taken to be finite. Other values may be infinite, where a mask has filled them or a
+    lookup was out of bounds, and become 0.
     """
     e = shifts.tape.writers.get(which)
     if e is None or e.op.name != "is_finite" or len(cases) != 2 or e.ins[0] != cases[1]:
@@ -288,5 +289,5 @@ def _if_finite(shifts: Shifts, which: int, cases: Sequence[int]) -> int | None:
 
 
 def _is_moved(e: Equation) -> bool:
-    """Whether a result holds what the operand does, elsewhere."""
+    """Whether the result of an equation has the entries of its operand, elsewhere."""
     return e.op is MOVE or e.op is RESHAPE or e.op.name == "stop_gradient"

@@ -80,7 +80,7 @@ class Flatness:
         return self._single(x)
 
     def _single(self, x: int) -> tuple[bool, ...]:
-        """Axes of length 1."""
+        """Flat along axes of length 1 alone."""
         return tuple([n == 1 for n in self._tape.full[x]])
 
     def _moved(self, e: Equation, deepest: int) -> tuple[bool, ...]:
@@ -91,7 +91,10 @@ class Flatness:
         return tuple(out)
 
     def _of_all(self, e: Equation, deepest: int) -> tuple[bool, ...]:
-        """Where all operands are; the last first, as a stream is the first and the longest."""
+        """Flat where all operands are.
+
+        The last operand comes first, as the first is most often the stream, with the longest past.
+        """
         single = self._single(e.out)
         flat: tuple[bool, ...] = (True,) * len(single)
         for x in reversed(e.ins):

@@ -1,4 +1,4 @@
-"""Laws of what mixes entries: n times what is constant along what is summed, or something new."""
+"""Laws of what mixes entries: a sum of n entries that all change by d changes by ``n*d``."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -29,10 +29,10 @@ def total(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def _summed(shifts: Shifts, e: Equation, gone: Sequence[int], kept: dict[int, int]) -> Changes:
-    """A sum over some axes of the operand; the others are axes of the result.
+    """The change of a sum over the axes `gone`; `kept` maps the others to axes of the result.
 
-    The change of a square is summed like ``mean(x**2)``: if the change of `x` is constant along
-    these axes, it is that of ``mean(x)**2``, n times.
+    The change of ``x**2``, summed over n entries along which that of `x` is constant, is n times
+    that of ``mean(x)**2``.
     """
     x, rank = e.ins[0], len(shifts.tape.full[e.out])
     shape = shifts.tape.full[x]
@@ -63,7 +63,7 @@ def _placed(changes: Changes, kept: dict[int, int], rank: int) -> Changes:
 
 
 def _mean_over(shifts: Shifts, term: Term, gone: Sequence[int]) -> Term | None:
-    """The term of a mean over some axes of the operand, if it is known what that is."""
+    """What a term becomes in a mean over the axes `gone`; `None` if that is not known."""
     source, places = term
     over = frozenset(place for a in gone if (place := places[a]) is not None)
     flat = tuple([None if a in gone else place for a, place in enumerate(places)])
@@ -76,7 +76,7 @@ def _mean_over(shifts: Shifts, term: Term, gone: Sequence[int]) -> Term | None:
     varying = {t: c for t, c in inner.items() if any(t[1][a] is not None for a in over)}
     if len(varying) == len(inner):
         return None
-    shifts.lose(varying)  # of their squares nothing is known; the others' are as they are without
+    shifts.lose(varying)  # their squares are not known; without them those of the others are
     return shifts.square(x, already | over), flat
 
 
@@ -89,7 +89,7 @@ def extreme(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def _constant(shifts: Shifts, x: int, axes: Sequence[int]) -> Changes:
-    """The change of an operand that must be constant along some axes: what is not is given up."""
+    """The terms of an operand's change that are constant along some axes; others are lost."""
     changes = shifts.of(x)
     shifts.lose(
         {term: c for term, c in changes.items() if any(term[1][a] is not None for a in axes)}
@@ -122,7 +122,7 @@ def largest(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting("cumsum_p")
 def cumulate(shifts: Shifts, e: Equation) -> Changes | None:
-    """Linear: constant along the other axes."""
+    """The change of a cumulative sum: constant along the other axes where the operand's is."""
     axis = e.params["axis"]
     return shifts.fresh_for_each(
         e, [shifts.of(e.ins[0])], lambda c: [x and a != axis for a, x in enumerate(c)]
@@ -155,7 +155,7 @@ def pool(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(COLLECT)
 def collect(shifts: Shifts, e: Equation) -> Changes | None:
-    """Sums and maxima over devices, or other devices' entries, which change alike or not."""
+    """As `total` for a sum over devices; as `extreme` for a maximum or entries sent."""
     x, kept = e.ins[0], e.params["to"]
     gone = [a for a in range(len(shifts.tape.full[x])) if a not in kept]
     if e.source.params.get("axis_index_groups") or e.params["clips"]:
@@ -169,7 +169,7 @@ def collect(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting("dot_general_p", "conv_general_dilated_p", CONTRACT)
 def contract(shifts: Shifts, e: Equation) -> Changes | None:
-    """``(x + d) @ y - x @ y = d @ y``: constant along the axes of `d` alone along which `d` is.
+    """``(x + d) @ y - x @ y = d @ y``: constant along an axis of the result where `d` and `y` are.
 
     With keys (batch, key, feature), queries (batch, query, feature) and the bias of the keys as
     `d`, the change of (batch, query, key) is constant along the keys.
@@ -188,7 +188,7 @@ def contract(shifts: Shifts, e: Equation) -> Changes | None:
 
 
 def _axes_of_operands(shifts: Shifts, e: Equation, law: Law) -> list[dict[int, int]]:
-    """For both operands, which of their axes an axis of the result is."""
+    """For both operands, ``{axis of the result: axis of the operand}``."""
     to = [operand_map(shifts.tape, e, k, law) for k in (0, 1)]
     return [{q: a for a, q in m.items()} for m in ({**to[0], **_space(e)}, to[1])]
 
@@ -216,9 +216,9 @@ def _remaining(
 
 
 def _with_hope(shifts: Shifts, e: Equation, k: int) -> Changes:
-    """The change of an operand, given up if there are no axes that it could be constant along.
+    """The change of an operand, lost at once if the result could be constant along no axis.
 
-    So it is with kernels, which is why it is asked before anything else is looked up.
+    So it is with most kernels, which is why this is asked before anything else is looked up.
     """
     x, y = e.ins[k], e.ins[1 - k]
     changes, shape = shifts.of(x), shifts.tape.full[x]
@@ -253,10 +253,10 @@ def _space(e: Equation) -> dict[int, int]:
 
 @shifting(Kind.LOOKUP)
 def gather(shifts: Shifts, e: Equation) -> Changes | None:
-    """Entries at computed places: what is constant along the axes looked up along is as it was.
+    """The change of entries at computed places: as it was, if constant along the axes of places.
 
-    Elsewhere it is constant along axes that change alike and are taken whole. Rows that have places
-    of their own, as in ``x[i, places[i]]``, differ though `x` is the same for all of them.
+    Or else it is constant along axes that are taken whole and along which it was. Rows with places
+    of their own, as in ``x[i, places[i]]``, differ though `x` changes by the same in all of them.
     """
     law, x, number = shifts.facts.law(e), e.ins[0], filling(e)
     if law is None or (number is not None and math.isfinite(number)):

@@ -3,9 +3,9 @@
 A leaf is *dead* if no output changes, whatever is added to it: exactly, in real arithmetic. A leaf
 of shape ``(4, 10)`` may be *shifted along* axis 1 if none changes when ``d[:, None]`` is added,
 whatever the four numbers ``d`` are: so it is with the kernel of logits that only a softmax reads.
-All is added at once. Where an operation makes of a change something that no axis is left to be
-constant along, what it comes from is *lost*: it matters, for all that is known, and is added no
-more. What is lost nowhere, and reaches no output, has no effect.
+All is added at once. Where an operation leaves a change constant along no axis, the leaves that it
+comes from are *lost*: they matter, for all that is known, and nothing is added to them any more.
+What is lost nowhere, and reaches no output, has no effect.
 """
 
 import math
@@ -60,15 +60,15 @@ class Shifts:
       tape: The tape.
       flat: The axes along which they do not vary.
       changes: The change of each value that changes.
-      means: For a value that is a multiple of a mean of another: that mean, as the term that the
-        change of its square has, and the factor.
+      means: For a value ``c * mean(x)``: ``{term: c}``, with the term of the change of
+        ``mean(x)**2``.
       pure: The values that are computed from leaves alone.
       cancelled: Where changes cancelled, and their sources.
       taken: Numbers taken as infinite.
-      views: For a source seen in part or in other axes: it, and the term that it is there.
-      source: What is added, by what it starts from.
-      carries: For each carry, what changes it in some iteration, and whether it changes by the same
-        along each axis.
+      views: For a term and what is done to it: its source, and the term that comes of it.
+      source: For each start that is not lost, its source.
+      carries: For each carry, the starts that change it in some iteration, and for each axis
+        whether it changes by the same along it.
       unsettled: Whether a carry has changed by more than the loop was read with.
     """
 
@@ -125,7 +125,7 @@ class Shifts:
             self.lose(self.of(x))
 
     def _read(self, e: Equation) -> None:
-        """Reads an equation if what an operand changes by may still be anything."""
+        """Finds the change of an equation's result, if an operand has a change that is not lost."""
         changes, pure = self.changes, self.pure
         is_met, is_pure = e.op is CARRY, True
         for x in e.ins:
@@ -151,7 +151,7 @@ class Shifts:
         return self.changes.get(x, {})
 
     def along(self, x: int, out: int) -> Changes:
-        """The change of an operand along the axes of a result that it is entry by entry part of."""
+        """The change of an operand along the axes of a result that is computed entry by entry."""
         changes, tape = self.of(x), self.tape
         shown, wide = len(tape.shapes[x]), len(tape.shapes[out])
         if not changes or shown == wide:
@@ -162,11 +162,11 @@ class Shifts:
         return {(s, aligned((), wide, same=None) + places): c for (s, places), c in changes.items()}
 
     def lose(self, changes: Changes) -> None:
-        """Gives up what a change comes from."""
+        """Marks the sources of a change as lost."""
         self._lost |= lost(source for source, _ in changes)
 
     def lose_operands(self, e: Equation) -> None:
-        """Gives up all that an equation meets."""
+        """Marks the sources of the changes of all operands as lost."""
         for x in e.ins:
             self.lose(self.of(x))
 
@@ -178,10 +178,10 @@ class Shifts:
         *,
         may_cancel: bool = False,
     ) -> Changes:
-        """A change of which nothing is known but that it is constant along some axes.
+        """A change by a new source, made of `sources`, that is constant along some axes.
 
-        Where data have come in, and there are none, it is given up and carried no
-        farther, which is what keeps the records of values short.
+        If there are none, and the value depends on data, the sources are lost and there is no
+        change, unless it `may_cancel`. This keeps changes short.
         """
         tape, hope = self.tape, may_cancel or e.out in self.pure
         places: list[int | None] = []
@@ -202,7 +202,7 @@ class Shifts:
         *,
         may_cancel: bool = False,
     ) -> Term | None:
-        """What becomes of a term in a way that may occur again, and is the same there.
+        """The term that comes of a term by what `key` names: the same one each time.
 
         Args:
           e: The equation.
@@ -224,7 +224,10 @@ class Shifts:
     def fresh_for_each(
         self, e: Equation, changes: Iterable[Changes], of: Callable[[list[bool]], Sequence[bool]]
     ) -> Changes:
-        """Such changes for all terms of operands, by the axes along which each is constant."""
+        """A `fresh` change for all terms that are constant along the same axes.
+
+        `of` takes whether a term is constant along each axis of the operand to those of the result.
+        """
         groups: dict[tuple[bool, ...], list[Source]] = {}
         for terms in changes:
             for source, places in terms:
@@ -236,7 +239,7 @@ class Shifts:
         return out
 
     def hand_on(self, x: int, changes: Changes) -> bool:
-        """Takes down that a carry changes by these, too; whether that is news."""
+        """Records that a carry changes by these, too; whether that is new."""
         starts, constant = self.carries.setdefault(x, (set(), [True] * len(self.tape.full[x])))
         new = starts_of(source for source, _ in changes) - starts - self._lost
         along = [all(places[a] is None for _, places in changes) for a in range(len(constant))]
@@ -247,7 +250,7 @@ class Shifts:
         return bool(new or less)
 
     def square(self, x: int, over: frozenset[int]) -> Source:
-        """The change of the square of the mean of `x` over some axes, all of the others kept."""
+        """The source of the change of ``mean(x, over)**2``."""
         key = x, over
         if key not in self._squares:
             self._squares[key] = Source([source for source, _ in self.of(x)], square=key)
@@ -265,10 +268,10 @@ class Shifts:
         return not math.isfinite(number)
 
     def is_weighed(self, x: int) -> bool:
-        """Whether all that is read of a value is what `exp` makes of it, less its maximum: softmax.
+        """Whether a value is read for nothing but ``exp(x - max(x))``, as in a softmax.
 
-        There `exp` makes 0 of a number far below the others, and of it with anything added. The
-        maximum must be read for nothing else: of a row of such numbers it is one of them.
+        Of a number far below the others that is 0, whatever is added to it. The maximum must be
+        read for nothing else: in a row of such numbers it is one of them.
         """
         values, maxima = [x], set[int]()
         for y in values:  # which grow
@@ -297,13 +300,13 @@ class Shifts:
             self.cancelled.append((e, list(sources)))
 
     def assumed(self) -> list[Taken]:
-        """The numbers taken as infinite that something harmless hangs on."""
+        """The numbers taken as infinite beside values that change by something harmless."""
         harmless = set(self.harmless)
         return [t for t in self.taken if not harmless.isdisjoint(starts_of(t.sources))]
 
 
 def losing(shifts: Shifts, e: Equation) -> None:
-    """Gives up what an equation meets of which no law is known."""
+    """The law of what has no other: all that changes its operands is lost."""
     shifts.lose_operands(e)
 
 

@@ -2,10 +2,10 @@
 
 In ``x @ (w * mask + sigma * normal(key, w.shape))`` the mask and the noise meet nothing but `w`, in
 its own shape, before it meets `x`. They are no data that `w` is applied to. The same may be said of
-`x` in ``(x + positions) @ w``, if it has the shape of the positions, without a batch. So what is
-added belongs to a leaf only if some leaf to which something was done in this way is then applied to
-other data, that is contracted with them or looked up; what is multiplied, if any leaf is, and it
-has two axes or more: gains of one are multiplied with much.
+`x` in ``(x + positions) @ w``, if it has the shape of the positions, without a batch. So data that
+are added belong to a leaf only if some leaf that was changed in this way is then contracted with
+other data, or looked up by them. Data that are multiplied do if any leaf is, and if they have two
+axes or more: gains, of one axis, are multiplied with much else.
 """
 
 from collections.abc import Collection, Set
@@ -48,9 +48,10 @@ def belonging(facts: Facts) -> Set[int]:
 
 
 def _all_own(facts: Facts, kinds: Set[Kind], least: int = 0) -> tuple[bytearray, Set[int]]:
-    """What is a function of leaves and of what belongs to them; and what does, of so many axes.
+    """The functions of leaves and their own data alone; and their own data, of so many axes.
 
-    It is all data, less what is seen to belong to none: in ``w * m + m``, `m` meets itself.
+    These are all data, less those found to meet something else, until no more are found: so in
+    ``w * m + m`` the `m` may meet itself.
     """
     tape, depends, data = facts.tape, facts.depends, facts.knows_data
     own: Set[int] = {x for x in _given(facts) if len(tape.shapes[x]) >= least}
@@ -91,7 +92,7 @@ def _given(facts: Facts) -> set[int]:
 
 
 def _found(facts: Facts, leafy: bytearray, kinds: Set[Kind]) -> Set[int]:
-    """The data all of whose uses lead to leaves of their shape, as far as leaves are known so."""
+    """The data all of whose uses lead to values of their shape that are marked in `leafy`."""
     tape, depends, data = facts.tape, facts.depends, facts.knows_data
     used, lost = set[int](), set(tape.outs)
     for e in reversed(tape.equations):
@@ -122,7 +123,7 @@ def _is_applied(
       facts: What is known of the values.
       leafy: The functions of leaves and of what belongs to them.
       own: The data that belong to leaves.
-      changed: Whether only leaves count that such data were applied to before, and nothing else.
+      changed: Whether to count only leaves that `own` data went into, entry by entry.
     """
     depends, data = facts.depends, facts.knows_data
     leaves = _entry_by_entry(facts, own) if changed else leafy

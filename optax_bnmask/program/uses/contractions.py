@@ -90,17 +90,17 @@ def _contracted(
 
 
 def _repeated(met: Met) -> Collection[int]:
-    """The axes along which a leaf is only repeated: where it is what data modulate."""
+    """The axes along which a leaf that data have modulated is only repeated."""
     return [a for a, own in enumerate(met.places) if not own] if met.modulated else ()
 
 
 def _made_by(number: int, places: Places) -> Origins:
-    """The axes of a result that are those of one leaf, from where its axes are in it."""
+    """The `Origins` of a result of one leaf, from the places of its axes."""
     return tuple([frozenset([(number, a) for a in own if a >= 0]) for own in places])
 
 
 def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
-    """Finds the axes of other leaves that the leaf at `k` has a matrix for each index of.
+    """Records axes of other leaves for each index of which the leaf at `k` has a matrix.
 
     In ``einsum("tef,efd->ted", silu(einsum("td,edf->tef", x, up)), down)``, which is a mixture of
     experts, axis 0 of `up` is such an axis.
@@ -187,7 +187,7 @@ def lookup(record: Record, e: Equation) -> View:
 
 
 def _arranged(record: Record, e: Equation) -> dict[int, Places] | None:
-    """Where leaves' axes are once entries along one axis are those at places along one axis.
+    """The places of leaves in ``w[permutation]``: one axis, looked up at places of one axis.
 
     Returns:
       `None` where places have several axes, or are looked up along several.
@@ -229,7 +229,8 @@ def join(record: Record, e: Equation) -> View:
 def _scattered(record: Record, e: Equation, k: int) -> View | None:
     """The view of what is put into an array, or of that array, along the axes of the result.
 
-    Axes along which it is put at some places only may come to lie along any that is left.
+    A leaf's axis along which it is put at some places only may lie along any axis that no other
+    does, and is noted for all of these.
     """
     view, seen = record.views.get(e.ins[k]), record.along(k)
     if view is None or seen is None or not view.leaves:
@@ -277,14 +278,14 @@ def select(record: Record, e: Equation) -> View:
 
 
 def loop(record: Record, e: Equation) -> View:
-    """What a body makes of what it carries is data; after the loop it is either."""
+    """The view of a carry: data in the body; after the loop, start and result are joined."""
     if e.op is CARRY:
         return carried(record, e, record.along(0) or DATA)
     return _joined(record, e, record.all_along(0, 2))
 
 
 def carried(record: Record, e: Equation, start: View) -> View:
-    """A carry: one that starts from 0 may be a sum, and has the gauge of what is added."""
+    """The view of a carry. One that starts from 0 may be a sum, with the gauge of what is added."""
     if record.facts.flags[e.ins[0]] & EVERY:
         record.gauges.start_from_nothing(e.out)
     else:

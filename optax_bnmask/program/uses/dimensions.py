@@ -140,14 +140,18 @@ def dimensions_of(
     Args:
       meetings: Its contractions; `None` for one of which no more is known.
       shape: Its shape.
-      batch: The axes that index independent matrices for another reason than these.
+      batch: Further axes that index independent matrices.
     """
     found = {None if m is None else _dimensions(m, shape, batch) for m in meetings}
     return found.pop() if len(found) == 1 else None
 
 
 def _dimensions(m: Meeting, shape: Sequence[int], batch: Collection[int]) -> Dimensions | None:
-    """An axis that is summed over in part and put out in part makes no matrix of the leaf."""
+    """The dimensions by one contraction; `None` if it does not make a matrix of the leaf.
+
+    It does not if it sums over a part of an axis and puts another part out, or if rows or columns
+    have one entry.
+    """
     output = m.output - frozenset(batch) or m.output
     if m.reduction & m.output or min(m.sizes) == 1:
         return None

@@ -80,7 +80,7 @@ def product(record: Record, e: Equation) -> View:
 
 
 def _inverted(view: View, e: Equation) -> View:
-    """A second factor as it is multiplied: the inverse, in a quotient."""
+    """The view of a second factor; in a quotient a square root is an inverse one."""
     if view.root and RULES[e.op].kind is Kind.QUOTIENT:
         return view._replace(root=-view.root)
     return view
@@ -104,7 +104,7 @@ def _normalised(record: Record, e: Equation, view: View, x: View, y: View) -> Vi
 
 
 def _still_normed(record: Record, e: Equation, x: View, y: View) -> int:
-    """Whether a product with a normalised value is one, as in `View.normed`.
+    """`View.normed` of a product with a normalised value: is it still normalised?
 
     It is with a statistic of leaves; with one that no gradient reaches, as in BatchRenorm; and with
     the very value that was normalised, as in GRN, ``x * normalised(size(x))``.
@@ -216,7 +216,7 @@ def total(record: Record, e: Equation) -> View:
 
 
 def _both_normed(record: Record, e: Equation, x: View, y: View) -> int:
-    """Whether a sum is normalised: if both are, gained once both are; or with a given shift."""
+    """`View.normed` of a sum: the less of both if both are normalised, or with a given shift."""
     if x.normed and y.normed:
         return min(x.normed, y.normed)
     k, normed, other = (1, x, y) if x.normed else (0, y, x)
@@ -281,7 +281,7 @@ def _biased(record: Record, e: Equation, leaf: View, other: View) -> View:
         if role is not Role.EMBEDDING:
             for owner in other.owners - {number}:
                 record.biases[owner].add(number)
-        if len(own) == long > 1:  # nothing that data are added to is the same along their axes
+        if len(own) == long > 1:  # it varies along all axes: perhaps a weight
             met[number] = Met(places, role, e)
     return View(
         met=met, data=other.data, made=other.made, owners=other.owners, features=other.features

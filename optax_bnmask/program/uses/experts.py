@@ -7,11 +7,11 @@ from optax_bnmask.vocabulary import Role
 
 
 def revote_chosen(record: Record, e: Equation, operands: tuple[View, View], role: Role) -> None:
-    """Gives tables whose rows belong to what is chosen beside them their role there.
+    """Gives a table that a router looked up its role as bias or gain, in the place of embedding.
 
-    So each expert of a mixture has its bias, ``ragged_dot(x, w, sizes) + b[expert]``: the choice is
-    made by leaves, the router's, and the weight has a matrix for each row of the table. A single
-    number for each, ``gate * scale[expert]``, is a gain.
+    In ``ragged_dot(x, w, sizes) + b[expert]`` of a mixture `b` is a bias: leaves, those of the
+    router, made the choice, and `w` has a matrix for each row of `b`. A single number for each,
+    ``gate * scale[expert]``, is a gain.
     """
     for table, other in (operands, operands[::-1]):
         if not table.owners or table.met.keys() != table.owners:
@@ -36,7 +36,7 @@ def _choices(record: Record, number: int, met: Met) -> tuple[int, ...]:
 
 
 def _with_a_matrix_for_each(record: Record, number: int, met: Met, other: View) -> set[int]:
-    """The weights that made an axis of a table's rows, with a matrix for each row."""
+    """The weights with a matrix for each row of a table, and whose output its rows vary along."""
     axes = [a for a, own in enumerate(met.places) if max(own, default=-1) >= 0]
     made_by = {leaf for a in axes if other.features for leaf, _ in other.features[a]}
     choices = set(_choices(record, number, met))

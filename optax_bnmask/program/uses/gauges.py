@@ -108,7 +108,7 @@ class Gauges:
         return unknown
 
     def start_from_nothing(self, x: int) -> None:
-        """Gives a value the gauge of zeros, as a sum that a loop has not begun yet has it."""
+        """Gives a value the gauge of zeros, `None`: a sum that a loop has not begun yet."""
         self._of[x] = None
 
     def of(self, x: int) -> Gauge:
@@ -123,7 +123,7 @@ class Gauges:
         return found if isinstance(found, dict) else NOTHING
 
     def root(self, x: int) -> int:
-        """The value that a value is, seen with other axes."""
+        """The value that a value equals, see `Trails.root`."""
         return self._trails.root(x)
 
     def cancelled(self, e: Equation) -> frozenset[int]:
@@ -220,7 +220,7 @@ class Gauges:
         return self._even(e.ins[k])
 
     def _even(self, x: int) -> Form | None:
-        """One gauge for all pieces of a value: theirs, or one that it has from now on."""
+        """One form for all pieces of a value: the one that all have, or else a new unknown."""
         gauge = self.of(x)
         if not isinstance(gauge, Pieces):
             return gauge
@@ -249,7 +249,7 @@ class Gauges:
         return result
 
     def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
-        """The gauge of a sum.
+        """The gauge of a sum of two values; `_LOST` if they have none in common.
 
         What is computed keeps its own beside inputs: beside a bias, a learned epsilon, or running
         statistics that are mixed into those of the batch.
@@ -279,7 +279,7 @@ class Gauges:
         return self._simplest(Pieces(axis, tuple(gauges)))
 
     def _simplest(self, gauge: Pieces) -> Gauge:
-        """A form where all pieces have it, zeros aside, which have every gauge: padding."""
+        """One form if all pieces have it, zeros (padding) aside; else the pieces as they are."""
         forms = [f for _, f in gauge.gauges if f is not None]
         if any(f != forms[0] for f in forms):
             return gauge

@@ -89,7 +89,7 @@ def _of_comparison(record: "Record", e: Equation) -> Hot:
 
 
 def _varies_beside(record: "Record", e: Equation, x: int, axis: int) -> bool:
-    """Whether an operand may vary along an axis of the result, of which a number shows none."""
+    """Whether an operand may vary along an axis of the result; scalars have no visible ones."""
     shown, own = (len(record.tape.shapes[z]) for z in (e.out, x))
     place = axis if own == shown else axis - shown + own
     seen = (axis >= shown or own == shown) and place < len(record.tape.full[x])

@@ -1,4 +1,4 @@
-"""Which entries of a fused leaf make one matrix: they are cut apart, and never come together again.
+"""Which blocks of a fused leaf are separate matrices: cut apart, and never together again.
 
 Queries, keys and values of ``jnp.split(x @ fused, 3, -1)`` are three matrices. So are they where
 heads are interleaved, ``(x @ fused).reshape(..., heads, 3 * n)``, and each is cut out of the last
@@ -226,7 +226,7 @@ def _entrywise(step: _Step) -> Indices | None:
 
 
 def _scaled(step: _Step) -> Indices | None:
-    """Times what is no function of data and leaves, such as a rotation's cosine, it is itself."""
+    """The leaf's indices, if the factor does not mix data and leaves (a rotation's cosine)."""
     others = [x for x, own in zip(step.e.ins, step.ins, strict=True) if own is None]
     if len(others) != 1 or step.facts.mixes(others[0]):
         return None

@@ -13,8 +13,8 @@ def positions(record: Record) -> list[Position | None]:
     """The position of each weight and each embedding; none of other leaves.
 
     A weight is a head if no other weight is applied to what comes of it, at the input if what it is
-    contracted with knows no leaf, and hidden otherwise. An embedding that data choose from is at
-    the input; one that is there whatever they are, a token or a table of positions, is learned.
+    contracted with depends on no leaf, and hidden otherwise. An embedding that data choose from is
+    at the input; one that is there whatever they are, a token or a table of positions, is learned.
     """
     before = _before_weights(record)
     return [_position(record, number, before) for number in range(len(record.seen))]

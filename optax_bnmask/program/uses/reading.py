@@ -108,7 +108,7 @@ def _has_unit_rows(value: Any) -> bool:  # noqa: ANN401 - a captured array
 
 
 def _view(record: Record, e: Equation) -> View:
-    """What is known of a value whose entries are those of the operand: all that was."""
+    """The view of a value whose entries are those of the operand: the operand's, axes renamed."""
     k = next(k for k, x in enumerate(e.ins) if x in record.views) if len(e.ins) > 1 else 0
     x, view = e.ins[k], record.views[e.ins[k]]
     if e.op is RESHAPE:

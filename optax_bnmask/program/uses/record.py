@@ -170,7 +170,7 @@ class Record:
         return [v for k in places if (v := self.along(k)) is not None]
 
     def unshifted(self, x: int) -> int:
-        """The data that a value holds the entries of, perhaps moved along and padded."""
+        """The value whose entries a value holds, perhaps shifted along an axis and padded."""
         while (e := self.tape.writers.get(x)) is not None and e.op in RULES:
             kind = RULES[e.op].kind
             data = {y for y in e.ins if y in self.views}
@@ -182,7 +182,7 @@ class Record:
         return x
 
     def features(self) -> Origins:
-        """The axes of the result that outputs of leaves are."""
+        """The `Origins` of the result: for each axis, the axes of leaves that made it."""
         views = [self.views.get(x) for x in self.e.ins]
         return features_of(
             self.moved(k, view.features) for k, view in enumerate(views) if view and view.features

@@ -72,11 +72,11 @@ class Trails:
     def marks(
         self, values: Sequence[int], unknowns: Set[int], held: Held
     ) -> dict[int, Sequence[Mark]]:
-        """What has become of each of some unknowns in each of some values.
+        """For each of some unknowns, its mark in each of some values.
 
-        As far back as an operand holds all of them or none, they go the same way, which is gone
-        once for all: what DenseNet's normalisers read has dozens of unknowns. Where they were
-        joined, those part that came there with different marks.
+        Unknowns are followed back together as long as each operand holds all of them or none: what
+        DenseNet's normalisers read has dozens. Where they were joined, they are parted by their
+        marks there.
 
         Args:
           values: The values.
@@ -169,7 +169,7 @@ class Trails:
         return e.op in _EVEN
 
     def root(self, x: int) -> int:
-        """The value that a value is, seen with other axes, or computed once more."""
+        """The value that a value equals, up to sign, axes and dtype, or computed once more."""
         roots, waiting = self._roots, [x]
         found: dict[int, Equation] = {}
         while waiting:
@@ -191,5 +191,5 @@ class Trails:
 
 
 def _is_followed(e: Equation) -> bool:
-    """Whether the operands of an equation say which value it is."""
+    """Whether `Trails.root` looks behind an equation: a view, or a sum to be compared."""
     return e.op in _SAME_VALUE or (e.op in RULES and RULES[e.op].kind is Kind.SUM)

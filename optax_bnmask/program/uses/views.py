@@ -11,10 +11,10 @@ from optax_bnmask.vocabulary import Role
 NONE: frozenset[int] = frozenset()
 
 Origins = tuple[frozenset[tuple[int, int]], ...]
-"""For each axis of a value the axes of leaves that it is an output of; empty where none is."""
+"""For each axis of a value the axes of leaves that it is an output of, as ``(leaf, axis)``."""
 
 _MOST = 8
-"""So many of them are remembered: a sum over all layers is an output of all of these."""
+"""So many of them are kept for each axis: a sum over all layers is an output of all of these."""
 
 _NO_LEAVES: Mapping[int, Places] = {}
 
@@ -25,7 +25,7 @@ class Met(NamedTuple):
     Attributes:
       places: Where its axes are.
       role: What it is if nothing more happens to it, where that is known.
-      at: Where that was said.
+      at: The equation that made it so.
       modulated: Whether the data were the same along an axis of it, as styles of its inputs are.
     """
 
@@ -42,8 +42,8 @@ class Factor(NamedTuple):
       places: Where its axes are.
       pieces: The slices of the leaf that have been added up so far.
       at: The data.
-      of: The same, as they were before they were shifted.
-      met: What it is as long as that is all.
+      of: The data before they were shifted along an axis.
+      met: What it is unless more is found.
     """
 
     places: Places
@@ -57,7 +57,7 @@ class View(NamedTuple):
     """What is remembered of a value.
 
     Attributes:
-      leaves: The leaves that the value is, entry by entry, seen from elsewhere, and where their
+      leaves: The leaves of which alone the value is a function, entry by entry, and where their
         axes are; none once it has met the data.
       met: The leaves that have met data, but no contraction yet.
       factors: Of these, the ones that the value is linear in.
@@ -111,7 +111,7 @@ def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
 
     Args:
       view: As it was.
-      rename: What becomes of something that is known of each axis.
+      rename: Takes what is known of each old axis, a tuple, to that of the new axes.
       broad: Whether it is the same along some axis now.
     """
     features = rename(view.features) if view.features else ()
@@ -129,7 +129,7 @@ def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
 
 
 def features_of(values: Iterable[Origins]) -> Origins:
-    """The axes that leaves made of values which are combined entry by entry."""
+    """The union of the `Origins` of values that are combined entry by entry."""
     out: Origins = ()
     for other in values:
         if not out or not other or out is other:
@@ -141,7 +141,7 @@ def features_of(values: Iterable[Origins]) -> Origins:
 
 
 def together(mappings: Iterable[Mapping[int, Any]]) -> Mapping[int, Any]:
-    """What several views remember of leaves; the first of them counts for a leaf that two have."""
+    """Mappings by leaf, merged; for a leaf in several of them the first one counts."""
     found = [m for m in mappings if m]
     if len(found) < 2:
         return found[0] if found else {}
