@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.flags import EVERY, HUGE, NONNEG, SOLID
+from optax_bnmask.program.flags import ANY_DEGREE, CAPTURED_NONZERO, HUGE, NONNEG
 from optax_bnmask.program.tape import MOVE, RESHAPE, SLICE, Equation
 
 _LARGEST: Final = 1 << 22
@@ -24,17 +24,17 @@ def known_of(value: Any) -> tuple[float | None, int]:  # noqa: ANN401 - a litera
         return None, 0
     if array.size == 1 and not np.iscomplexobj(array):
         return number_of(float(array.item()), getattr(value, "dtype", None))
-    solid = SOLID if bool(np.all(array != 0)) else 0
+    solid = CAPTURED_NONZERO if bool(np.all(array != 0)) else 0
     if np.iscomplexobj(array):  # a complex product with an infinity may not be one
-        return None, solid or (EVERY if bool(np.all(array == 0)) else 0)
+        return None, solid or (ANY_DEGREE if bool(np.all(array == 0)) else 0)
     array = array.astype(np.float64)
     trivial = bool(np.all((array == 0) | ~np.isfinite(array)))
-    return None, (EVERY if trivial else solid) | (NONNEG if bool(np.all(array >= 0)) else 0)
+    return None, (ANY_DEGREE if trivial else solid) | (NONNEG if bool(np.all(array >= 0)) else 0)
 
 
 def _entries(value: Any) -> Any:  # noqa: ANN401 - as above
     """The entries of a constant in NumPy, if they are numbers that can and may be looked at."""
-    readable = isinstance(getattr(value, "shape", ()), tuple) and is_here(value)
+    readable = isinstance(getattr(value, "shape", ()), tuple) and is_readable(value)
     dtype = getattr(value, "dtype", None)
     if not readable or (dtype is not None and not _is_number(dtype)):
         return None
@@ -43,7 +43,7 @@ def _entries(value: Any) -> Any:  # noqa: ANN401 - as above
     return np.asarray(value)
 
 
-def is_here(value: Any) -> bool:  # noqa: ANN401 - as above
+def is_readable(value: Any) -> bool:  # noqa: ANN401 - as above
     """Whether an array is concrete, and each process that holds it can read all of it."""
     if isinstance(value, compat.Tracer):
         return False
@@ -55,13 +55,13 @@ _FINE: Final = 5, 7
 in floats of 8 and of 4 bits, rounding and saturation are part of what the program computes."""
 
 
-def is_fine(exponent_bits: int, mantissa_bits: int) -> bool:
+def is_precise(exponent_bits: int, mantissa_bits: int) -> bool:
     """Whether floats of so many bits are precise enough to leave rounding out of account."""
     return exponent_bits >= _FINE[0] and mantissa_bits >= _FINE[1]
 
 
-def has_fine_result(e: Equation) -> bool:
-    """Whether the result of an equation has a float dtype of such precision: see `is_fine`."""
+def has_precise_result(e: Equation) -> bool:
+    """Whether the result of an equation has a float dtype of such precision: see `is_precise`."""
     dtype = e.source.outvars[e.place].aval.dtype
     return compat.is_inexact(dtype) and _is_fine_dtype(dtype)
 
@@ -69,14 +69,14 @@ def has_fine_result(e: Equation) -> bool:
 @functools.lru_cache
 def _is_fine_dtype(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
     info = jnp.finfo(dtype)
-    return is_fine(info.nexp, info.nmant)
+    return is_precise(info.nexp, info.nmant)
 
 
 def number_of(number: float, dtype: Any) -> tuple[float, int]:  # noqa: ANN401 - a dtype
     """A constant all of whose entries are `number`, and its flags."""
     flags = NONNEG if number >= 0 else 0
     if number == 0 or not math.isfinite(number):
-        return number, flags | (EVERY if dtype is None or compat.is_inexact(dtype) else 0)
+        return number, flags | (ANY_DEGREE if dtype is None or compat.is_inexact(dtype) else 0)
     if dtype is not None and compat.is_inexact(dtype) and abs(number) >= _large(dtype):
         flags |= HUGE
     return number, flags

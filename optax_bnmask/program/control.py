@@ -81,7 +81,7 @@ def scan(w: Writer, *ins: int) -> list[int]:
     tape, length = w.tape, w.params["length"]
     n_consts, n_carry = compat.carry_of_scan(w.params)
     inner = w.within([max(length, 1)])  # a loop of no iterations reads as one of one
-    consts = [entered(inner, x) for x in ins[:n_consts]]
+    consts = [broadcast_into(inner, x) for x in ins[:n_consts]]
     first = len(tape.equations)
     carry = _carries(inner, ins[n_consts : n_consts + n_carry])
     rows = []
@@ -98,7 +98,7 @@ def scan(w: Writer, *ins: int) -> list[int]:
     return [*_ends(w, first, outs[:n_carry]), *stacks]
 
 
-def entered(inner: Writer, x: int) -> int:
+def broadcast_into(inner: Writer, x: int) -> int:
     """A value from outside a loop or mesh as it is inside: constant along the new hidden axes."""
     tape = inner.tape
     if tape.hidden[x] == inner.frame.hidden or x in tape.literals or x in tape.captured:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from optax_bnmask import compat
 from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EVERY, HUGE, NOW, PACKED
+from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE, PACKED
 from optax_bnmask.program.indices import Atom, Indices, Mismatch, Segments, joined
 from optax_bnmask.program.registry import PIN, RULES, SAME, Kind, Law, full_map
 from optax_bnmask.program.tape import CARRY, COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
@@ -101,8 +101,8 @@ class Axes:
             if e.op is not CARRY or not self._starts_from_nothing(e):
                 return None
         flags = self.facts.flags[e.out]
-        if flags & EVERY:
-            return ZEROS if flags & NOW else None
+        if flags & ANY_DEGREE:
+            return ZEROS if flags & AS_CAPTURED else None
         law = self.facts.law(e)
         if law is PIN or self._takes_factors_for_a_matrix(e):
             return PINNED
@@ -119,7 +119,7 @@ class Axes:
 
     def _starts_from_nothing(self, e: Equation) -> bool:
         """Whether a carry that may come to scale starts from 0, or what is of every degree too."""
-        starts = self.facts.flags[e.ins[0]] & (EVERY | HUGE)
+        starts = self.facts.flags[e.ins[0]] & (ANY_DEGREE | HUGE)
         return bool(starts and self.facts.depends[e.out] and self.tape.floats[e.out])
 
     def _full_maps(self, e: Equation, law: Law) -> list[Any]:
@@ -165,7 +165,7 @@ class Axes:
         refused: set[int] = set()
         for x, m in zip(e.ins, maps, strict=True):
             if m is not None:
-                refused |= self._refused(axes, self.of[x], m)
+                refused |= self._not_unified(axes, self.of[x], m)
         if refused:
             maps = [m and _without(m, refused, len(sizes)) for m in maps]
         for r, n in enumerate(sizes):
@@ -182,16 +182,18 @@ class Axes:
                     return None
                 found.append(self.of[x])
         for own in found[1:]:
-            if own is not found[0] and self._refused(found[0], own, SAME):
+            if own is not found[0] and self._not_unified(found[0], own, SAME):
                 return None
         return found[0] if found else None
 
-    def _refused(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
+    def _not_unified(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
         """Unifies axes of an operand with those of the result; returns those where that fails."""
         pairs = m.items() if m != SAME else enumerate(range(len(own)))
-        return {r for q, r in pairs if axes[r] is not own[q] and not self._is_met(axes, r, own[q])}
+        return {
+            r for q, r in pairs if axes[r] is not own[q] and not self._unify_at(axes, r, own[q])
+        }
 
-    def _is_met(self, axes: list[Any], place: int, axis: Atom) -> bool:
+    def _unify_at(self, axes: list[Any], place: int, axis: Atom) -> bool:
         """Unifies an axis with the one at a place of the result, if any; whether that succeeds."""
         if axes[place] is None:
             axes[place] = axis
@@ -277,7 +279,7 @@ class Axes:
             flat.update(
                 q
                 for q, own in enumerate(self.of[x])
-                if q != axis and not self._is_met(axes, q, own)
+                if q != axis and not self._unify_at(axes, q, own)
             )
         pieces = [
             self.of[x][axis] if x in self.of else Atom(self.tape.shapes[x][axis]) for x in e.ins

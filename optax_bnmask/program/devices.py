@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from math import prod
 
 from optax_bnmask import compat
-from optax_bnmask.program.control import entered
+from optax_bnmask.program.control import broadcast_into
 from optax_bnmask.program.tape import COLLECT, Writer, lowering
 
 Split = Sequence[Sequence[int]]
@@ -56,7 +56,7 @@ def _places(split: Split) -> dict[int, int]:
 def _part(w: Writer, inner: Writer, x: int, split: Split) -> int:
     """A value as one device has it: (8, 3) is reshaped to (2, 4, 3), and moved to (4, 3 | 2)."""
     if not any(split):
-        return entered(inner, x)
+        return broadcast_into(inner, x)
     counts = [_counts(inner, along) for along in split]
     pairs = list(zip(w.tape.shapes[x], counts, strict=True))
     apart = w.reshape(x, [m for n, c in pairs for m in (*c, n // prod(c))])

@@ -208,7 +208,7 @@ class Epsilons:
             self._is_same(factors[0], f) for f in factors
         ):
             return True
-        knows = self.facts.knows_data
+        knows = self.facts.depends_on_data
         return not any(knows[f] for f in factors) and any(knows[o] for o in others)
 
     def _are_0_together(self, factors: list[int], divisor: list[int], divided: list[int]) -> bool:

@@ -14,18 +14,18 @@ import numpy as np
 from optax_bnmask import compat
 from optax_bnmask.program.constants import folded, known_of
 from optax_bnmask.program.flags import (
+    ANY_DEGREE,
+    AS_CAPTURED,
+    CAPTURED_NONZERO,
     CLIPPED,
     EPSILON,
-    EVERY,
     HUGE,
     MASKED,
     MAY_BE_0,
     MEAN,
     NONNEG,
     NONZERO,
-    NOW,
     RECTIFIED,
-    SOLID,
     ZERO_TEST,
 )
 from optax_bnmask.program.registry import PIN, RULES, Kind, Law
@@ -62,9 +62,9 @@ class Facts:
         for x, value in (tape.literals | tape.captured).items():
             self.numbers[x], self.flags[x] = known_of(value)
         for x in tape.captured:
-            self.flags[x] |= NOW if self.flags[x] & EVERY else 0
+            self.flags[x] |= AS_CAPTURED if self.flags[x] & ANY_DEGREE else 0
         for x in zeros:
-            self.numbers[x], self.flags[x] = 0.0, EVERY | NONNEG
+            self.numbers[x], self.flags[x] = 0.0, ANY_DEGREE | NONNEG
         self._laws: dict[int, Law | None] = {}
         for e in tape.equations:
             self._read(e)
@@ -81,7 +81,7 @@ class Facts:
         known = None not in [numbers[x] for x in e.ins]
         if known and (number := folded(e, numbers)) is not None:
             numbers[e.out], self.flags[e.out] = number
-            self.flags[e.out] |= NOW if any(self.flags[x] & NOW for x in e.ins) else 0
+            self.flags[e.out] |= self.any(e, AS_CAPTURED)
             return
         rule = RULES.get(e.op)
         flags = 0
@@ -90,7 +90,7 @@ class Facts:
             if rule.facts is not None:
                 flags = rule.facts(self, e, flags)
         if 0 in self.tape.full[e.out]:  # no entries
-            flags = EVERY
+            flags = ANY_DEGREE
         self.flags[e.out] = flags
 
     def any(self, e: Equation, flag: int, first: int = 0) -> int:
@@ -109,20 +109,22 @@ class Facts:
 
     def is_data(self, x: int) -> bool:
         """Whether a value is no function of leaves, and may hold a 0 for all that is known."""
-        return not self.depends[x] and self.numbers[x] is None and not self.flags[x] & SOLID
+        return (
+            not self.depends[x] and self.numbers[x] is None and not self.flags[x] & CAPTURED_NONZERO
+        )
 
     def mixes(self, x: int) -> bool:
         """Whether a value is a function of leaves and of data."""
-        return bool(self.depends[x] and self.knows_data[x])
+        return bool(self.depends[x] and self.depends_on_data[x])
 
     @functools.cached_property
-    def knows_data(self) -> bytearray:
+    def depends_on_data(self) -> bytearray:
         """For each value, whether data go into it."""
         return dependents(self.tape, [x for x in self.tape.ins if not self.depends[x]])
 
     def may_be_zero(self, x: int) -> bool:
         """Whether a value may be exactly 0 on ordinary inputs; true if it depends on no leaf."""
-        return bool(not self.depends[x] or self.flags[x] & (MAY_BE_0 | EVERY))
+        return bool(not self.depends[x] or self.flags[x] & (MAY_BE_0 | ANY_DEGREE))
 
     def is_never_chosen(self, e: Equation, place: int) -> bool:
         """Whether an operand is a case of a select whose predicate is known to choose another."""
@@ -131,7 +133,7 @@ class Facts:
         which = self.numbers[e.ins[0]]
         return which is not None and which != place - 1
 
-    def is_guard(self, e: Equation) -> int | None:
+    def guard_operand(self, e: Equation) -> int | None:
         """The place of a select's operand that is chosen only where a value is 0, if a number.
 
         In ``where(n != 0, n, 1)`` the 1 is a guard: as long as `n` is not exactly 0 on ordinary
@@ -142,7 +144,7 @@ class Facts:
             return None
         place = 1 if self.flags[which] & NONZERO else 2
         number = self.numbers[e.ins[place]]
-        return place if number is not None and not self.flags[e.ins[place]] & EVERY else None
+        return place if number is not None and not self.flags[e.ins[place]] & ANY_DEGREE else None
 
 
 def dependents(
@@ -182,13 +184,13 @@ def _first(facts: Facts, e: Equation) -> int:
 
 def _mixed(facts: Facts, e: Equation) -> int:
     """The sign and the zeros of the first operand."""
-    return facts.flags[e.ins[0]] & (_KEPT | EVERY | NOW)
+    return facts.flags[e.ins[0]] & (_KEPT | ANY_DEGREE | AS_CAPTURED)
 
 
 def _of_factors(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros of either factor are zeros; data that scale leaves may be a mask."""
     x, y = e.ins[:2]
-    flags = facts.any(e, EVERY | NOW | MAY_BE_0 | RECTIFIED) | _scaled(facts, x, y)
+    flags = facts.any(e, ANY_DEGREE | AS_CAPTURED | MAY_BE_0 | RECTIFIED) | _scaled(facts, x, y)
     flags |= NONNEG if x == y else facts.all(e, NONNEG)
     masks = facts.depends[e.out] and (facts.is_data(x) or facts.is_data(y))
     return flags | MASKED if masks else flags
@@ -197,7 +199,9 @@ def _of_factors(facts: Facts, e: Equation) -> int:
 def _of_quotient(facts: Facts, e: Equation) -> int:
     """Signs multiply, zeros are those of the numerator."""
     x = e.ins[0]
-    every = facts.any(e, EVERY | NOW) if facts.tape.floats[e.out] else 0  # of integers, 3/0 is -1
+    every = (
+        facts.any(e, ANY_DEGREE | AS_CAPTURED) if facts.tape.floats[e.out] else 0
+    )  # of integers, 3/0 is -1
     flags = every | facts.all(e, NONNEG) | facts.flags[x] & MAY_BE_0
     flags |= _scaled(facts, *e.ins)
     return flags | MASKED if facts.depends[e.out] and facts.is_data(x) else flags
@@ -223,7 +227,7 @@ def _of_contraction(facts: Facts, e: Equation) -> int:
     mixed = (facts.is_data(x) and facts.mixes(y)) or (facts.is_data(y) and facts.mixes(x))
     return (
         (MASKED if mixed else 0)
-        | (facts.flags[x] | facts.flags[y]) & (EVERY | NOW | MASKED)
+        | (facts.flags[x] | facts.flags[y]) & (ANY_DEGREE | AS_CAPTURED | MASKED)
         | (facts.flags[x] & facts.flags[y] & NONNEG)
     )
 
@@ -232,7 +236,7 @@ def _of_sum(facts: Facts, e: Equation) -> int:
     """A sum keeps what both have; a difference may be 0 in whole rows, unless from a mean."""
     x, y = e.ins
     difference = e.op is _SUB
-    if facts.any(e, EVERY):
+    if facts.any(e, ANY_DEGREE):
         return _of_sum_with_constant(facts, e)
     if not difference:
         return facts.all(e, _KEPT)
@@ -243,17 +247,17 @@ def _of_sum(facts: Facts, e: Equation) -> int:
 def _of_sum_with_constant(facts: Facts, e: Equation) -> int:
     """Beside zeros a value stays what it is; beside infinities it does not."""
     (x, y), flags = e.ins, facts.flags
-    other, constant = (x, y) if flags[y] & EVERY else (y, x)
+    other, constant = (x, y) if flags[y] & ANY_DEGREE else (y, x)
     zeros = facts.numbers[constant] == 0
     keeps_sign = flags[other] & flags[constant] & NONNEG and e.op is not _SUB
     nonneg = NONNEG if keeps_sign or (zeros and constant == y and flags[x] & NONNEG) else 0
-    kept = flags[other] & (MAY_BE_0 | EVERY) | flags[constant] & NOW | nonneg
-    return kept if zeros or flags[other] & EVERY else kept | MAY_BE_0
+    kept = flags[other] & (MAY_BE_0 | ANY_DEGREE) | flags[constant] & AS_CAPTURED | nonneg
+    return kept if zeros or flags[other] & ANY_DEGREE else kept | MAY_BE_0
 
 
 def _of_extremum(facts: Facts, e: Equation) -> int:
     """A maximum or minimum may be 0 where an operand, such as the bound of a ReLU, may be."""
-    flags = facts.all(e, EVERY) | facts.any(e, MASKED | NOW) | _clipped(facts, e.ins)
+    flags = facts.all(e, ANY_DEGREE) | facts.any(e, MASKED | AS_CAPTURED) | _clipped(facts, e.ins)
     largest = e.op is _MAX
     floor = largest and any(
         facts.flags[x] & NONNEG or (facts.numbers[x] or -1) >= 0 or facts.numbers[x] == 0
@@ -268,27 +272,27 @@ def _of_cases(facts: Facts, e: Equation, first: int = 1) -> int:
     which = facts.numbers[e.ins[0]] if first else None
     if which is not None and 0 <= which < len(cases):
         return facts.flags[cases[int(which)]]
-    guard = facts.is_guard(e) if first else None
+    guard = facts.guard_operand(e) if first else None
     if guard is not None:
         return facts.flags[e.ins[3 - guard]] & NONNEG if facts.numbers[e.ins[guard]] else 0
-    flags = facts.all(e, EVERY | NONNEG, first) | facts.any(e, MASKED | NOW, first)
+    flags = facts.all(e, ANY_DEGREE | NONNEG, first) | facts.any(e, MASKED | AS_CAPTURED, first)
     flags |= _clipped(facts, cases)
-    zeros = facts.any(e, EVERY, first)
+    zeros = facts.any(e, ANY_DEGREE, first)
     masks = zeros and (e.op is BRANCH or not facts.depends[e.ins[0]])
     return flags | MASKED if masks else flags
 
 
 def _clipped(facts: Facts, xs: Sequence[int]) -> int:
     """`CLIPPED` and `RECTIFIED` if any of some values may be 0."""
-    known = (facts.numbers[x] is not None and not facts.flags[x] & EVERY for x in xs)
+    known = (facts.numbers[x] is not None and not facts.flags[x] & ANY_DEGREE for x in xs)
     pairs = zip(xs, known, strict=True)
     return CLIPPED | RECTIFIED if any(not k and facts.may_be_zero(x) for x, k in pairs) else 0
 
 
 def _of_parts(facts: Facts, e: Equation) -> int:
     """A concatenation: an operand of zeros makes whole rows of zeros."""
-    flags = facts.any(e, MAY_BE_0 | NOW) | facts.all(e, NONNEG | EVERY)
-    return flags | MASKED if facts.any(e, EVERY) else flags
+    flags = facts.any(e, MAY_BE_0 | AS_CAPTURED) | facts.all(e, NONNEG | ANY_DEGREE)
+    return flags | MASKED if facts.any(e, ANY_DEGREE) else flags
 
 
 def _of_cast(facts: Facts, e: Equation) -> int:
@@ -296,7 +300,7 @@ def _of_cast(facts: Facts, e: Equation) -> int:
     x = e.ins[0]
     new = e.source.outvars[e.place].aval.dtype
     if facts.tape.floats[e.out]:
-        masks = facts.flags[x] & EVERY | MAY_BE_0  # numbers made of integers
+        masks = facts.flags[x] & ANY_DEGREE | MAY_BE_0  # numbers made of integers
         if np.issubdtype(e.source.invars[0].aval.dtype, np.complexfloating):
             return facts.flags[x] & ~(HUGE | NONNEG)
         return facts.flags[x] & ~HUGE if facts.tape.floats[x] else masks

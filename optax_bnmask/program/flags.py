@@ -2,9 +2,9 @@
 
 from typing import Final
 
-EVERY: Final = 1
+ANY_DEGREE: Final = 1
 """All entries are 0, infinite or NaN, and known to be: a constant of every degree at once."""
-NOW: Final = 2
+AS_CAPTURED: Final = 2
 """... but only as long as an array that the function closes over keeps the values it has now."""
 NONNEG: Final = 4
 """No entry is negative."""
@@ -16,7 +16,7 @@ MASKED: Final = 16
 too, and so is what a kernel makes of them."""
 MAY_BE_0: Final = CLIPPED | MASKED
 """Nothing is known of zeros: any entry may be one."""
-SOLID: Final = 32
+CAPTURED_NONZERO: Final = 32
 """An array that the function closes over, without a 0 in it."""
 HUGE: Final = 64
 """A constant nearly as large as its dtype allows: it stands for infinity where it is compared."""

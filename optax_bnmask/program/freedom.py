@@ -91,7 +91,7 @@ def free_parts(
       without the rest, and within them the runs that may be scaled each by itself: runs of 1 where
       every index may.
     """
-    holders = _holders(leaves)
+    holders = _forms_by_unknown(leaves)
     out: dict[int, dict[int, list[Block]]] = {}
     for i, leaf in leaves.items():
         if not any(True for _ in leaf.varying()):
@@ -105,7 +105,7 @@ def free_parts(
     return out
 
 
-def _holders(leaves: Mapping[int, LeafExponents]) -> dict[int, list[tuple[int, Form]]]:
+def _forms_by_unknown(leaves: Mapping[int, LeafExponents]) -> dict[int, list[tuple[int, Form]]]:
     """For each unknown the forms that have it, as pairs ``(leaf, form)``; short forms first."""
     holders: dict[int, list[tuple[int, Form]]] = {}
     for i, leaf in leaves.items():

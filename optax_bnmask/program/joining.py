@@ -22,7 +22,7 @@ _NEAR: Final = 16
 """So many equations back the join is looked for."""
 
 
-def unjoined(tape: Tape, x: int, axis: int, span: tuple[int, int]) -> int | None:
+def slice_of_concatenation(tape: Tape, x: int, axis: int, span: tuple[int, int]) -> int | None:
     """A slice of a value, computed from the one array that was joined just there.
 
     Args:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from optax_bnmask import compat
-from optax_bnmask.program.joining import unjoined
+from optax_bnmask.program.joining import slice_of_concatenation
 from optax_bnmask.program.tape import CONTRACT, SLICE, Writer, lowering
 
 
@@ -57,7 +57,7 @@ def cut(w: Writer, x: int) -> list[int]:
 
 def _piece(w: Writer, x: int, axis: int, low: int, high: int) -> int:
     """The slice ``low:high`` along an axis; if an array was joined just there, it is that array."""
-    if (piece := unjoined(w.tape, x, axis, (low, high))) is not None:
+    if (piece := slice_of_concatenation(w.tape, x, axis, (low, high))) is not None:
         return piece
     shape = w.tape.shapes[x]
     bounds = [(low, high) if a == axis else (0, n) for a, n in enumerate(shape)]

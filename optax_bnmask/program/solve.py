@@ -20,14 +20,14 @@ from optax_bnmask.program.demands import (
 )
 from optax_bnmask.program.equations import NOTHING, Components, System
 from optax_bnmask.program.exponents import Cell, Degree, Degrees, spread
-from optax_bnmask.program.flags import EVERY, HUGE, NOW
+from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE
 from optax_bnmask.program.indices import Atom, Segments
 from optax_bnmask.program.registry import AGREE, RULES, SAME
 from optax_bnmask.program.renaming import between, placed, renamed
 from optax_bnmask.program.tape import CARRY, Equation, Map
 
 
-class Taken(NamedTuple):
+class Approximation(NamedTuple):
     """An approximation: a constant taken as something else, beside a value of that degree.
 
     Attributes:
@@ -60,7 +60,7 @@ class Solution:
       axes: What the first pass found.
       leaves: The degrees of the leaves; by default, new unknowns.
       system: The unknowns; by default, a new system.
-      heard: Called after each equation with the operands' degrees and that of the result.
+      on_equation: Called after each equation with the operands' degrees and that of the result.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Solution:
         axes: Axes,
         leaves: Mapping[int, Degree] | None = None,
         system: System | None = None,
-        heard: Callable[[Equation, Sequence[Degree], Degree | None], None] | None = None,
+        on_equation: Callable[[Equation, Sequence[Degree], Degree | None], None] | None = None,
     ) -> None:
         self.axes, self.facts, self.tape = axes, axes.facts, axes.tape
         self.system = system or System()
         self.arithmetic = Degrees(self.system)
-        self.taken: list[Taken] = []
+        self.taken: list[Approximation] = []
         self.unhandled: dict[str, int] = {}
         self.at: tuple[Equation, Any] | None = None
-        self._heard = heard
+        self._on_equation = on_equation
         self._done: set[int] = set()
         self.degrees: dict[int, Degree] = (
             {x: self.arithmetic.leaf(axes.segments(x)) for x in self.facts.leaves if x in axes.of}
@@ -113,7 +113,7 @@ class Solution:
                 for cell, d in (t.degree or {}).items() if t.kind == "epsilon" else ():
                     again |= self._unless_of_leaves(cell, d, t)
 
-    def _unless_of_leaves(self, cell: Cell, d: Components | None, t: Taken) -> bool:
+    def _unless_of_leaves(self, cell: Cell, d: Components | None, t: Approximation) -> bool:
         """Pins a cell whose degree has no unknowns but those in `System.own`; whether it did."""
         if not d:
             return False
@@ -133,7 +133,7 @@ class Solution:
     def _read(self, e: Equation, plan: Any) -> None:  # noqa: ANN401 - a plan of the first pass
         self.at = e, plan
         if plan is ZEROS:
-            self._take("zeros", 0.0, e, None, ())
+            self._approximate("zeros", 0.0, e, None, ())
             return
         if plan is PINNED:
             if e.op not in RULES and not all(map(self.is_zero, self._operands(e))):
@@ -145,8 +145,8 @@ class Solution:
             out = found if e.out in self.axes.of else None
             if out is not None:
                 self.degrees[e.out] = out
-        if self._heard:
-            self._heard(e, self._operands(e), out)
+        if self._on_equation:
+            self._on_equation(e, self._operands(e), out)
 
     def _operands(self, e: Equation) -> list[Degree]:
         """The degrees of the operands that have any."""
@@ -217,13 +217,13 @@ class Solution:
     ) -> Degree:
         """Imposes one degree on the operands at `places`, constants set apart; returns it."""
         scaling = [d for d in operands if d is not None]
-        guard = self.facts.is_guard(e) if len(e.ins) == 3 and plan.law.pinned == (0,) else None
+        guard = self.facts.guard_operand(e) if len(e.ins) == 3 and plan.law.pinned == (0,) else None
         for place in places:
             x = e.ins[place]
             if x in self.axes.of or place in plan.law.pinned:
                 continue
             if plan.law.counts(place) and not self.facts.is_never_chosen(e, place):
-                counts = place == guard and self._take(
+                counts = place == guard and self._approximate(
                     "guard", self.facts.numbers[x] or 0.0, e, scaling, plan.axes
                 )
                 if not counts and not self._set_apart(e, place, scaling, plan.axes):
@@ -242,17 +242,19 @@ class Solution:
         """Whether a constant among values that must agree stands for 0 or infinity; records it."""
         x = e.ins[place]
         flags, number = self.facts.flags[x], self.facts.numbers[x]
-        if flags & EVERY:
-            return self._take("zeros", 0.0, e, scaling, axes) if flags & NOW else True
+        if flags & ANY_DEGREE:
+            return (
+                self._approximate("zeros", 0.0, e, scaling, axes) if flags & AS_CAPTURED else True
+            )
         if number is None or not scaling:
             return False
         if flags & HUGE:
-            return self._take("infinity", number, e, scaling, axes)
+            return self._approximate("infinity", number, e, scaling, axes)
         if self.axes.epsilons.is_epsilon(e, place):
-            return self._take("epsilon", number, e, scaling, axes)
+            return self._approximate("epsilon", number, e, scaling, axes)
         return False
 
-    def _take(
+    def _approximate(
         self,
         kind: str,
         value: float,
@@ -263,7 +265,7 @@ class Solution:
         """Records an approximation beside the first of some degrees; always true."""
         degree = scaling[0] if scaling else None
         if scaling is None or degree is not None:
-            self.taken.append(Taken(kind, value, e, degree, axes))
+            self.taken.append(Approximation(kind, value, e, degree, axes))
         return True
 
     def _carried_in(self, e: Equation, plan: Plan, start: Degree | None) -> Degree:
@@ -279,9 +281,9 @@ class Solution:
             out, own = (self.arithmetic.full(d, segments) for d in (out, own))
         out = {c: own[c] if d is None else d for c, d in out.items()}
         if self.facts.flags[e.ins[0]] & HUGE:
-            self._take("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], plan.axes)
-        elif self.facts.flags[e.ins[0]] & NOW:
-            self._take("zeros", 0.0, e, [out], plan.axes)
+            self._approximate("infinity", self.facts.numbers[e.ins[0]] or 0.0, e, [out], plan.axes)
+        elif self.facts.flags[e.ins[0]] & AS_CAPTURED:
+            self._approximate("zeros", 0.0, e, [out], plan.axes)
         return out
 
     def _even(self, x: int, flat: Collection[int]) -> tuple[Degree, list[Segments]]:

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optax_bnmask.program.constants import is_here
+from optax_bnmask.program.constants import is_readable
 
 _SEVERAL = 4
 """So many examples replace a single one, of which a normaliser over the batch leaves nothing."""
@@ -24,7 +24,7 @@ def is_data(value: Any) -> bool:  # noqa: ANN401 - any array
 
 def degeneracy(value: Any) -> str:  # noqa: ANN401 - any array
     """How all examples of an input are alike, ``all 0.0`` or ``8 equal examples``, or empty."""
-    if not is_data(value) or not is_here(value):
+    if not is_data(value) or not is_readable(value):
         return ""
     array = np.asarray(value)
     if np.all(array == array.ravel()[0]):
@@ -76,7 +76,7 @@ def examined(inputs: Sequence[Any], n_state: int, rng: np.random.Generator) -> I
     """
     data = {i: x for i, x in enumerate(inputs) if i >= n_state and is_data(x)}
     found = {i: said for i, x in data.items() if (said := degeneracy(x))}
-    singles = tuple(i for i, x in data.items() if x.ndim > 1 and x.shape[0] == 1 and is_here(x))
+    singles = tuple(i for i, x in data.items() if x.ndim > 1 and x.shape[0] == 1 and is_readable(x))
     several = [np.repeat(x, _SEVERAL, 0) if i in singles else x for i, x in enumerate(inputs)]
     others = {*found, *singles}
     varied = [_varied(x, rng) if i in others else x for i, x in enumerate(several)]

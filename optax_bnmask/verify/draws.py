@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.constants import is_here
+from optax_bnmask.program.constants import is_readable
 from optax_bnmask.vocabulary import BIASES, GAINS, Leaf, Role
 
 Array = Any
@@ -16,7 +16,7 @@ Array = Any
 
 def is_abstract(value: Any) -> bool:  # noqa: ANN401 - any value
     """Whether only the shape and dtype of an array are known, or can be in this process."""
-    return isinstance(value, jax.ShapeDtypeStruct) or not is_here(value)
+    return isinstance(value, jax.ShapeDtypeStruct) or not is_readable(value)
 
 
 def is_float(value: Any) -> bool:  # noqa: ANN401 - any array

@@ -147,8 +147,8 @@ class _AtHand:
         tops = [max(map(abs, exponents.values()), default=1) for exponents in several]
         scaled = zip(several, tops, strict=True)
         move = added({i: float(s / top) for i, s in exponents.items()} for exponents, top in scaled)
-        is_here = bool(np.all(constants == 1))
-        before = self.at_base if is_here else self.trial.measured(self.base, constants)
+        is_readable = bool(np.all(constants == 1))
+        before = self.at_base if is_readable else self.trial.measured(self.base, constants)
         after = self.trial.measured(moved(self.base, move), constants)
         return relative_change(after, before, self.elsewhere)
 

@@ -5,10 +5,18 @@ from fractions import Fraction
 
 import numpy as np
 
-from optax_bnmask.program.constants import has_fine_result, is_fine
+from optax_bnmask.program.constants import has_precise_result, is_precise
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EVERY, HUGE, MAY_BE_0, NONNEG, NONZERO, NOW, ZERO_TEST
+from optax_bnmask.program.flags import (
+    ANY_DEGREE,
+    AS_CAPTURED,
+    HUGE,
+    MAY_BE_0,
+    NONNEG,
+    NONZERO,
+    ZERO_TEST,
+)
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law, known, rule
 from optax_bnmask.program.tape import BRANCH, CARRIED, CARRY, Equation
 
@@ -96,9 +104,9 @@ rule(Kind.EXTREMUM, "clamp_p", facts=_of_clamp)(Law(SAME, AGREE))
 
 
 # ``f(a*x, a*y) = a * f(x, y)``.
-rule(Kind.EXTREMUM, "rem_p", "complex_p", facts=known(keeps=EVERY | NOW, adds=MAY_BE_0))(
-    Law(SAME, AGREE)
-)
+rule(
+    Kind.EXTREMUM, "rem_p", "complex_p", facts=known(keeps=ANY_DEGREE | AS_CAPTURED, adds=MAY_BE_0)
+)(Law(SAME, AGREE))
 
 # ``(a*x < a*y) = (x < y)``: the degrees must agree, and the answer does not scale.
 rule(Kind.COMPARISON, "eq_p", "ne_p", "lt_p", "le_p", "gt_p", "ge_p")(
@@ -147,14 +155,14 @@ def carried(e: Equation, reading: Facts) -> Law:
 def rounded(e: Equation, reading: Facts) -> Law | None:
     """``f(a*x) = a * f(x)`` up to rounding, as between dtypes."""
     del reading
-    return Law() if is_fine(e.params["exponent_bits"], e.params["mantissa_bits"]) else PIN
+    return Law() if is_precise(e.params["exponent_bits"], e.params["mantissa_bits"]) else PIN
 
 
 @rule(Kind.CAST, "convert_element_type_p")
 def cast(e: Equation, reading: Facts) -> Law | None:
     """Between floats ``f(a*x) = a * f(x)``; to bool, whether it is 0; to int, no such law."""
     if reading.tape.floats[e.out]:
-        return Law() if has_fine_result(e) else PIN
+        return Law() if has_precise_result(e) else PIN
     made_bool = e.source.outvars[0].aval.dtype == np.bool_
     return Law((None,), (0,), scales=False) if made_bool else PIN
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from optax_bnmask import compat
-from optax_bnmask.program.constants import has_fine_result
+from optax_bnmask.program.constants import has_precise_result
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MASKED, NONNEG
 from optax_bnmask.program.registry import Kind, Law, known, rule
@@ -71,7 +71,7 @@ def convolution(e: Equation, reading: Facts) -> Law:
 
 def _rounded(e: Equation, maps: tuple[Any, ...]) -> Law:
     """The law of a sum of products; in integers or 8-bit floats, its operands must not scale."""
-    if has_fine_result(e):
+    if has_precise_result(e):
         return Law(maps, (1, 1, 0)[: len(maps)])
     return Law(maps, (0, 0, 0)[: len(maps)], scales=False, pinned=(0, 1))
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EVERY, MAY_BE_0, NONNEG
+from optax_bnmask.program.flags import ANY_DEGREE, MAY_BE_0, NONNEG
 from optax_bnmask.program.registry import AGREE, PIN, Kind, Law, rule
 from optax_bnmask.program.rules.shaping import unchanged
 from optax_bnmask.program.tape import Equation
@@ -20,7 +20,7 @@ def _of_lookup(reading: Facts, e: Equation, flags: int) -> int:
     number = filling(e)
     if number == 0:
         return flags | MAY_BE_0
-    return flags if number is None or not np.isfinite(number) else flags & ~EVERY
+    return flags if number is None or not np.isfinite(number) else flags & ~ANY_DEGREE
 
 
 @rule(Kind.LOOKUP, "gather_p", facts=_of_lookup)
@@ -74,9 +74,9 @@ def _of_scattered(reading: Facts, e: Equation, flags: int) -> int:
     """Zeros may be put anywhere, and sums may cancel."""
     if e.op.name == "scatter" and e.params.get("update_jaxpr") is not None:
         return MAY_BE_0
-    every = EVERY if reading.flags[e.ins[0]] & reading.flags[e.ins[2]] & EVERY else 0
+    every = ANY_DEGREE if reading.flags[e.ins[0]] & reading.flags[e.ins[2]] & ANY_DEGREE else 0
     sign = NONNEG if e.op.name == "scatter-sub" else 0
-    return flags & ~(EVERY | sign) | every | MAY_BE_0
+    return flags & ~(ANY_DEGREE | sign) | every | MAY_BE_0
 
 
 @rule(
@@ -104,7 +104,7 @@ def scatter(e: Equation, reading: Facts) -> Law | None:
 def _of_multiplied(reading: Facts, e: Equation, flags: int) -> int:
     """What is known of the operand, and zeros of the factors."""
     del flags
-    return reading.flags[e.ins[0]] & EVERY | MAY_BE_0
+    return reading.flags[e.ins[0]] & ANY_DEGREE | MAY_BE_0
 
 
 @rule(Kind.JOIN, "scatter_mul_p", facts=_of_multiplied)

@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EVERY, NOW, PACKED
+from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, PACKED
 from optax_bnmask.program.registry import ANYTHING, PIN, Kind, Law, rule
 from optax_bnmask.program.rules.contraction import last
 from optax_bnmask.program.rules.shaping import unchanged
@@ -58,8 +58,8 @@ rule(Kind.FACTORS, "lu_p", facts=_packed)(_scaling(0))
 
 def _of_solution(reading: Facts, e: Equation, flags: int) -> int:
     """With a unit diagonal, a matrix of zeros is the identity: only zeros of `b` are zeros."""
-    of_b = reading.flags[e.ins[1]] & (EVERY | NOW)
-    return flags & ~(EVERY | NOW) | of_b if e.params["unit_diagonal"] else flags
+    of_b = reading.flags[e.ins[1]] & (ANY_DEGREE | AS_CAPTURED)
+    return flags & ~(ANY_DEGREE | AS_CAPTURED) | of_b if e.params["unit_diagonal"] else flags
 
 
 @rule(Kind.SOLUTION, "triangular_solve_p", facts=_of_solution)

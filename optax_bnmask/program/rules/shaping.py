@@ -5,7 +5,7 @@ from math import prod
 from typing import Final
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import CLIPPED, EVERY, MAY_BE_0, MEAN, NONNEG, RECTIFIED
+from optax_bnmask.program.flags import ANY_DEGREE, CLIPPED, MAY_BE_0, MEAN, NONNEG, RECTIFIED
 from optax_bnmask.program.registry import PIN, Kind, Law, known, rule
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
 
@@ -144,14 +144,16 @@ def by_window(e: Equation, reading: Facts) -> Law:
     return Law((to, to), (1, 0))
 
 
-rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=known(keeps=EVERY, adds=MAY_BE_0))(by_window)
+rule(Kind.REDUCTION, "select_and_scatter_add_p", facts=known(keeps=ANY_DEGREE, adds=MAY_BE_0))(
+    by_window
+)
 rule(Kind.REDUCTION, "select_and_gather_add_p", facts=known(keeps=~NONNEG))(by_window)
 
 
 def _of_sorted(reading: Facts, e: Equation, flags: int) -> int:
     """What is known of the operand that is the result once it is sorted."""
     del flags
-    return reading.flags[e.ins[e.place]] & (NONNEG | MAY_BE_0 | EVERY)
+    return reading.flags[e.ins[e.place]] & (NONNEG | MAY_BE_0 | ANY_DEGREE)
 
 
 @rule(Kind.REDUCTION, "sort_p", facts=_of_sorted)

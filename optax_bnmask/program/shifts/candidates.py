@@ -15,7 +15,7 @@ from typing import Final
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import RULES, Kind
-from optax_bnmask.program.shifts.changes import Start
+from optax_bnmask.program.shifts.changes import Perturbation
 from optax_bnmask.program.shifts.flatness import Flatness
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
@@ -59,7 +59,7 @@ class Candidates:
             elif kind is Kind.SUM:
                 self._sums.append(e)
 
-    def anything(self) -> list[Start]:
+    def anything(self) -> list[Perturbation]:
         """``(leaf, None)`` for each leaf that may be dead.
 
         A mean over features that a normaliser subtracts is taken to cancel nothing: anything, added
@@ -76,14 +76,14 @@ class Candidates:
             if not reaching[x] or not shapes[x] or 1 in shapes[x]
         ]
 
-    def along_axes(self, dead: Collection[int]) -> list[list[Start]]:
+    def along_axes(self, dead: Collection[int]) -> list[list[Perturbation]]:
         """``(leaf, axis)`` for leaves that are not dead: those of last axes, and all others.
 
         Of a leaf that is contracted these are the axes that appear in the result. The two lists are
         to be read apart: a change that is constant along heads is lost in a variance over features,
         and would take with it one that is constant along the features.
         """
-        tape, last, others = self._facts.tape, list[Start](), list[Start]()
+        tape, last, others = self._facts.tape, list[Perturbation](), list[Perturbation]()
         reaching = tape.needed(self._ends, self._passes)
         for x in self._facts.leaves:
             if reaching[x] or x in dead:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-Start = tuple[int, int | None]
+Perturbation = tuple[int, int | None]
 """A leaf, and what is added to it: anything (`None`), or what is constant along this axis."""
 
 Places = tuple[int | None, ...]
@@ -36,7 +36,7 @@ class Source:
     def __init__(
         self,
         parts: Iterable["Source"] = (),
-        start: Start | None = None,
+        start: Perturbation | None = None,
         square: tuple[int, frozenset[int]] | None = None,
     ) -> None:
         self.start, self.parts, self.square = start, list(parts), square
@@ -55,10 +55,10 @@ Changes = dict[Term, Fraction | int]
 """The terms of a change, each with the number that the source is taken times."""
 
 
-def starts_of(sources: Iterable[Source]) -> set[Start]:
+def starts_of(sources: Iterable[Source]) -> set[Perturbation]:
     """The starts that some sources are computed from."""
     waiting, seen = list(sources), set[int]()
-    found = set[Start]()
+    found = set[Perturbation]()
     while waiting:
         source = waiting.pop()
         if id(source) in seen:
@@ -70,12 +70,12 @@ def starts_of(sources: Iterable[Source]) -> set[Start]:
     return found
 
 
-def lost(sources: Iterable[Source]) -> set[Start]:
+def lost(sources: Iterable[Source]) -> set[Perturbation]:
     """Marks sources and all that they are computed from as lost, and returns their starts.
 
     What is marked is passed over, so that over a whole program each source is met once.
     """
-    waiting, found = list(sources), set[Start]()
+    waiting, found = list(sources), set[Perturbation]()
     while waiting:
         source = waiting.pop()
         if not source.lost:

@@ -17,8 +17,8 @@ from optax_bnmask.program.flags import HUGE
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.shifts.changes import (
     Changes,
+    Perturbation,
     Source,
-    Start,
     Term,
     aligned,
     alive,
@@ -38,7 +38,7 @@ _FILL: Final = -1e4
 """Masks of weights are filled with such a number, or one farther below."""
 
 
-class Taken(NamedTuple):
+class Approximation(NamedTuple):
     """A huge number taken as infinite, which no addition changes.
 
     Attributes:
@@ -72,7 +72,7 @@ class Shifts:
       unsettled: Whether a carry has changed by more than the loop was read with.
     """
 
-    def __init__(self, flat: Flatness, starts: Iterable[Start]) -> None:
+    def __init__(self, flat: Flatness, starts: Iterable[Perturbation]) -> None:
         """Reads the tape.
 
         Args:
@@ -80,16 +80,16 @@ class Shifts:
           starts: What to add to leaves.
         """
         self.flat, self.facts, self.tape = flat, flat.facts, flat.facts.tape
-        self.carries: dict[int, tuple[set[Start], list[bool]]] = {}
+        self.carries: dict[int, tuple[set[Perturbation], list[bool]]] = {}
         self._starts = list(starts)
-        self._lost = set[Start]()
+        self._lost = set[Perturbation]()
         self._laws: dict[Any, Shifting] = {}
         self.unsettled = True
         while self.unsettled:
             self._read_all()
 
     @property
-    def harmless(self) -> list[Start]:
+    def harmless(self) -> list[Perturbation]:
         """What may be added without any effect, in the order in which it was given."""
         return [start for start in self._starts if start not in self._lost]
 
@@ -104,7 +104,7 @@ class Shifts:
         self.means: dict[int, Changes] = {}
         self.pure = set(self.facts.leaves)
         self.cancelled: list[tuple[Equation, list[Source]]] = []
-        self.taken: list[Taken] = []
+        self.taken: list[Approximation] = []
         self._squares: dict[tuple[int, frozenset[int]], Source] = {}
         self.views: dict[Any, tuple[Source, Term | None]] = {}
         self.source = {start: Source(start=start) for start in self.harmless}
@@ -263,7 +263,7 @@ class Shifts:
             return False
         if self.facts.flags[x] & HUGE or (-math.inf < number <= _FILL and self.is_weighed(e.out)):
             sources = tuple(source for changes in beside for source, _ in changes)
-            self.taken.append(Taken(number, e, sources))
+            self.taken.append(Approximation(number, e, sources))
             return True
         return not math.isfinite(number)
 
@@ -299,7 +299,7 @@ class Shifts:
         if sources:
             self.cancelled.append((e, list(sources)))
 
-    def assumed(self) -> list[Taken]:
+    def assumed(self) -> list[Approximation]:
         """The numbers taken as infinite beside values that change by something harmless."""
         harmless = set(self.harmless)
         return [t for t in self.taken if not harmless.isdisjoint(starts_of(t.sources))]

@@ -40,11 +40,11 @@ def belonging(facts: Facts) -> Set[int]:
     """
     if not any(_meets(facts, e) for e in facts.tape.equations):
         return frozenset()
-    leafy, own = _all_own(facts, _ENTRYWISE)
-    if _is_applied(facts, leafy, own, changed=True):
+    leaf_functions, own = _all_own(facts, _ENTRYWISE)
+    if _is_applied(facts, leaf_functions, own, changed=True):
         return own
-    leafy, own = _all_own(facts, _ENTRYWISE - {Kind.SUM}, least=2)
-    return own if _is_applied(facts, leafy, own) else frozenset()
+    leaf_functions, own = _all_own(facts, _ENTRYWISE - {Kind.SUM}, least=2)
+    return own if _is_applied(facts, leaf_functions, own) else frozenset()
 
 
 def _all_own(facts: Facts, kinds: Set[Kind], least: int = 0) -> tuple[bytearray, Set[int]]:
@@ -53,23 +53,25 @@ def _all_own(facts: Facts, kinds: Set[Kind], least: int = 0) -> tuple[bytearray,
     These are all data, less those found to meet something else, until no more are found: so in
     ``w * m + m`` the `m` may meet itself.
     """
-    tape, depends, data = facts.tape, facts.depends, facts.knows_data
+    tape, depends, data = facts.tape, facts.depends, facts.depends_on_data
     own: Set[int] = {x for x in _given(facts) if len(tape.shapes[x]) >= least}
     while True:
-        leafy = bytearray(depends)
+        leaf_functions = bytearray(depends)
         for e in tape.equations:
             if depends[e.out]:
-                ins = ((leafy[x] if depends[x] else x in own or not data[x]) for x in e.ins)
-                leafy[e.out] = all(ins)
-        found = own & _found(facts, leafy, kinds)
+                ins = (
+                    (leaf_functions[x] if depends[x] else x in own or not data[x]) for x in e.ins
+                )
+                leaf_functions[e.out] = all(ins)
+        found = own & _found(facts, leaf_functions, kinds)
         if found == own:
-            return leafy, own
+            return leaf_functions, own
         own = found
 
 
 def _meets(facts: Facts, e: Equation) -> bool:
     """Whether an equation may be where data meet what is a leaf's own, in its shape."""
-    full, depends, data = facts.tape.full, facts.depends, facts.knows_data
+    full, depends, data = facts.tape.full, facts.depends, facts.depends_on_data
     for x in e.ins:
         if data[x] and not depends[x]:
             return any(depends[y] and full[y] == full[x] for y in e.ins) and (
@@ -80,7 +82,7 @@ def _meets(facts: Facts, e: Equation) -> bool:
 
 def _given(facts: Facts) -> set[int]:
     """Arguments and random numbers, and what is made of them entry by entry."""
-    depends, data = facts.depends, facts.knows_data
+    depends, data = facts.depends, facts.depends_on_data
     out = {x for x in facts.tape.ins if data[x]}
     for e in facts.tape.equations:
         kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
@@ -91,14 +93,14 @@ def _given(facts: Facts) -> set[int]:
     return out
 
 
-def _found(facts: Facts, leafy: bytearray, kinds: Set[Kind]) -> Set[int]:
-    """The data all of whose uses lead to values of their shape that are marked in `leafy`."""
-    tape, depends, data = facts.tape, facts.depends, facts.knows_data
+def _found(facts: Facts, leaf_functions: bytearray, kinds: Set[Kind]) -> Set[int]:
+    """The data all of whose uses lead to values of their shape in `leaf_functions`."""
+    tape, depends, data = facts.tape, facts.depends, facts.depends_on_data
     used, lost = set[int](), set(tape.outs)
     for e in reversed(tape.equations):
         kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
         if depends[e.out]:
-            fits = kind in kinds and _beside(facts, e, leafy)
+            fits = kind in kinds and _beside(facts, e, leaf_functions)
         else:
             fits = kind in _ALONE and e.op not in _ROOTS and e.out in used and e.out not in lost
         for x in e.ins:
@@ -107,29 +109,29 @@ def _found(facts: Facts, leafy: bytearray, kinds: Set[Kind]) -> Set[int]:
     return used - lost
 
 
-def _beside(facts: Facts, e: Equation, leafy: bytearray) -> bool:
+def _beside(facts: Facts, e: Equation, leaf_functions: bytearray) -> bool:
     """Whether all that an equation reads are leaves and data of their shape, and numbers."""
-    tape, depends, data = facts.tape, facts.depends, facts.knows_data
+    tape, depends, data = facts.tape, facts.depends, facts.depends_on_data
     shape = {tape.full[x] for x in e.ins if data[x] or depends[x]}
-    return len(shape) == 1 and all(leafy[x] for x in e.ins if depends[x])
+    return len(shape) == 1 and all(leaf_functions[x] for x in e.ins if depends[x])
 
 
 def _is_applied(
-    facts: Facts, leafy: bytearray, own: Collection[int], *, changed: bool = False
+    facts: Facts, leaf_functions: bytearray, own: Collection[int], *, changed: bool = False
 ) -> bool:
     """Whether some leaf is contracted with, or looked up by, data that belong to none.
 
     Args:
       facts: What is known of the values.
-      leafy: The functions of leaves and of what belongs to them.
+      leaf_functions: The functions of leaves and of what belongs to them.
       own: The data that belong to leaves.
       changed: Whether to count only leaves that `own` data went into, entry by entry.
     """
-    depends, data = facts.depends, facts.knows_data
-    leaves = _entry_by_entry(facts, own) if changed else leafy
+    depends, data = facts.depends, facts.depends_on_data
+    leaves = _entry_by_entry(facts, own) if changed else leaf_functions
     return any(
         any(depends[x] and leaves[x] and (data[x] or not changed) for x in e.ins)
-        and any(data[x] and x not in own and not leafy[x] for x in e.ins)
+        and any(data[x] and x not in own and not leaf_functions[x] for x in e.ins)
         for e in facts.tape.equations
         if e.op in RULES and RULES[e.op].kind in _APPLIED
     )
@@ -137,7 +139,7 @@ def _is_applied(
 
 def _entry_by_entry(facts: Facts, own: Collection[int]) -> bytearray:
     """The functions, entry by entry, of leaves and of what belongs to them."""
-    depends, data = facts.depends, facts.knows_data
+    depends, data = facts.depends, facts.depends_on_data
     out = bytearray(len(depends))
     for x in facts.leaves:
         out[x] = 1

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from optax_bnmask import compat
-from optax_bnmask.program.flags import EVERY
+from optax_bnmask.program.flags import ANY_DEGREE
 from optax_bnmask.program.rules.indexing import reads_several
 from optax_bnmask.program.tape import CARRY, Equation
 from optax_bnmask.program.uses.dimensions import Meeting, Places
@@ -271,7 +271,7 @@ def select(record: Record, e: Equation) -> View:
     if not views:
         return DATA
     facts, others = record.facts, [x for x in e.ins[1:] if x not in record.views]
-    known = all(facts.numbers[x] is not None or facts.flags[x] & EVERY for x in others)
+    known = all(facts.numbers[x] is not None or facts.flags[x] & ANY_DEGREE for x in others)
     if (len(views) == 1 and known) or (not others and all(v == views[0] for v in views)):
         return views[0]
     return _joined(record, e, views)
@@ -286,7 +286,7 @@ def loop(record: Record, e: Equation) -> View:
 
 def carried(record: Record, e: Equation, start: View) -> View:
     """The view of a carry. One that starts from 0 may be a sum, with the gauge of what is added."""
-    if record.facts.flags[e.ins[0]] & EVERY:
+    if record.facts.flags[e.ins[0]] & ANY_DEGREE:
         record.gauges.start_from_nothing(e.out)
     else:
         record.gauges.start(e.out)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from optax_bnmask import compat
-from optax_bnmask.program.flags import EPSILON, EVERY
+from optax_bnmask.program.flags import ANY_DEGREE, EPSILON
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.experts import revote_chosen
@@ -243,7 +243,7 @@ def _taps(record: Record, e: Equation, x: View, y: View) -> Mapping[int, Factor]
 def _with_constant(record: Record, e: Equation, place: int, view: View) -> View:
     """A leaf with a constant added is still that leaf; a normalised value no longer is."""
     other = e.ins[1 - place]
-    number, every = record.facts.numbers[other], record.facts.flags[other] & EVERY
+    number, every = record.facts.numbers[other], record.facts.flags[other] & ANY_DEGREE
     if every or (number is not None and abs(number) <= EPSILON):
         return view
     out = View(

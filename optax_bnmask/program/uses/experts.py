@@ -17,7 +17,7 @@ def revote_chosen(record: Record, e: Equation, operands: tuple[View, View], role
         if not table.owners or table.met.keys() != table.owners:
             continue  # it is more than what was looked up
         for number, met in table.met.items():
-            by_leaves = any(record.knows_others(x, number) for x in met.at.ins)
+            by_leaves = any(record.depends_on_others(x, number) for x in met.at.ins)
             if met.role is not Role.EMBEDDING or number in other.met or not by_leaves:
                 continue
             weights = _with_a_matrix_for_each(record, number, met, other)

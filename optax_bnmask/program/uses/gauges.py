@@ -26,7 +26,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.equations import NOTHING, Form, plus, times
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EPSILON, EVERY, HUGE
+from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
 from optax_bnmask.program.registry import AGREE, PIN, RULES, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.trails import Trails
@@ -115,7 +115,7 @@ class Gauges:
         """The gauge of a value."""
         if x in self._of:
             return self._of[x]
-        return None if self.facts.flags[x] & EVERY else NOTHING
+        return None if self.facts.flags[x] & ANY_DEGREE else NOTHING
 
     def level(self, x: int) -> Form:
         """The gauge of a value as a form; 0 where it has several."""
@@ -240,7 +240,7 @@ class Gauges:
             if type(first) is dict and first == self._of.get(e.ins[1]):
                 return first
         result: Any = None
-        guard = self.facts.is_guard(e) if len(e.ins) == 3 else None
+        guard = self.facts.guard_operand(e) if len(e.ins) == 3 else None
         for k, x in enumerate(e.ins):
             counts = k not in law.pinned and law.counts(k) and k != guard
             if counts and result is not _LOST and not self._stands_apart(e, x):

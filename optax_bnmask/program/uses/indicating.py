@@ -17,7 +17,7 @@ from optax_bnmask.program.uses.dimensions import Places, moved, reshaped
 if TYPE_CHECKING:
     from optax_bnmask.program.uses.record import Record
 
-Hot = Places
+OneHotAxes = Places
 """For each axis of a value, whether it is hot along it."""
 
 _HOT: frozenset[int] = frozenset({0})
@@ -37,8 +37,8 @@ def read(record: "Record", e: Equation, kind: Kind) -> None:
         record.indicators[e.out] = hot
 
 
-def along_last(tape: Tape, x: int) -> Hot:
-    """Hot along the last axis alone."""
+def along_last(tape: Tape, x: int) -> OneHotAxes:
+    """One-hot along the last axis alone."""
     axes = [_COLD] * len(tape.full[x])
     axes[len(tape.shapes[x]) - 1] = _HOT
     return tuple(axes)
@@ -61,7 +61,7 @@ def hot_sums(record: "Record", e: Equation, k: int) -> list[int]:
     return [own for own, other in pairs if hot[other]]
 
 
-def _hot(record: "Record", e: Equation, kind: Kind) -> Hot:
+def _hot(record: "Record", e: Equation, kind: Kind) -> OneHotAxes:
     if e.op is _EQUAL:
         return _of_comparison(record, e)
     if e.op is _SCATTER:
@@ -80,7 +80,7 @@ def _counts(record: "Record", x: int) -> bool:
     return x in record.indicators or x in record.views
 
 
-def _of_comparison(record: "Record", e: Equation) -> Hot:
+def _of_comparison(record: "Record", e: Equation) -> OneHotAxes:
     if any(record.facts.numbers[x] is not None for x in e.ins):
         return ()
     axes = range(len(record.tape.full[e.out]))
@@ -96,8 +96,8 @@ def _varies_beside(record: "Record", e: Equation, x: int, axis: int) -> bool:
     return seen and varies(record, x, place)
 
 
-def _of_factors(record: "Record", e: Equation) -> Hot:
-    """Hot where one operand at least is, and all others are the same."""
+def _of_factors(record: "Record", e: Equation) -> OneHotAxes:
+    """One-hot where one operand at least is, and all others are constant along the axis."""
     record.begin(e)
     out = []
     for axis in range(len(record.tape.full[e.out])):
@@ -113,7 +113,7 @@ def _of_factors(record: "Record", e: Equation) -> Hot:
     return tuple(out)
 
 
-def _of_first(record: "Record", e: Equation, kind: Kind) -> Hot:
+def _of_first(record: "Record", e: Equation, kind: Kind) -> OneHotAxes:
     first, tape = record.indicators.get(e.ins[0]), record.tape
     if first is None or kind not in (Kind.VIEW, Kind.CAST, Kind.LOOKUP, Kind.REDUCTION):
         return ()

@@ -7,9 +7,9 @@ from typing import Any, Final
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.constants import is_here
+from optax_bnmask.program.constants import is_readable
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EVERY
+from optax_bnmask.program.flags import ANY_DEGREE
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRY, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses import contractions, entrywise, indicating
@@ -78,7 +78,7 @@ def _inputs(record: Record, leaves: Sequence[int | None], own: Set[int]) -> None
             record.views[x] = DATA
     for x, value in tape.captured.items():
         size = math.prod(tape.shapes[x])
-        if size > 1 and not record.facts.flags[x] & EVERY and record.facts.numbers[x] is None:
+        if size > 1 and not record.facts.flags[x] & ANY_DEGREE and record.facts.numbers[x] is None:
             _start_of_own(record, x)
             if _has_unit_rows(value):
                 record.indicators[x] = indicating.along_last(tape, x)
@@ -101,7 +101,7 @@ def _kind(e: Equation) -> Kind:
 
 def _has_unit_rows(value: Any) -> bool:  # noqa: ANN401 - a captured array
     """Whether each row of an array is 1 in one place and else 0, as those of ``eye(n)`` are."""
-    if np.ndim(value) < 2 or np.size(value) > _LARGEST or not is_here(value):
+    if np.ndim(value) < 2 or np.size(value) > _LARGEST or not is_readable(value):
         return False
     array = np.asarray(value)
     return bool(np.all((array == 0) | (array == 1)) and np.all(array.sum(-1) == 1))

@@ -16,7 +16,7 @@ from optax_bnmask.program.uses.dimensions import (
     operand_map,
 )
 from optax_bnmask.program.uses.gauges import Gauges
-from optax_bnmask.program.uses.indicating import Hot
+from optax_bnmask.program.uses.indicating import OneHotAxes
 from optax_bnmask.program.uses.views import (
     PRECEDENCE,
     Met,
@@ -58,7 +58,7 @@ class Record:
         self.seen = [Seen() for _ in shapes]
         self.biases: list[set[int]] = [set() for _ in shapes]
         self.views: dict[int, View] = {}
-        self.indicators: dict[int, Hot] = {}
+        self.indicators: dict[int, OneHotAxes] = {}
         self.given: list[Equation] = []
         self._varies: bytearray | None = None
         self._maps: dict[int, Map] = {}
@@ -105,9 +105,9 @@ class Record:
         seen = self.seen[number]
         seen.meetings.append(how)
         seen.outputs.append(e.out)
-        seen.meets_leaves |= any(self.knows_others(x, number) for x in e.ins)
+        seen.meets_leaves |= any(self.depends_on_others(x, number) for x in e.ins)
 
-    def knows_others(self, x: int, number: int) -> bool:
+    def depends_on_others(self, x: int, number: int) -> bool:
         """Whether a value is computed from other leaves than that one."""
         view = self.views.get(x)
         return bool(self.facts.depends[x] and (view is None or number not in view.leaves))

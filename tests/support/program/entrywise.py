@@ -16,7 +16,7 @@ from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.equations import Form, System
 from optax_bnmask.program.exponents import Degree
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EVERY
+from optax_bnmask.program.flags import ANY_DEGREE
 from optax_bnmask.program.indices import Segments, starts_of
 from optax_bnmask.program.rules import load
 from optax_bnmask.program.solve import Solution
@@ -108,7 +108,7 @@ class Reading:
         """The degree of a value, cell by cell, in terms of what is still free."""
         if x not in self.axes.of:
             axes = [((),) * n for n in self.facts.tape.shapes[x]]
-            return None if self.facts.flags[x] & EVERY else {}, axes
+            return None if self.facts.flags[x] & ANY_DEGREE else {}, axes
         solution, axes = self.solution, self.axes.segments(x)
         full = solution.arithmetic.full(solution.degrees[x], axes)
         resolve = solution.system.resolve
