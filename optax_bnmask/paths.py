@@ -125,7 +125,7 @@ class _Walk:
     def level(self, node: Any, prefix: str) -> bool:  # noqa: ANN401 - any pytree
         """Visits the children of a container; whether there are arrays in it at any depth."""
         keys: Any = sorted(node) if type(node) is dict else ()
-        if not keys or type(keys[0]) is tuple:  # keys can be sorted: all are tuples, or none
+        if not keys or type(keys[0]) is not str:  # keys can be sorted: all are strings, or none
             node = keys = self._named(node, prefix)  # ten times slower
         kinds, leaves, below = self._kinds, self.leaves, False
         here: dict[str, str] = {}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from flax.traverse_util import flatten_dict
 
 import optax_bnmask as bnmask
@@ -238,3 +239,21 @@ def test_params_and_optimizer_states_in_the_place_of_statistics_are_refused():
         bnmask.decay_mask(params, state)
     with pytest.raises(StructureError, match=r"`params` must be .* the state of an optimizer"):
         bnmask.decay_mask(state)
+
+
+def test_keys_may_be_numbers():
+    params = {
+        "layers": {0: {"kernel": zeros(3, 4), "bias": zeros(4)}, 10: zeros(4), 9: zeros(4, 6)}
+    }
+    assert roles(params) == {
+        "layers/0/kernel": "weight",
+        "layers/0/bias": "bias",
+        "layers/9": "unknown",
+        "layers/10": "unknown",
+    }
+    assert bnmask.decay_mask({0: zeros(3, 4), 1: zeros(4)})({0: zeros(3, 4), 1: zeros(4)}) == {
+        0: True,
+        1: True,
+    }
+    lists = nnx.Dict(biases=nnx.List([nnx.Param(zeros(3)), nnx.Param(zeros(3))]))
+    assert set(bnmask.analyze_structure(nnx.state(lists)).decay_mask()) == {"biases/0", "biases/1"}

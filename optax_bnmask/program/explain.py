@@ -22,7 +22,6 @@ from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
-from optax_bnmask.program.uses.gradients import differentiable, moved
 from optax_bnmask.program.uses.reading import uses
 from optax_bnmask.vocabulary import Cancellation
 
@@ -66,8 +65,7 @@ class Explainer:
         """By path, the axes along which the same may be added to a leaf, and no output changes."""
         tape = Tape(self.program)
         facts = Facts(tape)
-        moves = moved(tape, differentiable(tape))
-        read, flat = uses(facts, self.program.inputs, self.program.shapes, moves), Flatness(facts)
+        read, flat = uses(facts, self.program.inputs, self.program.shapes), Flatness(facts)
         dead = [x for x, i in tape.leaves.items() if i in self.dead]
         found: dict[str, tuple[int, ...]] = {}
         for starts in Candidates(facts, read, flat).along_axes(dead):

@@ -21,7 +21,6 @@ from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
 from optax_bnmask.program.uses.dimensions import blocks
-from optax_bnmask.program.uses.gradients import differentiable, moved, reached
 from optax_bnmask.program.uses.parts import parts as parts_of
 from optax_bnmask.program.uses.positions import positions
 from optax_bnmask.program.uses.reading import uses as uses_of
@@ -56,8 +55,7 @@ def _analysis_of(program: Program) -> Analysis:
             f"{len(program.paths)} leaves. Does `fn` use its first argument?"
         )
     everything = Facts(tape)
-    flows = differentiable(tape)
-    uses = uses_of(everything, program.inputs, program.shapes, moved(tape, flows))
+    uses = uses_of(everything, program.inputs, program.shapes)
     flat = Flatness(everything)
     shifts = Shifts(flat, Candidates(everything, uses, flat).anything())
     dead = cancellations(shifts)
@@ -91,7 +89,7 @@ def _analysis_of(program: Program) -> Analysis:
     found, exponents = found_by(solution)
     free = free_parts(exponents, biases)
     names = program.paths
-    where, touched = positions(uses), reached(tape, flows)
+    where = positions(uses)
     cut = {x: blocks(axes.segments(x)) for x in facts.leaves if x in axes.of}
     together = parts_of(everything, cut)
 
@@ -105,7 +103,7 @@ def _analysis_of(program: Program) -> Analysis:
                 found.scale[i], program.shapes[i], free.get(i, {})
             ),
             "position": where[i],
-            "reached": bool(touched[x]) or not tape.floats[x],
+            "reached": bool(uses.reached[x]) or not tape.floats[x],
             "dead": dead.get(x),
         }
 

@@ -160,8 +160,16 @@ def test_data_that_are_used_otherwise_too_belong_to_no_leaf():
 
 def styled(p, x, style):
     """StyleGAN's first layer: a learned constant, convolved with modulated kernels."""
-    y = jnp.einsum("pi,bio->bpo", p["constant"], p["w"] * style[..., None]) + p["b"]
-    return jnp.tanh(y).mean(1) @ p["head"] + x
+
+    def convolved(kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        image = p["constant"][None]
+        return jax.lax.conv_general_dilated(
+            image, kernel, (1, 1), "SAME", dimension_numbers=numbers
+        )
+
+    y = jax.vmap(convolved)(p["w"] * style[:, None, None, :, None])[:, 0] + p["b"]
+    return jnp.tanh(y).mean((1, 2)) @ p["head"] + x
 
 
 @pytest.mark.parametrize("where", ["inside", "outside"])
@@ -170,8 +178,8 @@ def test_a_kernel_that_is_modulated_before_any_data_is_a_weight(where):
         return styled(p, x, style[None])[0]
 
     fn = styled if where == "outside" else jax.vmap(of_one, (None, 0, 0))
-    params = {"constant": shape(4, 5), "w": shape(5, 6), "b": shape(6), "head": shape(6, 2)}
-    found = bnmask.analyze(fn, params, shape(3, 2), shape(3, 5))
+    params = {"constant": shape(4, 4, 5), "w": shape(3, 3, 5, 6), "b": shape(6)}
+    found = bnmask.analyze(fn, params | {"head": shape(6, 2)}, shape(3, 2), shape(3, 5))
     assert found["w"].role is bnmask.Role.WEIGHT
-    assert found["w"].dimensions == bnmask.Dimensions((0,), (1,), ())
+    assert found["w"].dimensions == bnmask.Dimensions((0, 1, 2), (3,), ())
     assert found["b"].role is bnmask.Role.BIAS

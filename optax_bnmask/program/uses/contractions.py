@@ -1,27 +1,29 @@
 """Leaves and data where entries are summed, looked up or joined: weights and embeddings."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from optax_bnmask import compat
 from optax_bnmask.program.flags import ANY_DEGREE
-from optax_bnmask.program.rules.indexing import reads_several
 from optax_bnmask.program.tape import CARRY, Equation
-from optax_bnmask.program.uses.dimensions import Meeting, Places
+from optax_bnmask.program.uses.dimensions import Meeting
 from optax_bnmask.program.uses.entrywise import beside_their_own
 from optax_bnmask.program.uses.indicating import hot_sums, is_lookup
+from optax_bnmask.program.uses.lookups import AT, by_a_constant_indicator, is_arranged
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import (
     DATA,
     NONE,
     Met,
-    Origins,
     View,
+    all_of,
     features_of,
+    leaves_of,
+    made_by,
     together,
 )
 from optax_bnmask.vocabulary import Role
 
-_SUM = compat.primitive("reduce_sum_p")
+_CONVOLUTION = compat.primitive("conv_general_dilated_p")
 _SCATTERS = {
     compat.primitive(f"{name}_p")
     for name in ("scatter", "scatter_add", "scatter_sub", "scatter_max", "scatter_min")
@@ -29,6 +31,15 @@ _SCATTERS = {
 
 
 def contraction(record: Record, e: Equation) -> View:
+    """A leaf that is contracted is a weight, but for one that a constant puts in another order."""
+    if record.indicators and record.law is not None:
+        for k in (0, 1):
+            if is_arranged(record, e, k):
+                return by_a_constant_indicator(record, e, k)
+    return _contraction(record, e)
+
+
+def _contraction(record: Record, e: Equation) -> View:
     """A leaf that is contracted is a weight, and a gain on it is no normaliser's."""
     x, y = (record.views.get(v) for v in e.ins[:2])
     if x is None or y is None:
@@ -64,7 +75,7 @@ def _contracted(
     for number, how in hows.items():
         places = record.moved(k, one.leaves[number])
         if not how.is_same:
-            features.append(_made_by(number, places))
+            features.append(made_by(number, places))
             _continue(record, e, k, how)
         if how.is_same:
             if how.output and number in one.gains and other.data:  # the size of a weight's column
@@ -73,30 +84,50 @@ def _contracted(
             record.vote([number], Role.EMBEDDING, e)
             met[number] = Met(places, Role.EMBEDDING, e)
         else:
-            chosen = _all_of([one.leaves[number][a] for a in hot_sums(record, e, k)])
-            how = how._replace(reduction=how.reduction - chosen, batch=how.batch | chosen)  # noqa: PLW2901
-            record.promote(number, None, how, e)
+            record.promote(number, None, _matrices(record, e, k, number, how), e)
     for number, m in one.met.items():
         how = record.meeting(k, m.places, _repeated(m))
-        applied = other.data or (m.modulated and (other.made or bool(other.leaves)))
+        applied = other.data or _is_modulated_kernel(e, k, m, other)
         apart = applied and number not in other.met and number not in other.leaves
-        how = how._replace(reduction=how.reduction - _AT, output=how.output - _AT)
+        how = how._replace(reduction=how.reduction - AT, output=how.output - AT)
         if apart and not how.is_same and how.reduction and how.output:
-            features.append(_made_by(number, record.moved(k, m.places)))
+            features.append(made_by(number, record.moved(k, m.places)))
             _continue(record, e, k, how)
-            record.promote(number, m, how._replace(batch=how.batch - _AT), e)
+            record.promote(number, m, how._replace(batch=how.batch - AT), e)
             owners.add(number)
+    _keep_columns(record, e, k, one, other)
     return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
+
+
+def _matrices(record: Record, e: Equation, k: int, number: int, how: Meeting) -> Meeting | None:
+    """How a leaf is contracted that is a matrix for each choice; `None` if it meets itself."""
+    one, other = (record.views.get(e.ins[j], DATA) for j in (k, 1 - k))
+    if number in other.leaves:
+        return None
+    chosen = all_of([one.leaves[number][a] for a in hot_sums(record, e, k)])
+    return how._replace(reduction=how.reduction - chosen, batch=how.batch | chosen)
+
+
+def _keep_columns(record: Record, e: Equation, k: int, kernel: View, other: View) -> None:
+    """Calls a leaf a gain that is the size of the columns of a kernel made of leaves, as DoRA's."""
+    for number, factor in kernel.factors.items():
+        if other.data and not kernel.data and record.meeting(k, factor.places).output:
+            record.revote([number], Role.NORM_SCALE, Role.GAIN, e)
+
+
+def _is_modulated_kernel(e: Equation, k: int, met: Met, other: View) -> bool:
+    """Whether a leaf times data is the kernel of a convolution of leaves, before any other data.
+
+    So is the first layer of StyleGAN, whose input is learned. In a plain product nothing tells such
+    a kernel from gains of several members of an ensemble, ``(x[None] * gain[:, None]) @ kernel``.
+    """
+    is_kernel = k == 1 and e.source.primitive is _CONVOLUTION
+    return met.modulated and is_kernel and (other.made or bool(other.leaves))
 
 
 def _repeated(met: Met) -> Collection[int]:
     """The axes along which a leaf that data have modulated is only repeated."""
     return [a for a, own in enumerate(met.places) if not own] if met.modulated else ()
-
-
-def _made_by(number: int, places: Places) -> Origins:
-    """The `Origins` of a result of one leaf, from the places of its axes."""
-    return tuple([frozenset([(number, a) for a in own if a >= 0]) for own in places])
 
 
 def _continue(record: Record, e: Equation, k: int, how: Meeting) -> None:
@@ -143,79 +174,10 @@ def _diagonal(record: Record, e: Equation, k: int) -> View:
     )
 
 
-def reduction(record: Record, e: Equation) -> View:
-    """A statistic of leaves is no leaf; a product with data that is summed is a contraction."""
-    views = [record.views[x] for x in e.ins if x in record.views]
-    factors = views[0].factors if e.op is _SUM else {}
-    for leaf, factor in factors.items():
-        gone = [a for a in e.params["axes"] if record.tape.shapes[e.ins[0]][a] > 1]
-        is_norms = Role.NORM_SCALE in record.seen[leaf].roles
-        if gone and all(factor.places[a] for a in gone) and not is_norms:
-            record.promote(leaf, factor.met, None, e)
-    if len(views) == 1:
-        (view,) = views
-        return View(data=view.data, made=view.made, gains=view.gains)
-    gains = NONE.union(*(v.gains for v in views))
-    return View(data=any(v.data for v in views), made=any(v.made for v in views), gains=gains)
-
-
 def opaque(record: Record, e: Equation) -> View:
     """Whatever comes out is data."""
     views = [record.views[x] for x in e.ins if x in record.views]
     return View(data=any(v.data for v in views), made=any(v.made for v in views))
-
-
-def lookup(record: Record, e: Equation) -> View:
-    """A leaf that is looked up is an embedding; one place of it is a slice.
-
-    Places that are the same whatever the data are put entries in another order, ``w[permutation]``,
-    or leave some out: that is still the leaf.
-    """
-    seen = record.along(0)
-    if seen is None:
-        return DATA
-    if not reads_several(e, record.facts):
-        return seen._replace(piece=e.out) if seen.leaves else seen
-    if seen.leaves and record.is_fixed(e.ins[1]) and (along := _arranged(record, e)) is not None:
-        return seen._replace(leaves=along, piece=e.out)
-    record.gauges.start(e.out)
-    record.vote(seen.leaves, Role.EMBEDDING, e)
-    met = {n: Met(_looked_up(record, e, p), Role.EMBEDDING, e) for n, p in seen.leaves.items()}
-    made = (_made_by(n, places) for n, places in seen.leaves.items())
-    features = features_of([seen.features, *made])
-    return View(met=met, owners=frozenset(met), features=features)
-
-
-def _arranged(record: Record, e: Equation) -> dict[int, Places] | None:
-    """The places of leaves in ``w[permutation]``: one axis, looked up at places of one axis.
-
-    Returns:
-      `None` where places have several axes, or are looked up along several.
-    """
-    numbers, shown = e.params["dimension_numbers"], len(record.tape.shapes[e.out])
-    placed = [q for q in range(shown) if q not in numbers.offset_dims]
-    if len(numbers.start_index_map) != 1 or len(placed) != 1 or numbers.operand_batching_dims:
-        return None
-    (axis,), (to,) = numbers.start_index_map, placed
-    if axis not in numbers.collapsed_slice_dims:
-        return None
-    before, seen = record.views[e.ins[0]].leaves, record.along(0)
-    after = seen.leaves if seen else {}
-    return {
-        n: tuple(before[n][axis] if q == to else own for q, own in enumerate(after[n]))
-        for n in before
-    }
-
-
-_AT = frozenset({-1})
-"""In the place of a leaf's own axes: the leaf was looked up by data along this one."""
-
-
-def _looked_up(record: Record, e: Equation, places: Places) -> Places:
-    """Where a leaf's axes are in the result of a gather, whose axes of places are marked."""
-    shown, offset = len(record.tape.shapes[e.out]), e.params["dimension_numbers"].offset_dims
-    is_place = [a < shown and a not in offset for a in range(len(places))]
-    return tuple(_AT if at and not own else own for at, own in zip(is_place, places, strict=True))
 
 
 def join(record: Record, e: Equation) -> View:
@@ -239,18 +201,14 @@ def _scattered(record: Record, e: Equation, k: int) -> View | None:
         return view
     leaves = {}
     for number, places in seen.leaves.items():
-        lost = _all_of(view.leaves[number]) - _all_of(places)
+        lost = all_of(view.leaves[number]) - all_of(places)
         leaves[number] = tuple(own or lost for own in places)
     return seen._replace(leaves=leaves)
 
 
-def _all_of(places: Iterable[frozenset[int]]) -> frozenset[int]:
-    return frozenset[int]().union(*places)
-
-
 def _joined(record: Record, e: Equation, views: list[View]) -> View:
     if all(v.is_pure for v in views):
-        return View(together(v.leaves for v in views), data=False)
+        return View(leaves_of(views), data=False)
     for v in views:
         record.vote(v.leaves, Role.EMBEDDING, e)
     whole = len({v.normed for v in views}) == 1

@@ -10,7 +10,17 @@ from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.experts import revote_chosen
 from optax_bnmask.program.uses.indicating import varies
 from optax_bnmask.program.uses.record import Record
-from optax_bnmask.program.uses.views import DATA, NONE, Factor, Met, View, features_of, together
+from optax_bnmask.program.uses.views import (
+    DATA,
+    NONE,
+    Factor,
+    Met,
+    View,
+    features_of,
+    leaves_of,
+    made_by,
+    together,
+)
 from optax_bnmask.vocabulary import Role
 
 _SUB = compat.primitive("sub_p")
@@ -30,7 +40,7 @@ def pointwise(record: Record, e: Equation) -> View:
         return View(made=first.made, gains=first.gains, features=first.features, broad=first.broad)
     pure = all(v.is_pure for v in views)
     out = View(
-        leaves=together(v.leaves for v in views) if pure else {},
+        leaves=leaves_of(views) if pure else {},
         met=together(v.met for v in views) if cut else {},
         data=any(v.data for v in views),
         made=any(v.made for v in views),
@@ -59,7 +69,7 @@ def product(record: Record, e: Equation) -> View:
     y = _inverted(y, e)
     pure = x.is_pure and y.is_pure
     view = View(
-        leaves=together((x.leaves, y.leaves)) if pure else {},
+        leaves=leaves_of((x, y)) if pure else {},
         met=together((x.met, y.met)),
         data=x.data or y.data,
         made=x.made or y.made,
@@ -135,13 +145,16 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
     role = Role.NORM_SCALE if other.normed == 1 else Role.GAIN
     record.vote(factor.leaves, role, e)
     met, linear = dict(view.met), dict[int, Factor]()
+    features = [view.features]
     for number, places in factor.leaves.items():
         seen = record.seen[number]
         seen.shifted |= factor.shifted
         seen.axes = len(record.own(places, e.out))
         if not other.is_pure:
-            modulated = _is_same_along(record, e.ins[k], record.own(places, e.out))
-            new = Met(places, role, e, modulated)
+            lacking = _constant_axes(record, e.ins[k], record.own(places, e.out))
+            if lacking:
+                features.append(made_by(number, places, lacking))
+            new = Met(places, role, e, modulated=bool(lacking))
             data = record.unshifted(e.ins[k]) if factor.piece >= 0 else e.ins[k]
             linear[number] = Factor(places, frozenset({factor.piece}), e.ins[k], data, new)
             if seen.axes > 1:  # with one axis it cannot be summed over and put out
@@ -153,12 +166,13 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
         root=other.root,
         gains=view.gains | frozenset(factor.leaves),
         owners=other.owners | frozenset(factor.leaves),
+        features=features_of(features),
     )
 
 
-def _is_same_along(record: Record, x: int, axes: Iterable[int]) -> bool:
-    """Whether an operand is seen not to vary along one of some axes of the result."""
-    return not record.is_alike(x) or not all(varies(record, x, a) for a in axes)
+def _constant_axes(record: Record, x: int, axes: Iterable[int]) -> set[int]:
+    """Those of some axes of the result along which an operand is seen not to vary."""
+    return {a for a in axes if not record.is_alike(x) or not varies(record, x, a)}
 
 
 def _beside_constants(record: Record) -> list[View | None]:
@@ -198,7 +212,7 @@ def total(record: Record, e: Equation) -> View:
         return _of_leaves(record, e, x, y)
     for leaf, other in ((x, y), (y, x)):
         if leaf.leaves:
-            return _biased(record, e, leaf, other)
+            return _biased(record, e, leaf, other, 1 if leaf is x else 0)
     revote_chosen(record, e, (x, y), Role.BIAS)
     same = record.gauges.are_the_same(e)
     return View(
@@ -261,7 +275,7 @@ def _with_constant(record: Record, e: Equation, place: int, view: View) -> View:
 
 def _of_leaves(record: Record, e: Equation, x: View, y: View) -> View:
     """Functions of leaves, added: a bias if one of them is normalised, else one more leaf."""
-    leaves = together((x.leaves, y.leaves))
+    leaves = leaves_of((x, y))
     for bias, other in ((x, y), (y, x)):
         if bias.leaves and not bias.normed and other.normed and bias.leaves != other.leaves:
             record.vote(bias.leaves, Role.NORM_BIAS, e)
@@ -269,14 +283,15 @@ def _of_leaves(record: Record, e: Equation, x: View, y: View) -> View:
     return View(leaves, data=False, gains=x.gains | y.gains)
 
 
-def _biased(record: Record, e: Equation, leaf: View, other: View) -> View:
-    """The view of a sum when one summand is a leaf and the other is data."""
+def _biased(record: Record, e: Equation, leaf: View, other: View, k: int) -> View:
+    """The view of a sum when one summand is a leaf and the other, the operand at `k`, is data."""
     met, long = dict(other.met), sum(n > 1 for n in record.tape.full[e.out])
     for number, places in leaf.leaves.items():
         if number in met:  # something of its own, ``w + stop_gradient(round(w / s) * s - w)``
             continue
         own = record.own(places, e.out)
-        role = _role_of_summand(record, number, own, other)
+        lacking = _constant_axes(record, e.ins[k], own) if len(own) == 1 else NONE
+        role = _role_of_summand(record, number, own - lacking, other)
         record.vote([number], role, e)
         if role is not Role.EMBEDDING:
             for owner in other.owners - {number}:
@@ -293,7 +308,7 @@ def _role_of_summand(record: Record, number: int, own: set[int], other: View) ->
 
     If no other leaf's output made one of them, it is an axis of the data's positions, and the leaf
     a table of those. Not so where a normaliser's gain varied along as many axes, or nothing is
-    known of the axes, and there is but one.
+    known of the axes, and there is but one; nor along the only one, if the data lack it.
     """
     affine = other.normed == 2 and any(record.seen[g].axes == len(own) for g in other.gains)
     made = {a for a, of in enumerate(other.features) if any(leaf != number for leaf, _ in of)}

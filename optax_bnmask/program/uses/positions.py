@@ -37,7 +37,7 @@ def _position(record: Record, number: int, before: bytearray) -> Position | None
 def _is_chosen_by_data(record: Record, e: Equation) -> bool:
     """Whether an embedding is looked up by data, not by constants, nor joined to data."""
     if e.op is _GATHER:
-        return not record.is_fixed(e.ins[1])
+        return bool(record.facts.depends_on_data[e.ins[1]])
     return e.op in RULES and RULES[e.op].kind is Kind.CONTRACTION
 
 

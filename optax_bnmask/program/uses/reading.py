@@ -12,7 +12,7 @@ from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import CARRY, MOVE, RESHAPE, SLICE, Equation
-from optax_bnmask.program.uses import contractions, entrywise, indicating
+from optax_bnmask.program.uses import contractions, entrywise, indicating, lookups, reductions
 from optax_bnmask.program.uses.belonging import belonging
 from optax_bnmask.program.uses.dimensions import reshaped
 from optax_bnmask.program.uses.record import Record
@@ -27,7 +27,6 @@ def uses(
     facts: Facts,
     leaves: Sequence[int | None],
     shapes: Sequence[Sequence[int]],
-    moves: bytearray,
 ) -> Record:
     """How the leaves of a program are used.
 
@@ -35,12 +34,11 @@ def uses(
       facts: What is known of its values.
       leaves: For each input, the number of its leaf, or `None`.
       shapes: The shape of each leaf, by its number.
-      moves: For each value, whether a gradient connects it with a leaf.
 
     Returns:
       The `Record` of all equations.
     """
-    record, own = Record(facts, shapes, moves), belonging(facts)
+    record, own = Record(facts, shapes), belonging(facts)
     _inputs(record, leaves, own)
     views, indicators = record.views, record.indicators
     for e in record.tape.equations:
@@ -139,9 +137,9 @@ _NOTES: dict[Kind, Callable[[Record, Equation], View]] = {
     Kind.QUOTIENT: entrywise.product,
     Kind.SUM: entrywise.total,
     Kind.CONTRACTION: contractions.contraction,
-    Kind.REDUCTION: contractions.reduction,
-    Kind.FACTORS: contractions.reduction,
-    Kind.LOOKUP: contractions.lookup,
+    Kind.REDUCTION: reductions.reduction,
+    Kind.FACTORS: reductions.reduction,
+    Kind.LOOKUP: lookups.lookup,
     Kind.JOIN: contractions.join,
     Kind.SELECT: contractions.select,
     Kind.LOOP: contractions.loop,

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from optax_bnmask.program.facts import Facts, dependents
+from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MAY_BE_0
 from optax_bnmask.program.registry import RULES, SAME, Kind, Law
 from optax_bnmask.program.tape import Equation, Map
@@ -16,6 +16,8 @@ from optax_bnmask.program.uses.dimensions import (
     operand_map,
 )
 from optax_bnmask.program.uses.gauges import Gauges
+from optax_bnmask.program.uses.gradients import differentiable, reached
+from optax_bnmask.program.uses.gradients import moved as moved_by_leaves
 from optax_bnmask.program.uses.indicating import OneHotAxes
 from optax_bnmask.program.uses.views import (
     PRECEDENCE,
@@ -41,6 +43,7 @@ class Record:
       biases: For each leaf, the biases added to its own output.
       views: What is remembered of each value; nothing of constants.
       moves: For each value, whether a gradient connects it with a leaf.
+      reached: For each value, whether a gradient connects it with an output.
       indicators: The values that are 1 where something has an index, and else 0, times a factor,
         with the axes along which that is so: see `indicating`.
       given: Where values that leaves were applied to are normalised by statistics that are given.
@@ -51,24 +54,18 @@ class Record:
     e: Equation
     law: Law | None
 
-    def __init__(self, facts: Facts, shapes: Sequence[Sequence[int]], moves: bytearray) -> None:
+    def __init__(self, facts: Facts, shapes: Sequence[Sequence[int]]) -> None:
         self.facts, self.tape = facts, facts.tape
         self.gauges = Gauges(facts)
-        self.shapes, self.moves = shapes, moves
+        self.shapes, flows = shapes, differentiable(self.tape)
+        self.moves, self.reached = moved_by_leaves(self.tape, flows), reached(self.tape, flows)
         self.seen = [Seen() for _ in shapes]
         self.biases: list[set[int]] = [set() for _ in shapes]
         self.views: dict[int, View] = {}
         self.indicators: dict[int, OneHotAxes] = {}
         self.given: list[Equation] = []
-        self._varies: bytearray | None = None
         self._maps: dict[int, Map] = {}
         self._along: dict[int, View] = {}
-
-    def is_fixed(self, x: int) -> bool:
-        """Whether a value is the same whatever the arguments are: spelt out, or closed over."""
-        if self._varies is None:
-            self._varies = dependents(self.tape, self.tape.ins)
-        return not self._varies[x]
 
     def begin(self, e: Equation) -> None:
         """Turns to the next equation."""
@@ -96,16 +93,38 @@ class Record:
             self.seen[number].roles.pop(old, None)
         self.vote(leaves, new, e)
 
-    def promote(self, number: int, met: Met | None, how: Meeting | None, e: Equation) -> None:
-        """Makes a weight of a leaf, whatever it was taken for when it met the data before."""
+    def promote(
+        self,
+        number: int,
+        met: Met | None,
+        how: Meeting | None,
+        e: Equation,
+        data: Collection[int] = (),
+    ) -> None:
+        """Makes a weight of a leaf, whatever it was taken for when it met the data before.
+
+        Args:
+          number: The leaf.
+          met: How it met the data before, if it did.
+          how: What the equation does to its axes, if that is known.
+          e: The equation.
+          data: What it is contracted with, if that is not the operands of the equation.
+        """
         roles = self.seen[number].roles
         if met and met.role and roles.get(met.role) is met.at:
             del roles[met.role]
         self.vote([number], Role.WEIGHT, e)
         seen = self.seen[number]
-        seen.meetings.append(how)
-        seen.outputs.append(e.out)
-        seen.meets_leaves |= any(self.depends_on_others(x, number) for x in e.ins)
+        trains = bool(self.reached[e.out])
+        if trains and not seen.trains:  # beside a use that trains it, a power iteration is none
+            seen.meetings.clear()
+            seen.outputs.clear()
+            seen.meets_leaves = False
+        if trains or not seen.trains:
+            seen.trains = trains
+            seen.meetings.append(how)
+            seen.outputs.append(e.out)
+            seen.meets_leaves |= any(self.depends_on_others(x, number) for x in data or e.ins)
 
     def depends_on_others(self, x: int, number: int) -> bool:
         """Whether a value is computed from other leaves than that one."""

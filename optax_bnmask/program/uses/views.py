@@ -1,7 +1,7 @@
 """What is remembered of a value on the way from the leaves to the data, and what of a leaf."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from optax_bnmask.program.tape import Equation
@@ -140,12 +140,44 @@ def features_of(values: Iterable[Origins]) -> Origins:
     return out
 
 
+def made_by(number: int, places: Places, axes: Collection[int] | None = None) -> Origins:
+    """The `Origins` of a value that one leaf made, from the places of its axes: all, or some."""
+    return tuple(
+        [
+            frozenset([(number, p) for p in own if p >= 0] if axes is None or a in axes else ())
+            for a, own in enumerate(places)
+        ]
+    )
+
+
+def all_of(places: Iterable[frozenset[int]]) -> frozenset[int]:
+    """The axes of a leaf that are anywhere in some places."""
+    return NONE.union(*places)
+
+
 def together(mappings: Iterable[Mapping[int, Any]]) -> Mapping[int, Any]:
     """Mappings by leaf, merged; for a leaf in several of them the first one counts."""
     found = [m for m in mappings if m]
     if len(found) < 2:
         return found[0] if found else {}
     return {n: value for m in reversed(found) for n, value in m.items()}
+
+
+def leaves_of(views: Iterable[View]) -> Mapping[int, Places]:
+    """The leaves of several views that are combined entry by entry, and where their axes are.
+
+    In ``w + w.T`` both axes of the result are parts of both axes of `w`.
+    """
+    found = [v.leaves for v in views if v.leaves]
+    if len(found) < 2:
+        return found[0] if found else {}
+    out = dict(found[0])
+    for leaves in found[1:]:
+        for number, places in leaves.items():
+            own = out.setdefault(number, places)
+            if own != places:
+                out[number] = tuple(a | b for a, b in zip(own, places, strict=True))
+    return out
 
 
 @dataclasses.dataclass(slots=True)
@@ -158,6 +190,8 @@ class Seen:
       batch: Its axes that other weights, a matrix for each index, go on with: experts.
       outputs: The values that are sums of its products with data.
       meets_leaves: Whether these data depended on other leaves, any time.
+      trains: Whether a gradient comes back through these values. If it does through any, those
+        through which none comes are left out.
       shifted: Whether it was multiplied as ``constant + leaf``.
       axes: Along how many axes it varied when it was last multiplied onto something.
     """
@@ -167,6 +201,7 @@ class Seen:
     batch: set[int] = dataclasses.field(default_factory=set)
     outputs: list[int] = dataclasses.field(default_factory=list)
     meets_leaves: bool = False
+    trains: bool = False
     shifted: bool = False
     axes: int = 0
 
