@@ -88,17 +88,24 @@ def require_size(size: Any, argument: str, must: str = "a number") -> None:  # n
       TypeError: It is something else.
       ValueError: It is negative or not finite.
     """
-    if is_array(size):
-        if size.shape:
-            raise wrong_kind(argument, must, size, "One number is an array of shape ().")
-        return
-    if isinstance(size, bool) or not isinstance(size, int | float):
+    if is_array(size) and size.shape:
+        raise wrong_kind(argument, must, size, "One number is an array of shape ().")
+    if isinstance(size, bool) or not (is_array(size) or isinstance(size, int | float)):
         raise wrong_kind(argument, must, size, "Pass the number itself.")
-    if not 0 <= size < math.inf:
+    number = number_of(size)
+    if number is not None and not 0 <= number < math.inf:
         raise ValueError(
             f"`{argument}` must be finite and at least 0. Found {size!r}. Which way a step goes is "
             f"settled elsewhere."
         )
+
+
+def number_of(size: Any) -> float | None:  # noqa: ANN401 - a number, or an array of shape ()
+    """The number that an argument is; `None` of a tracer, or of a shape, which are none yet."""
+    try:
+        return float(size)
+    except TypeError:  # JAX's errors for tracers are TypeErrors
+        return None
 
 
 def require_optimizer(tx: Any, argument: str, order: str) -> None:  # noqa: ANN401 - as above

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import optax
 
+from optax_bnmask.arguments import described
 from optax_bnmask.errors import StructureError, first_line
 
 
@@ -36,7 +37,7 @@ def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401
         )
         if not is_flag:
             raise TypeError(
-                f"`{argument}` must hold a bool for each leaf. Found a {type(flag).__name__}"
+                f"`{argument}` must hold a bool for each leaf. Found {described(flag)}"
                 f"{f' from a `{type(mask).__name__}`' if is_function else ''}. Of an `Analysis`, "
                 f"pass `analysis.decay_mask()` or `analysis.select(...)`."
             )

@@ -1,14 +1,17 @@
 """Weight decay that leaves scale-invariant weights the learning-rate schedule they were given."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from optax_bnmask.arguments import require_rate, require_size
+from optax_bnmask import compat
+from optax_bnmask.arguments import number_of, require_rate, require_size
 from optax_bnmask.transforms.choice import chosen, required, scheduled
+from optax_bnmask.transforms.slices import require_leaves, require_state
+from optax_bnmask.transforms.sphere import wide
 
 
 class CorrectedWeightDecayState(NamedTuple):
@@ -80,14 +83,13 @@ def corrected_weight_decay(
     """
     require_rate(weight_decay, "weight_decay")
     require_rate(learning_rate, "learning_rate")
-    known = isinstance(peak_learning_rate, int | float | np.generic)  # not so of a tracer
-    if not known:
-        require_size(peak_learning_rate, "peak_learning_rate")
-    elif not 0 < peak_learning_rate < np.inf:
+    peak = None if isinstance(peak_learning_rate, str) else number_of(peak_learning_rate)
+    if peak is not None and not 0 < peak < math.inf:
         raise ValueError(
             f"`peak_learning_rate` must be the largest value of the schedule, and positive. Found "
             f"{peak_learning_rate!r}."
         )
+    require_size(peak_learning_rate, "peak_learning_rate")
 
     def init_fn(params: optax.Params) -> CorrectedWeightDecayState:
         del params
@@ -99,6 +101,8 @@ def corrected_weight_decay(
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, CorrectedWeightDecayState]:
         params = required(params, "corrected_weight_decay")
+        require_state(state, CorrectedWeightDecayState, "corrected_weight_decay")
+        require_leaves(updates, params)
         strength = scheduled(weight_decay, state.count)
         ratio = scheduled(learning_rate, state.count) / peak_learning_rate
 
@@ -106,9 +110,10 @@ def corrected_weight_decay(
             if not decays:  # False, or None where there is no gradient
                 return update
             rate = strength * ratio if corrects else strength
-            if hasattr(rate, "dtype"):  # what is no Python number must not widen a bfloat16 leaf
-                rate = jnp.asarray(rate, param.dtype)
-            return update + rate * param
+            if not hasattr(rate, "dtype") or not compat.is_inexact(param.dtype):
+                return update + rate * param
+            # Late in a schedule float16 holds the decay of a large weight, and not the rate of it.
+            return update + (jnp.asarray(rate, wide(param).dtype) * wide(param)).astype(param.dtype)
 
         updates = jax.tree.map(
             decayed,

@@ -162,8 +162,9 @@ def hyperball(
         tree = tree_index(updates, "updates").leaves
         angle = jnp.asarray(scheduled(learning_rate, state.count))
         for path, update in chosen_leaves(mask, updates, "updates").items():
-            weight, held = paired(path, weights, state.radius, "hyperball")
-            over = summed(path, weight, axes)
+            weight, held, over = paired(
+                path, update, weights, state.radius, axes=axes, transform="hyperball"
+            )
             size, eta = largest(update, over), (sign * angle).astype(held.dtype)
             turned = rule(update, exponent(size), weight, held, eta, axes=over)
             still = (size == 0) | (held == 0)
@@ -223,7 +224,9 @@ def _turned_exactly(
     at = exponent(radius)
     squared_norm = sum_of_squares(scaled(weight, -at), axes)
     radial = inner(scaled(update, 1 - unit), scaled(weight, 1 - at), axes) / 4 / or_1(squared_norm)
-    lift = jnp.where((at > 0) & (unit > -at), LIFT, 0)
+    # A power of two above the largest would be infinite.
+    room = jnp.clip(jnp.finfo(radius.dtype).maxexp - 2 + unit, 0, LIFT)
+    lift = jnp.where((at > 0) & (unit > -at), room, 0)
     turn = scaled(update, lift - unit)
     turn -= scaled(radial, lift - at).astype(wide(weight).dtype) * wide(weight)
     # Rounding leaves something of a large radial part, which would falsify the angle: remove it.

@@ -71,7 +71,7 @@ def monitor_scale(
       or holds several leaves in one array (`optax.flatten`), cannot be asked: `init` warns, and
       ``gain_rate`` is empty.
     - ``weight_norm``, ``angle``: of each scale-invariant leaf as a whole; the angle is
-      ``atan2(|u_t|, |w + u_r|)``, with the update's parts across and along `w`, before the sum is
+      ``atan2(|u_t|, |w| + <u, w> / |w|)``, with the update's part across `w`, before the sum is
       rounded to the leaf's dtype. Squares are not guarded, which would take more sums: in float32,
       gradients and weights below 1e-19 or above 1e19 read as 0 or infinite.
     - ``effective_learning_rate``: the rate at which the direction follows the gradient *on the unit
@@ -102,7 +102,7 @@ def monitor_scale(
       An `optax.GradientTransformationExtraArgs`, whose state is a `MonitorScaleState`.
 
     Raises:
-      ValueError: `every` is below 1.
+      ValueError: `every` is below 1, or more than an int32 can count.
       PathError: On `init` and `update`: the analysis does not know a leaf of the params.
 
     Example:
@@ -119,9 +119,9 @@ def monitor_scale(
       van Laarhoven, L2 Regularization versus Batch and Weight Normalization, 2017, arXiv:1706.05350
       (``eta / |w|**2``); Wan et al., Spherical Motion Dynamics, 2021, arXiv:2006.08419 (the angle).
     """
-    if not isinstance(every, Integral) or every < 1:
+    if not isinstance(every, Integral) or isinstance(every, bool) or not 0 < every < 2**31:
         raise ValueError(
-            f"`every` must be a number of steps, at least 1. Found {every!r}. With "
+            f"`every` must be a number of steps, from 1 to below 2**31. Found {every!r}. With "
             f"`optax.inject_hyperparams` it is one of the `static_args`."
         )
     require_analysis(analysis)

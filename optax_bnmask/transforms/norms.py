@@ -126,8 +126,10 @@ def keep_norm(
         require_state(state, KeepNormState, "keep_norm")
         tree = tree_index(updates, "updates").leaves
         for path, update in chosen_leaves(mask, updates, "updates").items():
-            weight, kept_norm = paired(path, weights, state.kept_norm, "keep_norm")
-            tree[path] = _turned(update, weight, kept_norm, summed(path, weight, axes))
+            weight, kept_norm, over = paired(
+                path, update, weights, state.kept_norm, axes=axes, transform="keep_norm"
+            )
+            tree[path] = _turned(update, weight, kept_norm, over)
         return jax.tree.unflatten(jax.tree.structure(updates), tree.values()), state
 
     return optax.GradientTransformation(init_fn, update_fn)

@@ -104,23 +104,55 @@ def chosen_leaves(mask: Any, tree: Any, argument: str = "params") -> dict[str, j
 
 
 def paired(
-    path: str, params: Mapping[str, Any], norms: Mapping[str, jax.Array], transform: str
-) -> tuple[jax.Array, jax.Array]:
-    """The weight at a path of the updates, and the norm that the state holds of it.
+    path: str,
+    update: jax.Array,
+    params: Mapping[str, Any],
+    norms: Mapping[str, jax.Array],
+    *,
+    axes: Mapping[str, tuple[int, ...]],
+    transform: str,
+) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
+    """The weight at a path of the updates, its norm in the state, and the axes that this sums over.
 
     Raises:
-      StructureError: One of them is missing.
+      StructureError: One of them is missing, or has another shape than the others ask for.
     """
+    _require_leaf(path, update, params)
+    weight, held = jnp.asarray(params[path]), norms.get(path)
+    over = summed(path, weight, axes)
+    wanted = tuple(1 if a in over else n for a, n in enumerate(weight.shape))
+    if held is None or jnp.shape(held) != wanted:
+        found = "no norm" if held is None else f"norms of shape {jnp.shape(held)}, not {wanted},"
+        raise StructureError(
+            f"The state of `{transform}` must be of the leaves and axes that it is asked for. It "
+            f"holds {found} of {path!r}. Was it made with another mask, or with other axes? Call "
+            f"`tx.init(params)` again."
+        )
+    return weight, held, over
+
+
+def require_leaves(updates: Any, params: Any) -> None:  # noqa: ANN401 - any pytrees
+    """Fails unless each leaf of the updates is one of the params, of the same shape.
+
+    Raises:
+      StructureError: It is not.
+    """
+    known = tree_index(params).leaves
+    for path, update in tree_index(updates, "updates").leaves.items():
+        _require_leaf(path, update, known)
+
+
+def _require_leaf(path: str, update: Any, params: Mapping[str, Any]) -> None:  # noqa: ANN401 - any array
     if path not in params:
         raise StructureError(
-            f"`updates` must have the leaves of `params`. It has {path!r}, and `params` has not."
+            f"`updates` must have the leaves of `params`. It has {path!r}, and `params` has not. "
+            f"Call `tx.update(updates, state, params)`."
         )
-    if path not in norms:
+    if jnp.shape(update) != jnp.shape(params[path]):
         raise StructureError(
-            f"The state of `{transform}` must be of the leaves that `mask` chooses. It holds no "
-            f"norm of {path!r}. Was it made with another mask? Call `tx.init(params)` again."
+            f"`updates` must have the shapes of `params`. It has {jnp.shape(update)} for {path!r}, "
+            f"and `params` has {jnp.shape(params[path])}."
         )
-    return jnp.asarray(params[path]), norms[path]
 
 
 def require_state(state: Any, kind: type, transform: str) -> None:  # noqa: ANN401 - what a user passed

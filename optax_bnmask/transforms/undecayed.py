@@ -37,14 +37,17 @@ def _places(
     """
     known, longest = frozenset(paths), max((path.count("/") for path in paths), default=0)
 
+    def end_of(keys: list[str]) -> str:
+        """The longest end of a path that is a leaf's."""
+        starts = range(max(0, len(keys) - longest - 1), len(keys))
+        return next((end for start in starts if (end := "/".join(keys[start:])) in known), "")
+
     def owner(path: str) -> str:
         keys = whole(path).split("/")
-        ends = (
-            "/".join(keys[start:]) for start in range(max(0, len(keys) - longest - 1), len(keys))
-        )
-        found = next((end for end in ends if end in known), "")
-        # SM3 keeps a list for each leaf: ``"0/mu/norm/scale/0"``.
-        return owner("/".join(keys[:-1])) if not found and keys[-1].isdecimal() else found
+        found = end_of(keys)
+        # SM3 keeps a list for each leaf: ``"0/mu/norm/scale/0"``, and ``"0/mu/0/1"`` of leaf "0".
+        outer = end_of(keys[:-1]) if keys[-1].isdecimal() else ""
+        return outer if outer and outer.count("/") >= found.count("/") else found
 
     return [owner(path) in gains for path in tree_index(state, "state").leaves]
 
@@ -73,12 +76,17 @@ def joined(
     )
 
 
-def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset[str]) -> bool:  # noqa: ANN401 - any pytree
+def remembers(
+    inner: optax.GradientTransformationExtraArgs,
+    params: Any,  # noqa: ANN401 - any pytree
+    gains: frozenset[str],
+) -> bool:
     """Whether an optimizer's state rules out a second copy for gains that were never decayed.
 
     That is so where the state holds values of gains, entry by entry and not as a norm: after
     `init`, as in schedule-free, or after an update, as in L-BFGS. It is also so where one array
-    of the state holds entries of several leaves, as inside of `optax.flatten`.
+    of the state holds entries of several leaves, as inside of `optax.flatten`, and taken to be so
+    where `update` asks for more than the loss, its gradient and its function.
     """
     paths = tree_index(params).leaves
     own = [path in gains for path in paths]
@@ -90,12 +98,16 @@ def remembers(inner: optax.GradientTransformation, params: Any, gains: frozenset
     state = jax.eval_shape(inner.init, params)
 
     def next_state(updates: Any, state: Any, params: Any) -> Any:  # noqa: ANN401 - any pytrees
-        return inner.update(updates, state, params)[1]
+        def loss(params: Any) -> jax.Array:  # noqa: ANN401 - as above
+            return jnp.asarray(optax.tree_utils.tree_vdot(updates, params), value.dtype)
+
+        value = jnp.zeros([])
+        return inner.update(updates, state, params, value=value, grad=updates, value_fn=loss)[1]
 
     try:
         traced = jax.make_jaxpr(next_state)(params, state, params)
-    except Exception:  # `update` needs more, such as the loss: only `init` can be looked at
-        return False
+    except Exception:  # whatever it asks for, nobody knows here
+        return True
     jaxpr = compat.open_jaxpr(traced)
     copies = _reached(jaxpr, jaxpr.invars[-len(own) :], own, only=_COPIES)
     mixed = _reached(jaxpr, jaxpr.invars[: len(own)], own)

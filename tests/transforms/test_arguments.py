@@ -158,3 +158,57 @@ def test_a_radius_may_be_injected():
     updates, _ = jax.jit(tx.update)(PARAMS, tx.init(PARAMS), PARAMS)
     moved = optax.apply_updates(PARAMS, updates)
     np.testing.assert_allclose(jnp.linalg.norm(moved["kernel"]), 2.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("number", [np.float64, np.float32, jnp.float32])
+@pytest.mark.parametrize("value", [-0.1, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "call",
+    [
+        bnmask.hyperball,
+        lambda x: bnmask.hyperball(0.1, radius=x),
+        lambda x: bnmask.hyperball(0.1, radius={"kernel": x}),
+        lambda x: bnmask.corrected_weight_decay(x, 0.1, 0.1, **CORRECTED),
+        lambda x: bnmask.corrected_weight_decay(0.1, 0.1, x, **CORRECTED),
+    ],
+)
+def test_numbers_of_numpy_and_jax_are_sizes_too(call, value, number):
+    with pytest.raises(ValueError, match="must be"):
+        call(number(value))
+
+
+def test_a_number_that_is_traced_is_not_looked_at():
+    def radius(r):
+        return bnmask.hyperball(r, radius=r).init(PARAMS).radius["kernel"]
+
+    assert jax.jit(radius)(2.0).item() == 2.0
+
+
+@pytest.mark.parametrize(
+    "treatment", [bnmask.keep_norm, lambda *a, **k: bnmask.hyperball(0.1, *a, **k)]
+)
+@pytest.mark.parametrize("before", [(), (1,)])
+def test_a_state_of_other_axes_is_refused(treatment, before):
+    weights = {"k": jnp.ones((3, 2))}
+    state = treatment(None, axes={"k": before}).init(weights)
+    with pytest.raises(bnmask.StructureError, match="Was it made with another mask, or with"):
+        treatment(None, axes={"k": (0,)}).update(weights, state, weights)
+
+
+@pytest.mark.parametrize(
+    "treatment",
+    [
+        bnmask.keep_norm,
+        lambda mask: bnmask.hyperball(0.1, mask),
+        lambda mask: bnmask.corrected_weight_decay(0.1, 0.1, 0.1, mask=mask, corrected=mask),
+    ],
+)
+def test_updates_of_other_leaves_or_shapes_and_a_state_in_their_place_are_refused(treatment):
+    tx, weights = treatment(None), {"a": jnp.ones(3), "b": jnp.ones(2)}
+    state = tx.init(weights)
+    with pytest.raises(bnmask.StructureError, match="`params` has not"):
+        tx.update(weights, state, {"a": weights["a"]})
+    with pytest.raises(bnmask.StructureError, match=r"\(4,\) for 'a', and `params` has \(3,\)"):
+        tx.update(weights | {"a": jnp.ones(4)}, state, weights)
+    with pytest.raises(TypeError, match=r"Found a dict\. Call `tx\.update"):
+        tx.update(weights, weights, state)

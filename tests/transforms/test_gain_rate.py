@@ -146,3 +146,34 @@ def test_optimizers_whose_state_holds_params_are_refused_in_words_and_watched_ot
     assert new.gain_rate == {}
     assert new.weight_norm[KERNEL] > 0
     chex.assert_trees_all_equal_shapes_and_dtypes(new, state)
+
+
+def test_an_optimizer_with_a_line_search_is_refused_in_words():
+    with pytest.warns(UserWarning, match="cannot tell what decay takes from gains"):
+        state = bnmask.monitor_scale(optax.lbfgs(0.1), ANALYSIS).init(PARAMS)
+    assert state.gain_rate == {}
+
+
+def test_gain_rate_does_not_depend_on_the_keys_of_the_params():
+    def network(k, g, o, x):
+        z = x @ k
+        return z / jnp.linalg.norm(z, axis=1, keepdims=True) * g[None] @ o
+
+    x, leaves = jax.random.normal(jax.random.key(0), (5, 6)), []
+    for number, shape in enumerate([(6, 2), (2,), (2, 3)]):
+        leaves.append(1 + 0.1 * jax.random.normal(jax.random.key(number), shape))
+    named = dict(zip("kgo", leaves, strict=True))
+    tx = optax.chain(optax.add_decayed_weights(0.3), optax.sm3(0.1))
+
+    def rate(params, fn):
+        watched = bnmask.monitor_scale(tx, bnmask.analyze(fn, params, x))
+        state = watched.init(params)
+        for _ in range(4):
+            grads = jax.grad(lambda p: jnp.square(fn(p, x)).sum())(params)
+            updates, state = watched.update(grads, state, params)
+            params = optax.apply_updates(params, updates)
+        (value,) = state.gain_rate.values()
+        return float(value)
+
+    by_name = rate(named, lambda p, x: network(p["k"], p["g"], p["o"], x))
+    assert rate(leaves, lambda p, x: network(*p, x)) == pytest.approx(by_name, rel=1e-6)

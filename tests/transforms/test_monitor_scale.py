@@ -52,11 +52,11 @@ def test_every_third_step_is_measured_as_without_every_and_stays_in_between(name
     chex.assert_trees_all_close(values, expected, rtol=1e-5)
 
 
-def test_every_below_1_is_an_error():
-    with pytest.raises(
-        ValueError, match=r"`every` must be a number of steps, at least 1\. Found 0"
-    ):
-        bnmask.monitor_scale(optax.sgd(PEAK), ANALYSIS, every=0)
+@pytest.mark.parametrize("every", [0, -1, True, 2**31])
+def test_every_that_is_no_number_of_steps_is_an_error(every):
+    said = rf"`every` must be a number of steps, from 1 to below 2\*\*31\. Found {every}"
+    with pytest.raises(ValueError, match=said):
+        bnmask.monitor_scale(optax.sgd(PEAK), ANALYSIS, every=every)
 
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "adamw", "lion", "muon", "partition"])

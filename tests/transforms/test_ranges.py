@@ -209,3 +209,23 @@ def test_axes_and_radii_of_parts_and_of_the_leaf_they_are_parts_of():
     given = radii(radius={q: 7.0})
     assert given[q].item() == 7.0
     assert given[k].item() != 7.0
+
+
+def test_an_exact_angle_at_both_ends_of_float32():
+    w = {"w": jnp.asarray([3e35, 4e35], jnp.float32)}
+    u = {"w": jnp.asarray([-4e-33, 3e-33], jnp.float32)}
+    tx = bnmask.hyperball(0.1, exact_angle=True, flip_sign=False)
+    steps, _ = tx.update(u, tx.init(w), w)
+    after = np.asarray(w["w"], np.float64) + np.asarray(steps["w"], np.float64)
+    angle = np.arctan2(after[1], after[0]) - np.arctan2(4, 3)
+    assert angle == pytest.approx(0.1, rel=1e-5)
+
+
+def test_a_decay_that_float16_holds_is_not_lost_with_its_rate():
+    schedule = optax.cosine_decay_schedule(1.0, 1000)
+    tx = bnmask.corrected_weight_decay(1e-4, schedule, 1.0, mask=None, corrected=None)
+    w = {"w": jnp.full(2, 1000, jnp.float16)}
+    state = tx.init(w)._replace(count=jnp.asarray(990))
+    updates, _ = tx.update({"w": jnp.zeros(2, jnp.float16)}, state, w)
+    wanted = 1e-4 * float(schedule(990)) * 1000
+    np.testing.assert_allclose(updates["w"], wanted, rtol=1e-2)
