@@ -30,6 +30,7 @@ __all__ = [
     "Tracer",
     "carry_of_scan",
     "consts_of",
+    "expanded",
     "function_of",
     "is_inexact",
     "location",
@@ -152,6 +153,19 @@ def consts_of(jaxpr: Any) -> Sequence[Any]:  # noqa: ANN401 - closed before 0.12
 def function_of(jaxpr: Any) -> Callable[..., Sequence[Any]]:  # noqa: ANN401 - closed before 0.12
     """A closed jaxpr as a function from arrays to a sequence of arrays."""
     return jaxpr_as_fun(jaxpr)
+
+
+def expanded(eqn: Any) -> Any:  # noqa: ANN401 - as above
+    """The jaxpr that a primitive of JAX's high-level kind stands for; `None` if not one of arrays.
+
+    Args:
+      eqn: A ``call_hi_primitive``.
+    """
+    primitive = eqn.params["_prim"]
+    try:
+        return jax.make_jaxpr(primitive.expand)(*primitive.in_avals)
+    except (AttributeError, TypeError, NotImplementedError):  # types of the user's own
+        return None
 
 
 def carry_of_scan(params: Mapping[str, Any]) -> tuple[int, int]:

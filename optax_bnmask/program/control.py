@@ -37,6 +37,13 @@ def call(w: Writer, *ins: int) -> list[int] | None:
     return None if body is None else w.within().run(body, *ins)  # no rule: pinned
 
 
+@lowering("call_hi_primitive_p")
+def high_level(w: Writer, *ins: int) -> list[int] | None:
+    """Writes what JAX itself would expand a function to, as `jnp.searchsorted` since 0.12."""
+    body = compat.expanded(w.eqn)
+    return None if body is None else w.within().run(body, *ins)
+
+
 @lowering("linear_solve_p")
 def linear_solve(w: Writer, *ins: int) -> list[int]:
     """Writes the function that is given as the solver."""

@@ -5,8 +5,10 @@ import pkgutil
 import warnings
 
 import jax
+import jax.numpy as jnp
 import pytest
 
+import optax_bnmask as bnmask
 from optax_bnmask import compat
 from optax_bnmask.program.registry import RULES
 from optax_bnmask.program.rules import equinox, load
@@ -23,7 +25,7 @@ PINNED = {
         *("free_ref", "freeze", "get", "new_ref", "pin", "run_state", "swap", "unpin"),
     ),
     "values whose type is not an array's": (
-        *("call_hi_primitive", "call_hi_primitive_linearized", "from_edtype", "to_edtype"),
+        *("call_hi_primitive_linearized", "from_edtype", "to_edtype"),
     ),
     "halves of asynchronous collectives: what is in flight has no degree of its own": (
         *("all_gather_done", "all_gather_reduced_start", "all_gather_start", "all_to_all_done"),
@@ -134,3 +136,14 @@ def test_no_pinned_primitive_is_gone(existing):
 
 def test_every_rule_is_of_a_primitive_that_programs_can_hold(existing):
     assert all(existing[key.name] is key for key in RULED)
+
+
+def test_a_function_that_jax_keeps_whole_is_expanded():
+    def network(p, x):
+        z = x @ p["w"]
+        place = jnp.searchsorted(jnp.arange(6.0), z / jnp.linalg.norm(z)).astype(jnp.float32)
+        return z / jnp.linalg.norm(z) + place
+
+    found = bnmask.analyze(network, {"w": jnp.ones((4, 3))}, jnp.ones((2, 4)))
+    assert not found.unhandled
+    assert found["w"].scale is bnmask.Scale.INVARIANT

@@ -643,6 +643,7 @@ UNTRACED = {
         *("mulhi_p", "scaled_dot_p", "compute_on_p"),
         *("xla_metadata_call_p", "xla_metadata_value_p"),
     ),
+    "what some JAX of 0.10 to 0.12 traces no function to": ("call_hi_primitive_p",),
     "generators that are chosen by a global option": (
         *("philox2x32_p", "philox4x32_p", "threefry4x32_p"),
     ),
