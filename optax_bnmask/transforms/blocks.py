@@ -1,8 +1,10 @@
 """`by_blocks`: shows the parts of fused leaves to a transformation as leaves of their own."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_bnmask.analysis import Analysis
@@ -26,7 +28,9 @@ def by_blocks(
 
     Args:
       inner: Any transformation. A `Mask`, `Labels` and the specs of `muon_dimension_numbers` in it
-        serve for a part as for the leaf that it is a part of.
+        serve for a part as for the leaf that it is a part of. Of further arguments to `update` it
+        gets those of the shapes of the updates in parts, too, and functions of params as functions
+        of parts.
       analysis: By program, of the params that the optimizer updates.
 
     Returns:
@@ -54,36 +58,57 @@ def by_blocks(
     known = {leaf.path: parts_of(leaf) for leaf in analysis.leaves}
     inner = optax.with_extra_args_support(inner)
 
-    def apart(tree: Any) -> Any:  # noqa: ANN401 - any pytree in, one with parts out
-        leaves = tree_index(tree, "params").leaves
-        for path in leaves:
-            if path not in known:
-                raise PathError(
-                    f"`by_blocks` must be given an analysis of the params that the optimizer "
-                    f"updates. It met {path!r}, which is none of its leaves{nearest(path, known)}."
-                )
-        arrays = jax.tree.leaves(tree)
-        cut = [_cut(x, known[path]) for path, x in zip(leaves, arrays, strict=True)]
-        return jax.tree.unflatten(jax.tree.structure(tree), cut)
-
-    def joined(tree: Any, like: Any) -> Any:  # noqa: ANN401 - any pytrees
-        paths, structure = tree_index(like, "params").leaves, jax.tree.structure(like)
-        parts = structure.flatten_up_to(tree)
-        arrays = jax.tree.leaves(like)
-        whole = [
-            _joined(p, known[path], x) for path, p, x in zip(paths, parts, arrays, strict=True)
-        ]
-        return jax.tree.unflatten(structure, whole)
-
     def init(params: Any) -> Any:  # noqa: ANN401 - the state of `inner`
-        return inner.init(apart(params))
+        return inner.init(_apart(params, known))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:  # noqa: ANN401 - pytrees
-        given = None if params is None else apart(params)
-        out, state = inner.update(apart(updates), state, given, **extra)
-        return joined(out, updates), state
+        def of_parts(function: Any) -> Any:  # noqa: ANN401 - such as the loss of a line search
+            def called(cut: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it is
+                return function(_whole(cut, params, known), *args, **kwargs)
+
+            return called
+
+        def shown(value: Any) -> Any:  # noqa: ANN401 - a gradient, a loss, or anything else
+            if callable(value):
+                return of_parts(value)
+            return _apart(value, known) if _are_alike(value, updates) else value
+
+        given = None if params is None else _apart(params, known)
+        further = {name: shown(value) for name, value in extra.items()}
+        out, state = inner.update(_apart(updates, known), state, given, **further)
+        return _whole(out, updates, known), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _apart(tree: Any, known: Mapping[str, Parts]) -> Any:  # noqa: ANN401 - any pytree
+    """A tree with a dict of its parts in the place of each fused leaf."""
+    leaves = tree_index(tree, "params").leaves
+    for path in leaves:
+        if path not in known:
+            raise PathError(
+                f"`by_blocks` must be given an analysis of the params that the optimizer updates. "
+                f"It met {path!r}, which is none of its leaves{nearest(path, known)}."
+            )
+    arrays = jax.tree.leaves(tree)
+    cut = [_cut(x, known[path]) for path, x in zip(leaves, arrays, strict=True)]
+    return jax.tree.unflatten(jax.tree.structure(tree), cut)
+
+
+def _whole(tree: Any, like: Any, known: Mapping[str, Parts]) -> Any:  # noqa: ANN401 - any pytrees
+    """The tree of which `tree` has the parts, with the structure and shapes of `like`."""
+    paths, structure = tree_index(like, "params").leaves, jax.tree.structure(like)
+    parts, arrays = structure.flatten_up_to(tree), jax.tree.leaves(like)
+    leaves = (_joined(p, known[path], x) for path, p, x in zip(paths, parts, arrays, strict=True))
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _are_alike(one: Any, other: Any) -> bool:  # noqa: ANN401 - any pytrees
+    """Whether two trees have one structure, with leaves of the same shapes."""
+    leaves, structure = jax.tree.flatten(one)
+    others, wanted = jax.tree.flatten(other)
+    same = (jnp.shape(x) == jnp.shape(y) for x, y in zip(leaves, others, strict=False))
+    return structure == wanted and all(same)
 
 
 def _cut(x: Any, parts: Parts) -> Any:  # noqa: ANN401 - an array, or a dict of its parts

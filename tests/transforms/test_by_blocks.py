@@ -1,5 +1,6 @@
 """Parts of fused kernels as leaves: the same steps as without the fusion."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -184,3 +185,27 @@ def test_gate_and_up_are_two_matrices_and_what_shifts_and_scales_data_too(way):
         for part in (0, 1)
     ]
     assert halves == [F, F]
+
+
+def test_a_line_search_sees_gradients_and_loss_in_parts():
+    def fn(p, x):
+        gate, up = jnp.split(x @ p["fused"], 2, -1)
+        return (jax.nn.silu(gate) * up) @ p["down"]
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    params = {"fused": jax.random.normal(keys[0], (4, 12)), "down": jnp.ones((6, 3))}
+    x = jax.random.normal(keys[1], (5, 4))
+    tx = optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(8))
+
+    def loss(p):
+        return jnp.square(fn(p, x)).mean()
+
+    def step(tx):
+        value, grads = jax.value_and_grad(loss)(params)
+        further = {"value": value, "grad": grads, "value_fn": loss}
+        return tx.update(grads, tx.init(params), params, **further)[0]
+
+    analysis = bnmask.analyze(fn, params, x)
+    assert analysis["fused"].parts
+    with jax.numpy_dtype_promotion("standard"):
+        chex.assert_trees_all_close(step(bnmask.by_blocks(tx, analysis)), step(tx), rtol=1e-6)
