@@ -64,7 +64,8 @@ def settled(tx):
     turned = jax.jit(jax.vmap(trained))(jnp.arange(SEEDS))
     last = jax.tree.map(lambda x: np.asarray(x[:, -STEPS // 4 :], np.float64), turned)
     return {
-        path: float(np.sqrt(np.mean(x**2))) for path, x in bnmask.paths.tree_index(last).leaves.items()
+        path: float(np.sqrt(np.mean(x**2)))
+        for path, x in bnmask.paths.tree_index(last).leaves.items()
     }
 
 
