@@ -56,7 +56,7 @@ class Position(enum.StrEnum):
     """Where in the flow of the data a weight or an embedding stands."""
 
     INPUT = "input"
-    """What it is contracted with, or looked up by, is data that no parameter has touched."""
+    """What it is contracted with, or looked up by, is data before any weight, gains and biases aside."""
     HIDDEN = "hidden"
     """Between other weights."""
     HEAD = "head"

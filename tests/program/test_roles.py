@@ -290,6 +290,18 @@ def test_heads_inputs_and_hidden_weights_are_told_by_the_flow_of_the_data():
     assert labels["table"] == "rest"
 
 
+def test_a_weight_behind_gains_and_biases_of_the_input_alone_is_at_the_input():
+    def fn(p, x, tokens):
+        x = layer_norm(x) * row(p["gain"]) + row(p["bias"])
+        return jnp.tanh(x @ p["into"]) @ p["head"] + p["table"][tokens] @ p["on"]
+
+    sizes = {"gain": (4,), "bias": (4,), "into": (4, 5), "head": (5, 2), "table": (9, 5)}
+    params = {path: shape(*n) for path, n in (sizes | {"on": (5, 2)}).items()}
+    found = bnmask.analyze(fn, params, X, shape(6, dtype="int32"))
+    assert found["into"].position is bnmask.Position.INPUT
+    assert found["on"].position is bnmask.Position.HEAD
+
+
 def test_a_recurrent_kernel_is_hidden_and_a_tied_table_is_a_head():
     def recurrent(p, x):
         def step(h, row):

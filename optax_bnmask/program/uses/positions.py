@@ -1,6 +1,7 @@
 """Where in the flow of the data a leaf stands: at their entry, at the output, or in between."""
 
 from optax_bnmask import compat
+from optax_bnmask.program.facts import dependents
 from optax_bnmask.program.registry import RULES, Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
@@ -13,14 +14,15 @@ def positions(record: Record) -> list[Position | None]:
     """The position of each weight and each embedding; none of other leaves.
 
     A weight is a head if no other weight is applied to what comes of it, at the input if what it is
-    contracted with depends on no leaf, and hidden otherwise. An embedding that data choose from is
-    at the input; one that is there whatever they are, a token or a table of positions, is learned.
+    contracted with depends on no weight and no embedding, and hidden otherwise. An embedding that
+    data choose from is at the input; one that is there whatever they are, a token or a table of
+    positions, is learned.
     """
-    before = _before_weights(record)
-    return [_position(record, number, before) for number in range(len(record.seen))]
+    before, after = _before_weights(record), _after_weights(record)
+    return [_position(record, number, before, after) for number in range(len(record.seen))]
 
 
-def _position(record: Record, number: int, before: bytearray) -> Position | None:
+def _position(record: Record, number: int, before: bytearray, after: bytearray) -> Position | None:
     seen, role = record.seen[number], record.role(number)
     if role is Role.EMBEDDING:
         e = seen.roles[role]
@@ -31,7 +33,7 @@ def _position(record: Record, number: int, before: bytearray) -> Position | None
         return None
     if not any(before[x] for x in seen.outputs):
         return Position.HEAD
-    return Position.HIDDEN if seen.meets_leaves else Position.INPUT
+    return Position.HIDDEN if any(after[x] for x in seen.data) else Position.INPUT
 
 
 def _is_chosen_by_data(record: Record, e: Equation) -> bool:
@@ -39,6 +41,21 @@ def _is_chosen_by_data(record: Record, e: Equation) -> bool:
     if e.op is _GATHER:
         return bool(record.facts.depends_on_data[e.ins[1]])
     return e.op in RULES and RULES[e.op].kind is Kind.CONTRACTION
+
+
+def _after_weights(record: Record) -> bytearray:
+    """A 1 for each value that depends on a weight, an embedding, or a leaf of unknown role.
+
+    Input that a norm with a gain and a bias has scaled is input all the same.
+    """
+    roles = [record.role(number) for number in range(len(record.seen))]
+    origins = [x for x, i in record.tape.leaves.items() if roles[i] is Role.UNKNOWN]
+    for seen, role in zip(record.seen, roles, strict=True):
+        if role is Role.WEIGHT:
+            origins += seen.outputs
+        elif role is Role.EMBEDDING:
+            origins.append(seen.roles[role].out)
+    return dependents(record.tape, origins)
 
 
 def _before_weights(record: Record) -> bytearray:

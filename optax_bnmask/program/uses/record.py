@@ -119,12 +119,12 @@ class Record:
         if trains and not seen.trains:  # beside a use that trains it, a power iteration is none
             seen.meetings.clear()
             seen.outputs.clear()
-            seen.meets_leaves = False
+            seen.data.clear()
         if trains or not seen.trains:
             seen.trains = trains
             seen.meetings.append(how)
             seen.outputs.append(e.out)
-            seen.meets_leaves |= any(self.depends_on_others(x, number) for x in data or e.ins)
+            seen.data += [x for x in data or e.ins if self.depends_on_others(x, number)]
 
     def depends_on_others(self, x: int, number: int) -> bool:
         """Whether a value is computed from other leaves than that one."""

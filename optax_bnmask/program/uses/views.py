@@ -189,7 +189,7 @@ class Seen:
       meetings: How it was contracted, each time; `None` where that was a sum of products.
       batch: Its axes that other weights, a matrix for each index, go on with: experts.
       outputs: The values that are sums of its products with data.
-      meets_leaves: Whether these data depended on other leaves, any time.
+      data: Those of these data that depend on other leaves.
       trains: Whether a gradient comes back through these values. If it does through any, those
         through which none comes are left out.
       shifted: Whether it was multiplied as ``constant + leaf``.
@@ -200,7 +200,7 @@ class Seen:
     meetings: list[Meeting | None] = dataclasses.field(default_factory=list)
     batch: set[int] = dataclasses.field(default_factory=set)
     outputs: list[int] = dataclasses.field(default_factory=list)
-    meets_leaves: bool = False
+    data: list[int] = dataclasses.field(default_factory=list)
     trains: bool = False
     shifted: bool = False
     axes: int = 0
