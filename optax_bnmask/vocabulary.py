@@ -56,7 +56,8 @@ class Position(enum.StrEnum):
     """Where in the flow of the data a weight or an embedding stands."""
 
     INPUT = "input"
-    """What it is contracted with, or looked up by, is data before any weight, gains and biases aside."""
+    """What it is contracted with, or looked up by, is data that no weight has met: gains and biases
+    may have, as those of a norm."""
     HIDDEN = "hidden"
     """Between other weights."""
     HEAD = "head"
