@@ -129,9 +129,16 @@ def test_analysis_is_no_mask_for_optax():
 ANALYSIS = bnmask.analyze_structure(PARAMS, STATS)
 
 
-@pytest.mark.parametrize("mask", [ANALYSIS, ANALYSIS.labels(categories="norm"), {"conv": "yes"}])
-def test_what_has_no_bools_is_no_mask_for_a_transformation(mask):
-    with pytest.raises(TypeError, match=r"`mask` must hold a bool for each leaf. Found a "):
+@pytest.mark.parametrize(
+    ("mask", "found"),
+    [
+        (ANALYSIS, "an Analysis"),
+        (ANALYSIS.labels(categories="norm"), "'decay' from a `Labels`"),
+        ({"conv": "yes"}, "'yes'"),
+    ],
+)
+def test_what_has_no_bools_is_no_mask_for_a_transformation(mask, found):
+    with pytest.raises(TypeError, match=f"`mask` must hold a bool for each leaf. Found {found}"):
         bnmask.keep_norm(mask).init(PARAMS)
 
 
