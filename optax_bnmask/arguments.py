@@ -108,6 +108,16 @@ def number_of(size: Any) -> float | None:  # noqa: ANN401 - a number, or an arra
         return None
 
 
+def require_flag(flag: Any, argument: str) -> None:  # noqa: ANN401 - as above
+    """Fails unless the argument is True or False.
+
+    Raises:
+      TypeError: It is something else, of which Python would ask whether it is true.
+    """
+    if not isinstance(flag, bool):
+        raise wrong_kind(argument, "True or False", flag, "Leave it out for the default.")
+
+
 def require_optimizer(tx: Any, argument: str, order: str) -> None:  # noqa: ANN401 - as above
     """Fails unless the argument is an Optax optimizer.
 

@@ -32,7 +32,7 @@ def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401
     found = mask(tree) if is_function else mask
     for flag in jax.tree.leaves(found):
         # Anything else would count as true, and so choose every leaf without a word.
-        is_flag = isinstance(flag, int) or (
+        is_flag = (isinstance(flag, int) and flag in (0, 1)) or (
             hasattr(flag, "dtype") and flag.dtype == bool and not flag.shape
         )
         if not is_flag:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.arguments import require_rate, require_size
+from optax_bnmask.arguments import require_flag, require_rate, require_size
 from optax_bnmask.labels import whole
 from optax_bnmask.paths import tree_index
 from optax_bnmask.transforms.choice import required, scheduled
@@ -104,7 +104,8 @@ def hyperball(
       An `optax.GradientTransformation`, whose state is a `HyperballState`.
 
     Raises:
-      TypeError: `learning_rate` is neither a number nor a schedule, or `axes` no such mapping.
+      TypeError: `learning_rate` is neither a number nor a schedule, `axes` no such mapping, or
+        `exact_angle` or `flip_sign` no bool.
       ValueError: `learning_rate`, or a `radius`, is negative or not finite.
       PathError: `axes` or `radius` names a leaf that `mask`, being a `Mask`, does not know; on
         `init`: it names none of the leaves.
@@ -130,6 +131,8 @@ def hyperball(
       arXiv:2305.17212 (what decay settles at).
     """
     require_rate(learning_rate, "learning_rate")
+    for argument, flag in (("exact_angle", exact_angle), ("flip_sign", flip_sign)):
+        require_flag(flag, argument)
     axes = by_path(axes)
     given = _required(radius)
     check_paths(axes, mask, "axes")

@@ -114,6 +114,13 @@ def test_a_number_is_no_key():
             "`axes` must name leaves",
         ),
         (lambda: bnmask.keep_norm(PARAMS).init(PARAMS), TypeError, "a bool for each leaf"),
+        (lambda: bnmask.keep_norm({"kernel": 2}).init(PARAMS), TypeError, "each leaf. Found 2"),
+        (
+            lambda: bnmask.hyperball(0.1, exact_angle="no"),
+            TypeError,
+            "`exact_angle` must be True or",
+        ),
+        (lambda: bnmask.hyperball(0.1, flip_sign=None), TypeError, "`flip_sign` must be True or"),
         *(
             (lambda peak=peak: bnmask.corrected_weight_decay(0.1, 0.1, peak, **CORRECTED), e, said)
             for peak, e, said in [
