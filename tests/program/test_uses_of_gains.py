@@ -168,6 +168,14 @@ def test_power_iterations_do_not_count_beside_the_use_that_trains_a_kernel():
     found = analysed(spectral, W, X, shape(1, N))["w"]
     assert found.dimensions == bnmask.Dimensions((0,), (1,), ())
 
+    def normed_head(p, x, u):
+        return jax.nn.relu(x @ p["o"]) @ (p["w"] / (u @ p["w"]).sum())
+
+    found = analysed(normed_head, {"o": (N, 4), "w": (4, 2)}, X, shape(1, 4))
+    assert found["w"].position is bnmask.Position.HEAD
+    assert found["w"].dimensions == bnmask.Dimensions((0,), (1,), ())
+    assert found["o"].position is bnmask.Position.INPUT
+
 
 @pytest.mark.parametrize("before", [False, True], ids=["of inputs", "of hidden values"])
 def test_a_product_that_is_written_out_and_summed_has_dimensions_and_a_position(before):

@@ -31,9 +31,23 @@ def _position(record: Record, number: int, before: bytearray, after: bytearray) 
         return Position.INPUT if _is_chosen_by_data(record, e) else Position.LEARNED
     if role is not Role.WEIGHT or not seen.outputs:
         return None
-    if not any(before[x] for x in seen.outputs):
+    if _is_head(record, number, before):
         return Position.HEAD
     return Position.HIDDEN if any(after[x] for x in seen.data) else Position.INPUT
+
+
+def _is_head(record: Record, number: int, before: bytearray) -> bool:
+    """Whether no other weight is applied to the outputs of a weight.
+
+    Beside its output to the program, one under spectral normalisation has its norm, by which it
+    divides itself.
+    """
+    outputs = record.seen[number].outputs
+    if all(before[x] for x in outputs):
+        return False
+    if any(before[x] for x in outputs):
+        before = _before_weights(record, but=number)
+    return not any(before[x] for x in outputs)
 
 
 def _is_chosen_by_data(record: Record, e: Equation) -> bool:
@@ -58,8 +72,8 @@ def _after_weights(record: Record) -> bytearray:
     return dependents(record.tape, origins)
 
 
-def _before_weights(record: Record) -> bytearray:
-    """A 1 for each value that some weight is applied to, or to what comes of it."""
-    applied = {x for seen in record.seen for x in seen.outputs}
+def _before_weights(record: Record, but: int = -1) -> bytearray:
+    """A 1 for each value that some weight, `but` for one, is applied to, or to what comes of it."""
+    applied = {x for i, seen in enumerate(record.seen) for x in seen.outputs if i != but}
     given = (x for e in record.tape.equations if e.out in applied for x in e.ins)
     return record.tape.needed(given)
