@@ -16,7 +16,6 @@ from optax_bnmask.program.uses.views import (
 from optax_bnmask.vocabulary import Role
 
 _SUM = compat.primitive("reduce_sum_p")
-_NOWHERE: frozenset[int] = frozenset()
 
 
 def reduction(record: Record, e: Equation) -> View:
@@ -70,7 +69,7 @@ def _written_out(record: Record, e: Equation, factor: Factor) -> Meeting | None:
     x, data, tape = e.ins[0], factor.at, record.tape
     if factor.pieces != {-1} or len(tape.full[x]) != len(tape.full[data]):
         return None
-    found: dict[str, frozenset[int]] = dict.fromkeys(("reduction", "output", "batch"), _NOWHERE)
+    found: dict[str, frozenset[int]] = dict.fromkeys(("reduction", "output", "batch"), NONE)
     entries = {"reduction": 1, "output": 1, "batch": 1}
     for a, (n, own) in enumerate(zip(tape.full[x], factor.places, strict=True)):
         kept = "batch" if a >= len(tape.shapes[x]) or varies(record, data, a) else "output"
