@@ -8,6 +8,8 @@ from optax_bnmask.program.uses.record import Record
 from optax_bnmask.vocabulary import Position, Role
 
 _GATHER = compat.primitive("gather_p")
+_BESIDE = {Role.GAIN, Role.BIAS, Role.NORM_SCALE, Role.NORM_BIAS}
+"""The roles of leaves that scale and shift the input and leave it the input."""
 
 
 def positions(record: Record) -> list[Position | None]:
@@ -58,18 +60,12 @@ def _is_chosen_by_data(record: Record, e: Equation) -> bool:
 
 
 def _after_weights(record: Record) -> bytearray:
-    """A 1 for each value that depends on a weight, an embedding, or a leaf of unknown role.
+    """A 1 for each value that depends on a leaf which is neither a gain nor a bias.
 
     Input that a norm with a gain and a bias has scaled is input all the same.
     """
-    roles = [record.role(number) for number in range(len(record.seen))]
-    origins = [x for x, i in record.tape.leaves.items() if roles[i] is Role.UNKNOWN]
-    for seen, role in zip(record.seen, roles, strict=True):
-        if role is Role.WEIGHT:
-            origins += seen.outputs
-        elif role is Role.EMBEDDING:
-            origins.append(seen.roles[role].out)
-    return dependents(record.tape, origins)
+    leaves = record.tape.leaves.items()
+    return dependents(record.tape, [x for x, i in leaves if record.role(i) not in _BESIDE])
 
 
 def _before_weights(record: Record, but: int = -1) -> bytearray:
