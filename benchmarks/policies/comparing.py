@@ -71,13 +71,19 @@ def rows(results) -> list[Row]:
     """Every result against the reference policy of its task and optimizer, paired by seed.
 
     The p-values are of Student's paired t-test, by Holm's correction for all comparisons of the
-    table.
+    table. Where the reference was not run, differences and p-values are NaN.
     """
-    references = {(r.task, r.optimizer): r for r in results if r.policy == REFERENCE}
+    references = {(r.task, r.optimizer): r.accuracies for r in results if r.policy == REFERENCE}
+    nothing = np.full(1, np.nan)
     gains = [
-        100 * (np.array(r.accuracies) - references[r.task, r.optimizer].accuracies) for r in results
+        100 * (np.array(r.accuracies) - references.get((r.task, r.optimizer), nothing))
+        for r in results
     ]
-    compared = [i for i, r in enumerate(results) if r.policy != REFERENCE]
+    compared = [
+        i
+        for i, r in enumerate(results)
+        if r.policy != REFERENCE and (r.task, r.optimizer) in references
+    ]
     raw = [stats.ttest_1samp(gains[i], 0).pvalue if gains[i].any() else 1.0 for i in compared]
     p_values = dict(zip(compared, adjusted(raw), strict=True))
     return [
@@ -109,7 +115,7 @@ def markdown(results) -> str:
 
 def _cell(row: Row) -> str:
     text = f"{row.mean:.2f} ± {row.margin:.2f}"
-    if row.result.policy == REFERENCE:
+    if row.result.policy == REFERENCE or np.isnan(row.difference):
         return text
     change = f"{row.difference:+.2f} ± {row.difference_margin:.2f}"
     return f"{text} (**{change}**)" if row.p_value < 1 - CONFIDENCE else f"{text} ({change})"
