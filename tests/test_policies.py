@@ -26,6 +26,7 @@ from examples.digits.model import ResNet
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "accuracy.md").read_text(encoding="utf-8")
 RESULTS = load([ROOT / "benchmarks" / "policies" / "results.json"])
+HYPERBALL = load([ROOT / "benchmarks" / "policies" / "hyperball.json"])
 
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -48,6 +49,23 @@ def test_record_holds_every_policy_on_forty_seeds_in_four_columns():
         (*column, policy) for column in columns for policy in POLICIES if not turns(policy)
     }
     assert {len(r.accuracies) for r in RESULTS} == {40}
+
+
+def test_page_shows_what_is_on_record_of_hyperball():
+    shown = PAGE.partition("<!-- hyperball -->\n")[2].partition("\n<!-- /hyperball -->")[0]
+    assert shown == markdown(HYPERBALL)
+    assert {r.policy for r in HYPERBALL} == {REFERENCE, *filter(turns, POLICIES)}
+    assert {len(r.accuracies) for r in HYPERBALL} == {40}
+    compared = [row for row in rows(HYPERBALL) if row.result.policy != REFERENCE]
+    assert all(row.p_value > 0.05 for row in compared)
+    assert sum(bool(row.result.at_edge) for row in compared) == 3
+    ends = {"hyperball": "0.18 below", "hyperball, all matrices": "0.03 and 0.11 points"}
+    for policy, said in ends.items():
+        numbers = {f"{abs(row.difference):.2f}" for row in compared if row.result.policy == policy}
+        assert said in " ".join(PAGE.split())
+        assert numbers == set(re.findall(r"\d\.\d\d", said))
+    again = {r.optimizer: np.mean(r.accuracies) for r in HYPERBALL if r.policy == REFERENCE}
+    assert [f"{100 * mean:.2f}" for mean in again.values()] == ["99.13", "99.14"]
 
 
 def test_sentences_of_the_page_hold_on_record():
