@@ -101,7 +101,9 @@ def require_size(size: Any, argument: str, must: str = "a number") -> None:  # n
 
 
 def number_of(size: Any) -> float | None:  # noqa: ANN401 - a number, or an array of shape ()
-    """The number that an argument is; `None` of a tracer, or of a shape, which are none yet."""
+    """The number that an argument is; `None` of a tracer or a shape, and of anything else."""
+    if not (is_array(size) or isinstance(size, int | float)):
+        return None
     try:
         return float(size)
     except TypeError:  # JAX's errors for tracers are TypeErrors

@@ -27,9 +27,8 @@ TESTING_SEEDS = range(1000, 1040)
 def compared(task, policy, name, options) -> Result:
     """One policy: the best rates of the sweep by mean validation accuracy, tested on new seeds."""
     train = trainer(task, policy, name, options.epochs or task.epochs)
-    of = (result for path in options.rates_of for result in load([path]))
-    known = {(r.task, r.optimizer, r.policy): r for r in of}.get((task.name, name, policy))
-    chosen = known or _chosen(task, policy, name, train, options)
+    known = {(r.task, r.optimizer, r.policy): r for r in options.known}
+    chosen = known.get((task.name, name, policy)) or _chosen(task, policy, name, train, options)
     second = chosen.angle if turns(policy) else chosen.weight_decay
     fresh = grid((chosen.learning_rate,), (second,), TESTING_SEEDS[: options.testing_seeds])
     tested = scores(task, train, fresh, task.test, options.at_once)
@@ -92,6 +91,7 @@ def parsed():
     parser.add_argument("--quick", action="store_true", help="2 seeds, 1 epoch, 2 by 2 rates")
     parser.add_argument("--show", type=Path, nargs="+", help="train nothing, print these results")
     options = parser.parse_args()
+    options.known = load(options.rates_of)
     if options.quick:
         options.seeds, options.testing_seeds, options.epochs, options.every = 2, 8, 1, 2
     return options

@@ -83,7 +83,7 @@ def corrected_weight_decay(
     """
     require_rate(weight_decay, "weight_decay")
     require_rate(learning_rate, "learning_rate")
-    peak = None if isinstance(peak_learning_rate, str) else number_of(peak_learning_rate)
+    peak = number_of(peak_learning_rate)
     if peak is not None and not 0 < peak < math.inf:
         raise ValueError(
             f"`peak_learning_rate` must be the largest value of the schedule, and positive. Found "

@@ -21,11 +21,7 @@ ANALYSIS = bnmask.analyze_structure(PARAMS)
 MASK = ANALYSIS.decay_mask()
 
 
-@pytest.fixture(autouse=True)
-def rank_promotion(optax_promotion):
-    """Standard in ranks too: so are the networks here."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def kinds(audit):

@@ -25,13 +25,6 @@ from tests.support.audits import (
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
-@pytest.fixture(autouse=True)
-def rank_promotion():
-    """Standard in ranks too: so are the networks here."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
 GROWING = {
     "after Adam": optax.chain(optax.adam(RATE), optax.add_decayed_weights(DECAY, MASK)),
     "after momentum": optax.chain(

@@ -31,13 +31,6 @@ FEW = {"two in the middle": [8, 9], "the first": [0], "the last": [11], "all but
 pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
-@pytest.fixture(autouse=True)
-def rank_promotion():
-    """Standard in ranks too: masks of rows are broadcast."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
-
-
 def audited(tx):
     return bnmask.audit(tx, PARAMS, ANALYSIS)
 

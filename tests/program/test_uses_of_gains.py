@@ -13,11 +13,7 @@ N = 16
 X, W = shape(3, N), {"w": (N, N), "o": (N, 4)}
 
 
-@pytest.fixture(autouse=True)
-def rank_promotion():
-    """Networks are written as their authors write them."""
-    with jax.numpy_rank_promotion("allow"):
-        yield
+pytestmark = pytest.mark.usefixtures("optax_promotion")
 
 
 def analysed(fn, shapes, *args):

@@ -155,7 +155,11 @@ def pool(shifts: Shifts, e: Equation) -> Changes | None:
 
 @shifting(COLLECT)
 def collect(shifts: Shifts, e: Equation) -> Changes | None:
-    """As `total` for a sum over devices; as `extreme` for a maximum or entries sent."""
+    """The changes of what a collective gives, from those of the parts on all devices.
+
+    In a sum over devices terms that are the same on all add up; of a maximum, or of entries that
+    are sent, only what is constant over the devices remains. Others lose all.
+    """
     x, kept = e.ins[0], e.params["to"]
     gone = [a for a in range(len(shifts.tape.full[x])) if a not in kept]
     if e.source.params.get("axis_index_groups") or e.params["clips"]:

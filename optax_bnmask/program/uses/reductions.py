@@ -21,7 +21,8 @@ _SUM = compat.primitive("reduce_sum_p")
 def reduction(record: Record, e: Equation) -> View:
     """A statistic of leaves is no leaf; a product with data that is summed is a contraction."""
     views = [record.views[x] for x in e.ins if x in record.views]
-    factors = views[0].factors if e.op is _SUM and _is_nothing_but_summed(record, e.ins[0]) else {}
+    products = views[0].factors if e.op is _SUM else {}
+    factors = products if products and _is_nothing_but_summed(record, e.ins[0]) else {}
     weights: dict[int, Places] = {}
     for leaf, factor in factors.items():
         gone = [a for a in e.params["axes"] if record.tape.shapes[e.ins[0]][a] > 1]
