@@ -339,6 +339,7 @@ def structure_of(read: Reading) -> Analysis:
             dtype_of(array),
             verdicts[path].role,
             reason=verdicts[path].reason,
+            confirmed=verdicts[path].confirmed,
         )
         for path, array in read.params.leaves.items()
     )

@@ -181,6 +181,7 @@ class Leaf:
       parts: By axis with several blocks, a number for each block; blocks of equal number make one
         matrix. Where heads interleave queries, keys and values, every third block is of the
         queries; the two halves of a head that a rotary embedding mixes have one number.
+      confirmed: Whether running statistics of its own show it to be a BatchNorm's.
     """
 
     path: str
@@ -200,6 +201,7 @@ class Leaf:
     reached: bool = True
     dead: Cancellation | None = None
     parts: Mapping[int, tuple[int, ...]] = dataclasses.field(default_factory=dict, hash=False)
+    confirmed: bool = False
 
     @property
     def size(self) -> int:

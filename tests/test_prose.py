@@ -1,14 +1,17 @@
 """Sentences are made last: rewording any of them changes nothing that the library decides."""
 
+import dataclasses
 import warnings
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 
 import optax_bnmask as bnmask
 from optax_bnmask import structure
 from optax_bnmask.program.running import Running
+from optax_bnmask.report.repetition import assumption_lines, leaf_families
 
 X = jax.ShapeDtypeStruct((16, 5), "float32")
 
@@ -51,6 +54,31 @@ def test_statistics_confirm_whatever_the_reason_says(monkeypatch, variables):
     ]
 
 
+def test_a_table_folds_the_same_rows_whatever_the_reasons_say():
+    params = {
+        f"block{i}": {"bn": {"scale": jnp.ones(4)}, "post": {"scale": jnp.ones(4)}}
+        for i in range(4)
+    }
+    kept = {"mean": jnp.zeros(4), "var": jnp.ones(4)}
+    stats = {"block1": {"bn": kept}, "block2": {"bn": kept}}
+    analysis = bnmask.analyze_structure(params, stats)
+    reworded = dataclasses.replace(
+        analysis,
+        leaves=tuple(
+            dataclasses.replace(leaf, reason=f"{i} in other words")
+            for i, leaf in enumerate(analysis.leaves)
+        ),
+    )
+    rows = [family.pattern for family in leaf_families(analysis)]
+    assert [family.pattern for family in leaf_families(reworded)] == rows
+    assert rows == [
+        "block{0,3}/bn/scale",
+        "block{0,3}/post/scale",
+        "block{1,2}/bn/scale",
+        "block{1,2}/post/scale",
+    ]
+
+
 def test_running_statistics_are_warned_of_in_whatever_words(monkeypatch, variables):
     monkeypatch.setattr(Running, "__str__", lambda self: f"reworded, of {self.scope}")
     with pytest.warns(UserWarning, match="reworded, of bn"):
@@ -61,8 +89,6 @@ def test_running_statistics_are_warned_of_in_whatever_words(monkeypatch, variabl
 
 
 def test_assumptions_alike_are_one_line_in_whatever_words(monkeypatch):
-    from optax_bnmask.report.repetition import assumption_lines
-
     assumptions = tuple(
         bnmask.Assumption("epsilon", 1e-5, "add", f"net.py:{line} (norm{line})") for line in (3, 7)
     )

@@ -36,20 +36,22 @@ def confirmed(call: Call) -> Analysis:
 def _compared(analysis: Analysis, params: Any, batch_stats: Any) -> Analysis:  # noqa: ANN401
     """An analysis by program, completed by what the structure tells."""
     read = reading(params, batch_stats)
-    by_statistics = {path: known for path, known in read.verdicts().items() if known.confirmed}
+    verdicts = read.verdicts()
     leaves: list[Leaf] = []
     notes: list[str] = []
     for leaf in analysis.leaves:
-        known = by_statistics.get(leaf.path)
-        if known is not None and leaf.role not in NORMS:
+        known = verdicts.get(leaf.path)
+        if known is None or not known.confirmed:
+            leaves.append(leaf)
+            continue
+        role, reason = leaf.role, leaf.reason
+        if role not in NORMS:
             notes.append(
                 f"{leaf.path!r} is a BatchNorm's by its statistics, which the trace does not "
-                f"confirm: there it is {leaf.role} ({leaf.reason})"
+                f"confirm: there it is {role} ({reason})"
             )
-            leaf = dataclasses.replace(  # noqa: PLW2901
-                leaf, role=known.role, reason=f"{known.reason}; not confirmed by the trace"
-            )
-        leaves.append(leaf)
+            role, reason = known.role, f"{known.reason}; not confirmed by the trace"
+        leaves.append(dataclasses.replace(leaf, role=role, reason=reason, confirmed=True))
     return dataclasses.replace(
         analysis,
         leaves=tuple(leaves),

@@ -105,6 +105,7 @@ def _leaf(leaf: Leaf) -> dict[str, Any]:
         "reached": leaf.reached,
         "dead": leaf.dead and leaf.dead._asdict(),
         "parts": {str(axis): numbers for axis, numbers in leaf.parts.items()},
+        "confirmed": leaf.confirmed,
     }
 
 
@@ -176,19 +177,20 @@ def _leaf_of(fields: Fields) -> Leaf:
         _blocks_of(fields, "blocks"),
         _blocks_of(fields, "invariant_blocks"),
         _position_of(fields),
-        _reached_of(fields),
+        _flag_of(fields, "reached", otherwise=True),
         _cancellation_of(fields),
         _parts_of(fields),
+        _flag_of(fields, "confirmed", otherwise=False),
     )
     _check_sizes(fields, leaf)
     return leaf
 
 
-def _reached_of(fields: Fields) -> bool:
-    """Whether a gradient reaches the leaf; true in older texts, which lack the field."""
-    found = fields.record.get("reached", True)
+def _flag_of(fields: Fields, name: str, *, otherwise: bool) -> bool:
+    """A field that is true or false, and its value in older texts, which lack it."""
+    found = fields.record.get(name, otherwise)
     if not isinstance(found, bool):
-        raise fields.wrong("be true or false", found, "reached")
+        raise fields.wrong("be true or false", found, name)
     return found
 
 

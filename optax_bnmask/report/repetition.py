@@ -1,7 +1,6 @@
 """Folds what a report says of repeated blocks: leaves, groups, symmetries, assumptions."""
 
 import itertools
-import re
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from fractions import Fraction
 
@@ -12,7 +11,7 @@ from optax_bnmask.vocabulary import Leaf
 
 
 def leaf_families(analysis: Record, mask: Mask | None = None) -> list[Family]:
-    """Groups leaves that agree in all that a report shows, but for a number in their path.
+    """Groups leaves that differ in a number in their path, and in their reasons' words, alone.
 
     Args:
       analysis: What is known of each leaf.
@@ -23,8 +22,10 @@ def leaf_families(analysis: Record, mask: Mask | None = None) -> list[Family]:
     """
     kinds = [
         (
-            leaf.shape, str(leaf.dtype), leaf.role, leaf.scale, leaf.invariant_axes,
-            leaf.group is None, _skeleton(leaf.reason), mask is not None and mask[leaf.path],
+            leaf.shape, str(leaf.dtype), leaf.role, leaf.confirmed, leaf.scale, leaf.invariant_axes,
+            leaf.group is None, leaf.dimensions, frozenset(leaf.blocks.items()),
+            frozenset(leaf.invariant_blocks.items()), leaf.dead and leaf.dead.kind,
+            mask is not None and mask[leaf.path],
         )
         for leaf in analysis.leaves
     ]  # fmt: skip
@@ -34,11 +35,6 @@ def leaf_families(analysis: Record, mask: Mask | None = None) -> list[Family]:
 def single_families(analysis: Record) -> list[Family]:
     """Each leaf by itself."""
     return [Family(leaf.path, (number,)) for number, leaf in enumerate(analysis.leaves)]
-
-
-def _skeleton(reason: str) -> str:
-    """A reason without its numbers and without the leaves that it names as examples."""
-    return re.sub(r"[0-9]+", "#", re.sub(r"""('[^']*'|"[^"]*")(, )?""", "", reason))
 
 
 def scale_words(leaves: Sequence[Leaf]) -> str:

@@ -18,6 +18,7 @@ from optax_bnmask.report import to_text
 from optax_bnmask.report.content import leaf_table
 from optax_bnmask.report.document import Leaves
 from optax_bnmask.report.repetition import group_lines, leaf_families, symmetry_lines
+from optax_bnmask.vocabulary import Block, Cancellation, Dimensions
 
 F32 = jnp.dtype("float32")
 
@@ -132,7 +133,11 @@ FACTS = {
     "scale": Scale.SENSITIVE,
     "invariant_axes": (0,),
     "group": 0,
-    "reason": "guessed from its name",
+    "confirmed": True,
+    "dimensions": Dimensions((0,), (1,), ()),
+    "blocks": {1: (Block(0, 1, 1), Block(1, 3, 2))},
+    "invariant_blocks": {1: (Block(0, 1, 1),)},
+    "dead": Cancellation("mean", "net.py:7 (norm)"),
 }
 
 
