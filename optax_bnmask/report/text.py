@@ -10,9 +10,9 @@ from optax_bnmask.report.document import Document, Figure, Items, Leaves, Table
 def to_text(analysis: Record, *, mask: Mask | None = None, collapse: bool = True) -> str:
     """The analysis as aligned text.
 
-    Blocks that differ only in a number of their path, and whose leaves agree in shape, dtype, role,
-    scale, axes and decision, are shown once, as ``block{0..35}/conv/kernel``, with their count and
-    their total size; the reason is the first one's. ``{0,2..5}`` stands for 0, 2, 3, 4 and 5.
+    Blocks that differ only in a number of their path, and whose leaves agree in all that is shown
+    but the reason, are shown once, as ``block{0..35}/conv/kernel``, with their count and their
+    total size; the reason is the first one's. ``{0,2..5}`` stands for 0, 2, 3, 4 and 5.
 
     Args:
       analysis: What is known of each leaf.

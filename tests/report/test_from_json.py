@@ -1,5 +1,6 @@
 """Reading an analysis back: equal to what was written, or a sentence that says what is wrong."""
 
+import dataclasses
 import json
 from fractions import Fraction
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 import optax_bnmask as bnmask
 from optax_bnmask import Analysis, Assumption, Evidence, Leaf, Role, Scale
 from optax_bnmask.report import to_json, to_text
+from optax_bnmask.vocabulary import Block, Cancellation, Dimensions
 
 F32 = jnp.dtype("float32")
 
@@ -119,6 +121,28 @@ SMALL = Analysis(
 )
 
 
+FULL = dataclasses.replace(
+    SMALL.leaves[0],
+    shape=(2, 6),
+    dimensions=Dimensions((0,), (1,), ()),
+    blocks={1: (Block(0, 3, 3), Block(3, 6, 3))},
+    invariant_blocks={1: (Block(0, 3, 3),)},
+    position=bnmask.Position.HIDDEN,
+    reached=False,
+    dead=Cancellation("mean", "net.py:7 (norm)"),
+    parts={1: (0, 1)},
+    confirmed=True,
+)
+
+
+def test_every_field_comes_back():
+    analysis = dataclasses.replace(SMALL, leaves=(FULL, *SMALL.leaves[1:]))
+    assert bnmask.Analysis.from_json(to_json(analysis)) == analysis
+    defaults = Leaf("a", (2, 6), F32, Role.WEIGHT)
+    names = [field.name for field in dataclasses.fields(Leaf)]
+    assert all(getattr(FULL, name) != getattr(defaults, name) for name in names[4:])
+
+
 def _changed(change):
     record = json.loads(to_json(SMALL))
     change(record)
@@ -198,6 +222,33 @@ TWICE = {"reduction": [0], "output": [0], "batch": []}
 def test_what_does_not_fit_the_schema_is_a_sentence(change, message):
     with pytest.raises(bnmask.StructureError, match=message):
         bnmask.Analysis.from_json(_changed(change))
+
+
+def _places(value, *keys):
+    """The keys to every value in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, each in inner:
+        yield (*keys, key)
+        if isinstance(each, dict | list):
+            yield from _places(each, *keys, key)
+
+
+ODD = [None, True, -1, 1.5, 10**40, "x", "-1", [], {}, [[]], [0, 0, 0], {"a": 1}, {"0": [[0, 1]]}]
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_whatever_a_value_is_replaced_with_is_read_or_refused_in_a_sentence(odd):
+    analysis = dataclasses.replace(SMALL, leaves=(FULL, *SMALL.leaves[1:]))
+    text, refused = to_json(analysis), 0
+    for keys in _places(json.loads(text)):
+        record = json.loads(text)
+        _set(*keys, to=odd)(record)
+        try:
+            bnmask.Analysis.from_json(json.dumps(record))
+        except bnmask.StructureError as error:
+            assert "Found" in str(error) or "schema" in str(error)  # noqa: PT017 - or it is read
+            refused += 1
+    assert refused > 20
 
 
 @pytest.mark.parametrize("text", ["", "{", to_json(SMALL)[:-9], "[" * 99_999, "nul", None, b"\xff"])
