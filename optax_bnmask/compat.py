@@ -190,7 +190,9 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
       path where the trace knows one.
     """
     eqn = next((call for call in calls if not _is_written_by_user(call)), eqn)
-    frame = next((f for known in (eqn, *reversed(calls)) if (f := _frame_of(known))), None)
+    folders = _frameworks()
+    tracebacks = (known.source_info.traceback for known in (eqn, *reversed(calls)))
+    frame = next((f for known in tracebacks if (f := _frame_of(known, folders))), None)
     if frame is None:
         return "unknown place"
     where = _place(*frame, os.getcwd())  # noqa: PTH109 - `Path.cwd` takes ten times as long
@@ -198,9 +200,10 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
     return f"{where} in {module}" if module else where
 
 
-def _frame_of(eqn: Any) -> tuple[Any, int] | None:  # noqa: ANN401 - as above
+@functools.lru_cache(maxsize=4096)  # tracebacks of layers that repeat are equal
+def _frame_of(traceback: Any, folders: tuple[str, ...]) -> tuple[Any, int] | None:  # noqa: ANN401 - as above
     """The code, and the place in it, of the user's innermost frame, or else of a framework's."""
-    traceback, folders, first = eqn.source_info.traceback, _frameworks(), None
+    first = None
     codes, places = traceback.raw_frames() if traceback else ((), ())
     for code, place in zip(codes, places, strict=True):
         whose = _whose(code.co_filename, folders)
