@@ -10,7 +10,7 @@ from optax_bnmask.program.equations import System
 from optax_bnmask.program.exponents import Degrees
 from optax_bnmask.program.freedom import LeafExponents, leaf_exponents
 from optax_bnmask.program.indices import Atom, Segments
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import starts_of
 from optax_bnmask.program.shifts.reading import Shifts
 from optax_bnmask.program.tape import COLLECT, MOVE, Equation
@@ -40,11 +40,10 @@ def cancellations(shifts: Shifts) -> dict[int, Cancellation]:
 
 def _kind(shifts: Shifts, e: Equation) -> str:
     """How changes cancel at an equation, such as "mean" if a mean is subtracted."""
-    kind = RULES[e.op].kind
-    if kind is Kind.SUM:
+    if e.kind is Kind.SUM:
         of_operands = [_reduced(shifts, x) for x in reversed(e.ins)]
         return next((what for what in of_operands if what), "difference")
-    return "zero" if kind in (Kind.PRODUCT, Kind.QUOTIENT) else "comparison"
+    return "zero" if e.kind in (Kind.PRODUCT, Kind.QUOTIENT) else "comparison"
 
 
 def _reduced(shifts: Shifts, x: int) -> str | None:
@@ -53,7 +52,7 @@ def _reduced(shifts: Shifts, x: int) -> str | None:
         name = e.name if e.op is COLLECT else getattr(e.op, "name", "")
         if name in _REDUCED:
             return _REDUCED[name]
-        if e.op is not MOVE and (e.op not in RULES or RULES[e.op].kind not in _PASSED):
+        if e.op is not MOVE and e.kind not in _PASSED:
             return None
         changing = [y for y in e.ins if shifts.of(y)]
         if len(changing) != 1:

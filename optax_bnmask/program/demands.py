@@ -13,8 +13,8 @@ from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE, PACKED
 from optax_bnmask.program.indices import Atom, Indices, Mismatch, Segments, joined
-from optax_bnmask.program.registry import PIN, RULES, SAME, Kind, Law, full_map
-from optax_bnmask.program.tape import CARRY, COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
+from optax_bnmask.program.registry import PIN, SAME, Kind, Law, Map, full_map
+from optax_bnmask.program.tape import CARRY, COLLECT, MOVE, RESHAPE, SLICE, Equation
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -113,7 +113,7 @@ class Axes:
         """Whether a packed factorisation meets anything but a solver or the entry of a loop."""
         if not self._any_packed:
             return False
-        if not self.facts.any(e, PACKED) or RULES[e.op].kind is Kind.SOLUTION:
+        if not self.facts.any(e, PACKED) or e.kind is Kind.SOLUTION:
             return False
         return e.op is not MOVE or any(a != q for a, q in e.params["to"].items())
 

@@ -30,7 +30,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import CARRIED, Equation
 
 _ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
@@ -87,7 +87,7 @@ class Epsilons:
 
     @staticmethod
     def _kind(e: Equation | None) -> Kind | None:
-        return RULES[e.op].kind if e is not None and e.op in RULES else None
+        return None if e is None else e.kind
 
     def _keeps_from_0(self, e: Equation, number: float) -> bool:
         """Whether the sum is rooted or a shared divisor, and in no quotient ``v / (v + c)``."""

@@ -14,7 +14,7 @@ from optax_bnmask.program.demands import Axes, Plan
 from optax_bnmask.program.equations import Form, System
 from optax_bnmask.program.exponents import Degree
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.registry import AGREE, RULES, Kind
+from optax_bnmask.program.registry import AGREE, Kind
 from optax_bnmask.program.running import Running
 from optax_bnmask.program.shifts import Flatness, Shifts
 from optax_bnmask.program.shifts.candidates import Candidates
@@ -206,8 +206,7 @@ class _Steps:
         if not scaling:
             return
         power = self.numbers.power(out) if out and self.numbers.scales(out) else None
-        rule = RULES.get(e.op)
-        always = rule is not None and rule.kind in (Kind.CONTRACTION, Kind.LOOKUP)
+        always = e.kind in (Kind.CONTRACTION, Kind.LOOKUP)
         if always or scaling != [power]:
             what = f"scales by {power}" if power else "here the scale cancels"
             self.lines.append(f"{e.name}: {what}, at {e.where}")

@@ -128,7 +128,7 @@ class Facts:
 
     def is_never_chosen(self, e: Equation, place: int) -> bool:
         """Whether an operand is a case of a select whose predicate is known to choose another."""
-        if place == 0 or e.op not in RULES or RULES[e.op].kind is not Kind.SELECT:
+        if place == 0 or e.kind is not Kind.SELECT:
             return False
         which = self.numbers[e.ins[0]]
         return which is not None and which != place - 1

@@ -25,7 +25,9 @@ from typing import Any, Final
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.flags import MAY_BE_0
-from optax_bnmask.program.tape import Map
+
+Map = Mapping[int, int]
+"""``{a: b}``: axis ``a`` of one value is ``b`` of another. Along axes left out it must not vary."""
 
 
 class Kind(enum.Enum):

@@ -12,7 +12,7 @@ from optax_bnmask.families import listed
 from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.facts import Facts, dependents
 from optax_bnmask.program.freedom import leaf_exponents
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts import Flatness, Shifts
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import symmetries
@@ -120,7 +120,7 @@ def _corrects_the_batch(tape: Tape, running: Sequence[int], depends: Sequence[in
     def is_sum(x: int) -> bool:
         while prod(tape.shapes[x]) == size and x in tape.writers:
             e = tape.writers[x]
-            if e.op in RULES and RULES[e.op].kind is Kind.REDUCTION:
+            if e.kind is Kind.REDUCTION:
                 return True
             x = next((y for y in e.ins if depends[y]), -1)
         return False

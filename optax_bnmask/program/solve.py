@@ -22,9 +22,9 @@ from optax_bnmask.program.equations import NOTHING, Components, System
 from optax_bnmask.program.exponents import Cell, Degree, Degrees, spread
 from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE
 from optax_bnmask.program.indices import Atom, Segments
-from optax_bnmask.program.registry import AGREE, RULES, SAME
+from optax_bnmask.program.registry import AGREE, RULES, SAME, Map
 from optax_bnmask.program.renaming import between, placed, renamed
-from optax_bnmask.program.tape import CARRY, Equation, Map
+from optax_bnmask.program.tape import CARRY, Equation
 
 
 class Approximation(NamedTuple):

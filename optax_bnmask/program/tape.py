@@ -17,10 +17,8 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from optax_bnmask import compat
+from optax_bnmask.program.registry import RULES, Kind, Map
 from optax_bnmask.program.trace import Program
-
-Map = Mapping[int, int]
-"""``{a: b}``: axis ``a`` of one value is ``b`` of another. Along axes left out it must not vary."""
 
 
 class Op:
@@ -65,6 +63,7 @@ class Equation:
       place: Which result of the primitive that is, where it has several.
       source: The equation of the jaxpr that it comes from, for its place and dtypes.
       calls: The calls that this is nested in, outermost first.
+      kind: What it has in common with others; `Kind.OPAQUE` if it has no rule.
     """
 
     op: Any
@@ -74,6 +73,12 @@ class Equation:
     place: int
     source: Any
     calls: tuple[Any, ...]
+    kind: Kind = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        """Looks up the kind, which every pass asks for."""
+        rule = RULES.get(self.op)
+        self.kind = Kind.OPAQUE if rule is None else rule.kind
 
     @property
     def name(self) -> str:

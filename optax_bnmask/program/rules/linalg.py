@@ -4,10 +4,10 @@ from fractions import Fraction
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, PACKED
-from optax_bnmask.program.registry import ANYTHING, PIN, Kind, Law, rule
+from optax_bnmask.program.registry import ANYTHING, PIN, Kind, Law, Map, rule
 from optax_bnmask.program.rules.contraction import last
 from optax_bnmask.program.rules.shaping import unchanged
-from optax_bnmask.program.tape import Equation, Map
+from optax_bnmask.program.tape import Equation
 
 
 def _matrix(e: Equation, reading: Facts) -> Map:

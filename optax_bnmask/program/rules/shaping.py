@@ -6,8 +6,8 @@ from typing import Final
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, CLIPPED, MAY_BE_0, MEAN, NONNEG, RECTIFIED
-from optax_bnmask.program.registry import PIN, Kind, Law, known, rule
-from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation, Map
+from optax_bnmask.program.registry import PIN, Kind, Law, Map, known, rule
+from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 
 
 def unchanged(rank: int, but: Sequence[int] = ()) -> Map:

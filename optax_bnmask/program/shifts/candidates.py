@@ -14,7 +14,7 @@ from typing import Final
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import Perturbation
 from optax_bnmask.program.shifts.flatness import Flatness
 from optax_bnmask.program.tape import Equation
@@ -50,7 +50,7 @@ class Candidates:
         for e in tape.equations:
             if pure.issuperset(e.ins):  # computed from leaves alone, and the same for all data
                 pure.add(e.out)
-            kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
+            kind = e.kind
             if (kind in _PASSING and e.op not in _ORDERING) or not _may_cancel(facts, e, kind):
                 self._passes[e.out] = 1
                 bends = kind in _BENDING and _is_nonlinear(facts, e, kind)
@@ -122,8 +122,8 @@ def _may_cancel(facts: Facts, e: Equation, kind: Kind) -> bool:
 
 def _behind(facts: Facts, x: int) -> Equation | None:
     """What writes a value, seen through views and factors that are numbers."""
-    while (e := facts.tape.writers.get(x)) is not None and e.op in RULES:
-        kind = RULES[e.op].kind
+    while (e := facts.tape.writers.get(x)) is not None:
+        kind = e.kind
         if kind in _SEEN_THROUGH or e.op is _NEG:
             x = e.ins[0]
         elif kind in _SCALING and (scaled := [y for y in e.ins if facts.numbers[y] is None]):
@@ -137,8 +137,8 @@ def _behind(facts: Facts, x: int) -> Equation | None:
 
 def _is_negative(facts: Facts, x: int) -> bool:
     """Whether a value, behind views, is negated or multiplied by a negative number."""
-    while (e := facts.tape.writers.get(x)) is not None and e.op in RULES:
-        kind = RULES[e.op].kind
+    while (e := facts.tape.writers.get(x)) is not None:
+        kind = e.kind
         if e.op is _NEG or (kind in _SCALING and any((facts.numbers[y] or 0) < 0 for y in e.ins)):
             return True
         if kind not in _SEEN_THROUGH:
@@ -150,7 +150,7 @@ def _is_negative(facts: Facts, x: int) -> bool:
 def _reduces_features(facts: Facts, uses: Record, x: int) -> bool:
     """Whether a value is a reduction of something along an axis that is an output of leaves."""
     e = _behind(facts, x)
-    if e is None or e.op not in RULES or RULES[e.op].kind is not Kind.REDUCTION:
+    if e is None or e.kind is not Kind.REDUCTION:
         return False
     view, axes = uses.views.get(e.ins[0]), e.params.get("axes", ())
     made: Sequence[object] = view.features if view else ()

@@ -4,7 +4,7 @@ from typing import Final
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts, dependents
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import aligned
 from optax_bnmask.program.tape import MOVE, Equation
 
@@ -75,7 +75,7 @@ class Flatness:
         if e is not None and deepest:
             if e.op is MOVE:
                 return self._moved(e, deepest)
-            if e.op in _COPIES or (e.op in RULES and RULES[e.op].kind in _ENTRYWISE):
+            if e.op in _COPIES or e.kind in _ENTRYWISE:
                 return self._of_all(e, deepest)
         return self._single(x)
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.flags import HUGE
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import (
     Changes,
     Perturbation,
@@ -140,9 +140,7 @@ class Shifts:
         if is_pure:
             pure.add(e.out)
         if e.op not in self._laws:
-            rule = RULES.get(e.op)
-            kind = rule.kind if rule else Kind.OPAQUE
-            self._laws[e.op] = LAWS.get(e.op) or LAWS.get(kind) or losing
+            self._laws[e.op] = LAWS.get(e.op) or LAWS.get(e.kind) or losing
         if new := self._laws[e.op](self, e):
             changes[e.out] = new
 
@@ -278,10 +276,9 @@ class Shifts:
             if y in self.tape.outs:
                 return False
             for e in self.tape.readers.get(y, ()):
-                kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
                 name = getattr(e.op, "name", "")
                 less = name == "sub" and e.ins[0] in values and e.ins[0] not in maxima
-                if kind in (Kind.VIEW, Kind.CAST) or name == "stop_gradient":
+                if e.kind in (Kind.VIEW, Kind.CAST) or name == "stop_gradient":
                     maxima.update([e.out] if y in maxima else [])
                 elif name == "reduce_max" or (name == "max" and y in maxima):
                     maxima.add(e.out)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Set
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 
 _ENTRYWISE = {Kind.PRODUCT, Kind.SUM, Kind.EXTREMUM, Kind.SELECT}
@@ -74,9 +74,7 @@ def _meets(facts: Facts, e: Equation) -> bool:
     full, depends, data = facts.tape.full, facts.depends, facts.depends_on_data
     for x in e.ins:
         if data[x] and not depends[x]:
-            return any(depends[y] and full[y] == full[x] for y in e.ins) and (
-                e.op in RULES and RULES[e.op].kind in _ENTRYWISE
-            )
+            return any(depends[y] and full[y] == full[x] for y in e.ins) and (e.kind in _ENTRYWISE)
     return False
 
 
@@ -85,10 +83,9 @@ def _given(facts: Facts) -> set[int]:
     depends, data = facts.depends, facts.depends_on_data
     out = {x for x in facts.tape.ins if data[x]}
     for e in facts.tape.equations:
-        kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
-        entrywise = (kind in _ALONE and e.op not in _ROOTS) or e.op is _BITS
+        entrywise = (e.kind in _ALONE and e.op not in _ROOTS) or e.op is _BITS
         given = entrywise and all(x in out or not data[x] for x in e.ins)
-        if (given or kind is Kind.UNSCALED) and data[e.out] and not depends[e.out]:
+        if (given or e.kind is Kind.UNSCALED) and data[e.out] and not depends[e.out]:
             out.add(e.out)
     return out
 
@@ -98,11 +95,10 @@ def _found(facts: Facts, leaf_functions: bytearray, kinds: Set[Kind]) -> Set[int
     tape, depends, data = facts.tape, facts.depends, facts.depends_on_data
     used, lost = set[int](), set(tape.outs)
     for e in reversed(tape.equations):
-        kind = RULES[e.op].kind if e.op in RULES else Kind.OPAQUE
         if depends[e.out]:
-            fits = kind in kinds and _beside(facts, e, leaf_functions)
+            fits = e.kind in kinds and _beside(facts, e, leaf_functions)
         else:
-            fits = kind in _ALONE and e.op not in _ROOTS and e.out in used and e.out not in lost
+            fits = e.kind in _ALONE and e.op not in _ROOTS and e.out in used and e.out not in lost
         for x in e.ins:
             if data[x] and not depends[x]:
                 (used if fits else lost).add(x)
@@ -133,7 +129,7 @@ def _is_applied(
         any(depends[x] and leaves[x] and (data[x] or not changed) for x in e.ins)
         and any(data[x] and x not in own and not leaf_functions[x] for x in e.ins)
         for e in facts.tape.equations
-        if e.op in RULES and RULES[e.op].kind in _APPLIED
+        if e.kind in _APPLIED
     )
 
 
@@ -144,6 +140,6 @@ def _entry_by_entry(facts: Facts, own: Collection[int]) -> bytearray:
     for x in facts.leaves:
         out[x] = 1
     for e in facts.tape.equations:
-        if depends[e.out] and e.op in RULES and RULES[e.op].kind in _ALONE:
+        if depends[e.out] and e.kind in _ALONE:
             out[e.out] = all(out[x] if depends[x] else x in own or not data[x] for x in e.ins)
     return out

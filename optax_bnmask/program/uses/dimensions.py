@@ -12,8 +12,8 @@ from typing import Any, NamedTuple, TypeVar
 from optax_bnmask import compat
 from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.indices import Segments, size_of, starts_of
-from optax_bnmask.program.registry import RULES, SAME, Kind, Law, full_map
-from optax_bnmask.program.tape import COLLECT, CONTRACT, MOVE, Equation, Map, Tape
+from optax_bnmask.program.registry import SAME, Kind, Law, Map, full_map
+from optax_bnmask.program.tape import COLLECT, CONTRACT, MOVE, Equation, Tape
 from optax_bnmask.vocabulary import Block, Dimensions
 
 Places = tuple[frozenset[int], ...]
@@ -101,7 +101,7 @@ def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
     m = law.maps if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
     if m == SAME and shown == len(tape.shapes[e.out]):  # axes of length 1 may grow, or be joined
         pairs = zip(tape.full[x], tape.full[e.out], strict=False)
-        joined = RULES[e.op].kind is Kind.JOIN
+        joined = e.kind is Kind.JOIN
         return {a: a for a, (old, new) in enumerate(pairs) if old == new or joined}
     if m == SAME:  # a number beside an array
         return full_map({}, deep, shown, len(tape.shapes[e.out]))

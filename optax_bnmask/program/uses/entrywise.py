@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from optax_bnmask import compat
 from optax_bnmask.program.flags import ANY_DEGREE, EPSILON
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.experts import revote_chosen
 from optax_bnmask.program.uses.indicating import varies
@@ -35,7 +35,7 @@ def pointwise(record: Record, e: Equation) -> View:
     and lost in any other function of both: ``exp(dt * a)`` is what `a` does, and no weight.
     """
     views = beside_their_own(record, record.all_along())
-    first, cut = views[0], e.op in _ROUNDED or RULES[e.op].kind is Kind.EXTREMUM
+    first, cut = views[0], e.op in _ROUNDED or e.kind is Kind.EXTREMUM
     if len(views) == 1 and first.data and not (cut and first.met) and e.op not in _ROOTS:
         return View(made=first.made, gains=first.gains, features=first.features, broad=first.broad)
     pure = all(v.is_pure for v in views)
@@ -91,7 +91,7 @@ def product(record: Record, e: Equation) -> View:
 
 def _inverted(view: View, e: Equation) -> View:
     """The view of a second factor; in a quotient a square root is an inverse one."""
-    if view.root and RULES[e.op].kind is Kind.QUOTIENT:
+    if view.root and e.kind is Kind.QUOTIENT:
         return view._replace(root=-view.root)
     return view
 

@@ -27,7 +27,7 @@ from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.equations import NOTHING, Form, plus, times
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
-from optax_bnmask.program.registry import AGREE, PIN, RULES, SAME, Kind, Law
+from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.trails import Trails
 
@@ -134,7 +134,7 @@ class Gauges:
         if not gone:
             return frozenset()
         marks = self._trails.marks((x, y), gone, self._all_unknowns)
-        inverted = RULES[e.op].kind is Kind.QUOTIENT
+        inverted = e.kind is Kind.QUOTIENT
         only_leaves = all(u in self.leaf_of for u in rest)
 
         def is_normaliser(u: int) -> bool:
@@ -152,7 +152,7 @@ class Gauges:
 
     def read(self, e: Equation, law: Law | None) -> None:
         """Finds the gauge of the result of an equation, which has that law."""
-        if law is not PIN and RULES[e.op].kind in _SEEN and type(self._of.get(e.ins[0])) is dict:
+        if law is not PIN and e.kind in _SEEN and type(self._of.get(e.ins[0])) is dict:
             self._of[e.out] = self._of[e.ins[0]]  # as most equations have it
             return
         if e.op in _SPECIAL:

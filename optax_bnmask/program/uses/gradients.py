@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import dependents
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Tape
 
 _STOP, _TRIANGULAR, _SOLVE = (
@@ -24,7 +24,7 @@ def differentiable(tape: Tape) -> bytearray:
     """A 1 for each value whose derivative by what it is computed from is not 0 everywhere."""
     out = bytearray(len(tape.shapes))
     for e in tape.equations:
-        if tape.floats[e.out] and not (e.op in RULES and RULES[e.op].kind is Kind.UNSCALED):
+        if tape.floats[e.out] and e.kind is not Kind.UNSCALED:
             cut = e.op in _CUTS and not any(call.primitive in _RULED for call in e.calls)
             out[e.out] = not cut
     for e in tape.equations:

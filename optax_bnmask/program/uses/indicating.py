@@ -10,7 +10,7 @@ is masked by it, and varies itself, is data.
 from typing import TYPE_CHECKING
 
 from optax_bnmask import compat
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import MOVE, RESHAPE, SLICE, Equation, Tape
 from optax_bnmask.program.uses.dimensions import Places, moved, reshaped
 
@@ -137,7 +137,7 @@ def varies(record: "Record", x: int, axis: int, depth: int = 12) -> bool:
     if tape.full[x][axis] == 1 or record.facts.numbers[x] is not None:
         return False
     e = tape.writers.get(x)
-    if e is None or depth == 0 or e.op not in RULES:
+    if e is None or depth == 0:
         return True
     if e.op is _IOTA:
         return axis == e.params["dimension"]
@@ -145,6 +145,6 @@ def varies(record: "Record", x: int, axis: int, depth: int = 12) -> bool:
         to = e.params["to"]
         inner = [a for a, b in to.items() if b == axis]
         return any(varies(record, e.ins[0], a, depth - 1) for a in inner)
-    if RULES[e.op].kind in _SAME and all(tape.full[y] == tape.full[x] for y in e.ins):
+    if e.kind in _SAME and all(tape.full[y] == tape.full[x] for y in e.ins):
         return any(varies(record, y, axis, depth - 1) for y in e.ins)
     return True

@@ -22,8 +22,8 @@ import numpy as np
 from optax_bnmask import compat
 from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.registry import RULES, Kind, Law
-from optax_bnmask.program.tape import RESHAPE, SLICE, Equation, Map
+from optax_bnmask.program.registry import Kind, Law, Map
+from optax_bnmask.program.tape import RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.dimensions import operand_map
 from optax_bnmask.vocabulary import Block
 
@@ -121,7 +121,7 @@ def _follow(facts: Facts, several: Mapping[tuple[int, int], _Axis]) -> None:
         along = [-1 if a == axis else 1 for a in range(len(full))]
         known.setdefault(x, {})[x, axis] = np.arange(full[axis]).reshape(along)
     for e in facts.tape.equations:
-        follow = _BY_OP.get(e.op) or (_BY_KIND.get(RULES[e.op].kind) if e.op in RULES else None)
+        follow = _BY_OP.get(e.op) or _BY_KIND.get(e.kind)
         if follow is None:
             continue
         for key in dict.fromkeys(key for x in e.ins if x in known for key in known[x]):

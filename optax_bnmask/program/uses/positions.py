@@ -2,7 +2,7 @@
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import dependents
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.vocabulary import Position, Role
@@ -56,7 +56,7 @@ def _is_chosen_by_data(record: Record, e: Equation) -> bool:
     """Whether an embedding is looked up by data, not by constants, nor joined to data."""
     if e.op is _GATHER:
         return bool(record.facts.depends_on_data[e.ins[1]])
-    return e.op in RULES and RULES[e.op].kind is Kind.CONTRACTION
+    return e.kind is Kind.CONTRACTION
 
 
 def _after_weights(record: Record) -> bytearray:

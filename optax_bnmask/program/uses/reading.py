@@ -10,7 +10,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.constants import is_readable
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import CARRY, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses import contractions, entrywise, indicating, lookups, reductions
 from optax_bnmask.program.uses.belonging import belonging
@@ -90,11 +90,9 @@ def _start_of_own(record: Record, x: int) -> None:
 
 def _kind(e: Equation) -> Kind:
     """The kind of an equation; a contraction that sums over nothing is a product."""
-    if e.op not in RULES:
-        return Kind.OPAQUE
     if e.op is _DOT and not e.params["dimension_numbers"][0][0]:
         return Kind.PRODUCT
-    return RULES[e.op].kind
+    return e.kind
 
 
 def _has_unit_rows(value: Any) -> bool:  # noqa: ANN401 - a captured array

@@ -5,8 +5,8 @@ from typing import Any
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MAY_BE_0
-from optax_bnmask.program.registry import RULES, SAME, Kind, Law
-from optax_bnmask.program.tape import Equation, Map
+from optax_bnmask.program.registry import SAME, Kind, Law, Map
+from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.dimensions import (
     Meeting,
     Places,
@@ -190,12 +190,11 @@ class Record:
 
     def unshifted(self, x: int) -> int:
         """The value whose entries a value holds, perhaps shifted along an axis and padded."""
-        while (e := self.tape.writers.get(x)) is not None and e.op in RULES:
-            kind = RULES[e.op].kind
+        while (e := self.tape.writers.get(x)) is not None:
             data = {y for y in e.ins if y in self.views}
-            if kind is Kind.JOIN and len(data) > 1:  # both ends of what was rolled
+            if e.kind is Kind.JOIN and len(data) > 1:  # both ends of what was rolled
                 data = {self.unshifted(y) for y in data}
-            if kind not in (Kind.VIEW, Kind.CAST, Kind.JOIN) or len(data) != 1:
+            if e.kind not in (Kind.VIEW, Kind.CAST, Kind.JOIN) or len(data) != 1:
                 break
             (x,) = data
         return x

@@ -1,7 +1,7 @@
 """Leaves and data that are reduced: statistics, and contractions that are written as sums."""
 
 from optax_bnmask import compat
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.dimensions import Meeting, Places
 from optax_bnmask.program.uses.indicating import varies
@@ -52,8 +52,8 @@ def _is_nothing_but_summed(record: Record, x: int) -> bool:
     readers, writers = record.tape.readers, record.tape.writers
     if x in record.tape.outs or any(e.op is not _SUM for e in readers[x]):
         return False
-    while (e := writers.get(x)) is not None and e.op in RULES:
-        if RULES[e.op].kind not in (Kind.VIEW, Kind.CAST):
+    while (e := writers.get(x)) is not None:
+        if e.kind not in (Kind.VIEW, Kind.CAST):
             return True
         x = e.ins[0]
         if x in record.tape.outs or len(readers[x]) > 1:

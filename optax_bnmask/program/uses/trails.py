@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.registry import RULES, Kind
+from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import MOVE, RESHAPE, Equation
 
 _SAME_VALUE = {
@@ -149,7 +149,7 @@ class Trails:
 
         Of joined statistics, one that is a size is enough.
         """
-        kind, (reduced, is_size) = RULES[e.op].kind, marks[0]
+        kind, (reduced, is_size) = e.kind, marks[0]
         for mark in marks[1:]:
             reduced = min(reduced, mark.reduced)
             is_size = is_size or mark.is_size if kind is Kind.JOIN else is_size and mark.is_size
@@ -192,4 +192,4 @@ class Trails:
 
 def _is_followed(e: Equation) -> bool:
     """Whether `Trails.root` looks behind an equation: a view, or a sum to be compared."""
-    return e.op in _SAME_VALUE or (e.op in RULES and RULES[e.op].kind is Kind.SUM)
+    return e.op in _SAME_VALUE or e.kind is Kind.SUM
