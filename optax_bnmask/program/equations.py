@@ -114,9 +114,10 @@ class System:
 
         A loop or a long chain of equal values solves thousands of unknowns one by the next.
         """
-        solved, stack = self.solved, [unknown]
-        if solved[unknown].keys().isdisjoint(solved.keys()):
+        solved = self.solved
+        if not solved[unknown] or solved[unknown].keys().isdisjoint(solved.keys()):
             return solved[unknown]
+        stack = [unknown]
         while stack:
             form = solved[stack[-1]]
             known = (u for u in form if u in solved)
@@ -140,7 +141,7 @@ class System:
         form = self.resolve(form)
         if not form:
             return
-        own = self.own.intersection(form)
+        own = self.own and self.own.intersection(form)
         pivot = max(own) if own else self._pivot(form)
         c = form[pivot]
         value = {u: quotient(-k, c) for u, k in form.items() if u != pivot}
@@ -160,6 +161,8 @@ class System:
         layers, ``bias_k = bias_(k-1) + weight_k`` solved for the weight keeps every form short;
         solved for the bias it would be the sum of all weights before it.
         """
+        if len(form) == 1:
+            return next(iter(form))
         right = [unknown for unknown, c in form.items() if c > 0]
         if 2 * len(right) == len(form):
             return max(form)

@@ -231,34 +231,35 @@ class Degrees:
           rank: The number of axes of the result.
           axes: The segments of the axes of `x`.
         """
-        key = tuple(to.items())
-        if len(key) == rank == len(next(iter(x))) and all(p == q for p, q in key):
-            return x
-
-        def one(d: Components) -> Components:
-            out = {}
-            for c, form in d.items():
-                if not c:
-                    out[c] = form
-                elif all(p in to for p, _ in c):
-                    out[tuple([(to[p], k) for p, k in c])] = form
-                else:
-                    self.system.zero(form)
-            return out or NOTHING
-
         if len(x) == 1:
             (d,) = x.values()
             is_even = not d or (len(d) == 1 and () in d)  # as most values are
-            return {(0,) * rank: d if is_even else self._kept(key, (d,), one)}
-        back = {q: p for p, q in key}
+            return {(0,) * rank: d if is_even else self._renamed(d, to)}
+        if len(to) == rank == len(next(iter(x))) and all(p == q for p, q in to.items()):
+            return x
+        back = {q: p for p, q in to.items()}
         origins = [back.get(q) for q in range(rank)]
         out: Degree = {}
         for c, d in x.items():
             whole = d and any(_is_whole(k) and k[0][0] not in to for k in d)
             own = self.apart(c, d, axes()) if d and whole else d
             cell = tuple(0 if p is None else c[p] for p in origins)
-            self._add(out, cell, self._kept(key, (own,), one) if own else own, origins, axes)
+            self._add(out, cell, self._renamed(own, to) if own else own, origins, axes)
         return out
+
+    def _renamed(self, d: Components, to: Mapping[int, int]) -> Components:
+        """The components of a cell with axis ``p`` called ``to[p]``; others are made 0."""
+
+        def one(d: Components) -> Components:
+            out = {}
+            for c, form in d.items():
+                if all(p in to for p, _ in c):
+                    out[tuple([(to[p], k) for p, k in c])] = form
+                else:
+                    self.system.zero(form)
+            return out or NOTHING
+
+        return self._kept(tuple(to.items()), (d,), one)
 
     def _add(
         self,

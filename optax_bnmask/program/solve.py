@@ -201,7 +201,7 @@ class Solution:
         for d, k in zip(operands, plan.law.powers or (), strict=False):
             if d is not None and k:
                 if out is None:
-                    out = self.arithmetic.power(d, k)
+                    out = d if k == 1 else self.arithmetic.power(d, k)
                 elif k in (1, -1):
                     out = self.arithmetic.product(out, d, k)
                 else:
