@@ -72,9 +72,9 @@ def _all_own(facts: Facts, kinds: Set[Kind], least: int = 0) -> tuple[bytearray,
 def _meets(facts: Facts, e: Equation) -> bool:
     """Whether an equation may be where data meet what is a leaf's own, in its shape."""
     full, depends, data = facts.tape.full, facts.depends, facts.depends_on_data
-    for x in e.ins:
+    for x in e.ins if e.kind in _ENTRYWISE else ():
         if data[x] and not depends[x]:
-            return any(depends[y] and full[y] == full[x] for y in e.ins) and (e.kind in _ENTRYWISE)
+            return any(depends[y] and full[y] == full[x] for y in e.ins)
     return False
 
 

@@ -96,17 +96,17 @@ def _groups(e: Equation) -> Sequence[int]:
 
 def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
     """Which axis of an operand is which of the result, hidden ones included."""
+    m = law.maps if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
+    if m is None or e.op in (MOVE, COLLECT):  # whose maps have the hidden axes already
+        return m or {}
     x = e.ins[k]
     shown, deep = len(tape.shapes[x]), len(tape.hidden[x])
-    m = law.maps if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
     if m == SAME and shown == len(tape.shapes[e.out]):  # axes of length 1 may grow, or be joined
         pairs = zip(tape.full[x], tape.full[e.out], strict=False)
         joined = e.kind is Kind.JOIN
         return {a: a for a, (old, new) in enumerate(pairs) if old == new or joined}
     if m == SAME:  # a number beside an array
         return full_map({}, deep, shown, len(tape.shapes[e.out]))
-    if m is None or e.op in (MOVE, COLLECT):
-        return m or {}
     return full_map(m, deep, shown, len(tape.shapes[e.out]))
 
 

@@ -45,9 +45,9 @@ def uses(
         if e.out in own:
             _start_of_own(record, e.out)
             continue
+        kind = _kind(e)
         for x in e.ins:
             if x in views:
-                kind = _kind(e)
                 record.begin(e)
                 if kind is not Kind.CONTRACTION:  # which most often starts a new gauge
                     record.gauges.read(e, record.law)
@@ -57,8 +57,8 @@ def uses(
             if e.op is CARRY:  # what a loop makes of constants is as good as data
                 record.begin(e)
                 views[e.out] = contractions.carried(record, e, DATA)
-        if e.op in indicating.FIRST or not indicators.keys().isdisjoint(e.ins):
-            indicating.read(record, e, _kind(e))
+        if e.op in indicating.FIRST or (indicators and not indicators.keys().isdisjoint(e.ins)):
+            indicating.read(record, e, kind)
     return record
 
 

@@ -75,7 +75,11 @@ class Record:
 
     def role(self, number: int) -> Role:
         """The role that a leaf was seen in; the first of `PRECEDENCE` if there are several."""
-        return next((r for r in PRECEDENCE if r in self.seen[number].roles), Role.UNKNOWN)
+        roles = self.seen[number].roles
+        for role in PRECEDENCE:
+            if role in roles:
+                return role
+        return Role.UNKNOWN
 
     def dimensions(self, number: int) -> Dimensions | None:
         """Which axes of a leaf make a matrix of it."""
