@@ -6,13 +6,14 @@ known of their operands; a rule may know more. A value without `NONNEG` may be n
 """
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Final
 
 import numpy as np
 
 from optax_bnmask import compat
 from optax_bnmask.program.constants import folded, known_of
+from optax_bnmask.program.dependence import dependents
 from optax_bnmask.program.flags import (
     ANY_DEGREE,
     AS_CAPTURED,
@@ -29,7 +30,7 @@ from optax_bnmask.program.flags import (
     ZERO_TEST,
 )
 from optax_bnmask.program.registry import PIN, RULES, Kind, Law
-from optax_bnmask.program.tape import BRANCH, CARRIED, Equation, Tape
+from optax_bnmask.program.tape import BRANCH, Equation, Tape
 
 _SUB, _MAX, _DOT = (compat.primitive(f"{name}_p") for name in ("sub", "max", "dot_general"))
 
@@ -145,33 +146,6 @@ class Facts:
         place = 1 if self.flags[which] & NONZERO else 2
         number = self.numbers[e.ins[place]]
         return place if number is not None and not self.flags[e.ins[place]] & ANY_DEGREE else None
-
-
-def dependents(
-    tape: Tape,
-    origins: Iterable[int],
-    passes: Sequence[int] | None = None,
-) -> bytearray:
-    """Marks with a 1 each value that depends on one of `origins`, loops included.
-
-    Args:
-      tape: The program.
-      origins: The values to start from, marked too.
-      passes: For each value, whether it depends on what its equation reads; by default it does.
-    """
-    depends = bytearray(len(tape.shapes))
-    loops = [e for e in tape.equations if e.op is CARRIED]
-    grown = list(origins)
-    while grown:
-        for x in grown:
-            depends[x] = 1
-        for e in tape.equations:
-            for x in e.ins:
-                if depends[x]:
-                    depends[e.out] = passes is None or passes[e.out]
-                    break
-        grown = [e.ins[0] for e in loops if depends[e.ins[1]] and not depends[e.ins[0]]]
-    return depends
 
 
 # The flags of a result, by the kind of its operation.

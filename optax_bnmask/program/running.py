@@ -10,7 +10,8 @@ from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.families import listed
 from optax_bnmask.program.demands import Axes
-from optax_bnmask.program.facts import Facts, dependents
+from optax_bnmask.program.dependence import dependents, needed
+from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import leaf_exponents
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts import Flatness, Shifts
@@ -136,8 +137,9 @@ def _orthogonal(program: Program, tape: Tape) -> tuple[str, ...]:
     cut = copy.copy(tape)
     cut.__dict__.pop("writers", None)  # cached from the equations, of which some go
     cut.equations = [e for e in tape.equations if e.op is not _STOP]
-    needed = cut.needed(cut.outs)
-    cut.equations = [e for e in cut.equations if needed[e.out]]
+    live = needed(cut, cut.outs)
+    cut.equations = [e for e in cut.equations if live[e.out]]
+    cut.loops = [e for e in cut.loops if live[e.out]]
     here, there = (_invariant(program, t) for t in (tape, cut))
     return tuple(path for path in there if path not in here)
 

@@ -18,6 +18,7 @@ from optax_bnmask.program.demands import (
     Plan,
     Regrouped,
 )
+from optax_bnmask.program.dependence import needed
 from optax_bnmask.program.equations import NOTHING, Components, System
 from optax_bnmask.program.exponents import Cell, Degree, Degrees, spread
 from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE
@@ -87,9 +88,9 @@ class Solution:
     def read(self, outputs: Iterable[int]) -> None:
         """Reads the equations that `outputs` need, and were not read before."""
         tape = self.tape
-        needed = tape.live if outputs is tape.outs else tape.needed(outputs)
+        live = tape.live if outputs is tape.outs else needed(tape, outputs)
         for place, (e, plan) in enumerate(zip(self.tape.equations, self.axes.plans, strict=True)):
-            if needed[e.out] and place not in self._done:
+            if live[e.out] and place not in self._done:
                 self._done.add(place)
                 if plan is not None:
                     self._read(e, plan)

@@ -13,10 +13,11 @@ outermost first), and for each mesh (its devices). ``h @ w`` in a scan of 5 laye
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from optax_bnmask import compat
+from optax_bnmask.program.dependence import needed
 from optax_bnmask.program.registry import RULES, Kind, Map
 from optax_bnmask.program.trace import Program
 
@@ -110,6 +111,7 @@ class Tape:
 
     Attributes:
       equations: In the order of execution, without those that no output needs.
+      loops: Those with a carry after its loop.
       shapes: The visible shape of each value.
       hidden: The lengths of its hidden axes.
       full: The lengths of all of its axes, hidden ones last.
@@ -136,8 +138,10 @@ class Tape:
         inner = compat.open_jaxpr(program.jaxpr)
         self.ins = [self.value(v.aval) for v in inner.invars]
         self.outs = [*self.run(program.jaxpr, self.ins, Frame()), *self._written]
-        self.live = self.needed(self.outs)
+        self.loops = [e for e in self.equations if e.op is CARRIED]
+        self.live = needed(self, self.outs)
         self.equations = [e for e in self.equations if self.live[e.out]]
+        self.loops = [e for e in self.loops if self.live[e.out]]
         number = dict(zip(self.ins, program.inputs, strict=True))
         read = (x for e in self.equations for x in e.ins if x in number)
         self.leaves = {
@@ -212,34 +216,6 @@ class Tape:
             for place, out in enumerate(outs)
         ]
         return outs
-
-    def needed(
-        self,
-        outputs: Iterable[int],
-        passes: Sequence[int] | None = None,
-    ) -> bytearray:
-        """Marks with a 1 each value that `outputs` are computed from, and these.
-
-        The new value of a carry is needed as long as the carry is *read in the body*, even where
-        nothing reads it after the loop: it constrains the carry.
-
-        Args:
-          outputs: The values to start from.
-          passes: For each value, whether to go on to the operands of the equation that writes it;
-            by default always.
-        """
-        needed = bytearray(len(self.shapes))
-        loops = [e for e in self.equations if e.op is CARRIED]
-        grown = list(outputs)
-        while grown:
-            for x in grown:
-                needed[x] = 1
-            for e in reversed(self.equations):
-                if needed[e.out] and (passes is None or passes[e.out]):
-                    for x in e.ins:
-                        needed[x] = 1
-            grown = [e.out for e in loops if needed[e.ins[0]] and not needed[e.out]]
-        return needed
 
 
 class Writer(NamedTuple):

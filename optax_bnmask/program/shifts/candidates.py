@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from typing import Final
 
 from optax_bnmask import compat
+from optax_bnmask.program.dependence import needed
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import Perturbation
@@ -68,7 +69,7 @@ class Candidates:
         passes, tape = bytearray(self._passes), self._facts.tape
         for e in self._sums:
             passes[e.out] = any(_reduces_features(self._facts, self._uses, x) for x in e.ins)
-        reaching, shapes = tape.needed(self._ends, passes), tape.shapes
+        reaching, shapes = needed(tape, self._ends, passes), tape.shapes
         return [
             (x, None)
             for x in self._facts.leaves
@@ -84,7 +85,7 @@ class Candidates:
         and would take with it one that is constant along the features.
         """
         tape, last, others = self._facts.tape, list[Perturbation](), list[Perturbation]()
-        reaching = tape.needed(self._ends, self._passes)
+        reaching = needed(tape, self._ends, self._passes)
         for x in self._facts.leaves:
             if reaching[x] or x in dead:
                 continue

@@ -3,7 +3,8 @@
 from typing import Final
 
 from optax_bnmask import compat
-from optax_bnmask.program.facts import Facts, dependents
+from optax_bnmask.program.dependence import dependents
+from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import aligned
 from optax_bnmask.program.tape import MOVE, Equation

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from optax_bnmask import compat
-from optax_bnmask.program.facts import dependents
+from optax_bnmask.program.dependence import dependents, needed
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Tape
 
@@ -57,4 +57,4 @@ def moved(tape: Tape, differentiable: Sequence[int]) -> bytearray:
 
 def reached(tape: Tape, differentiable: Sequence[int]) -> bytearray:
     """A 1 for each value that some output has a derivative by."""
-    return tape.needed((x for x in tape.outs if tape.floats[x]), differentiable)
+    return needed(tape, (x for x in tape.outs if tape.floats[x]), differentiable)

@@ -1,7 +1,7 @@
 """Where in the flow of the data a leaf stands: at their entry, at the output, or in between."""
 
 from optax_bnmask import compat
-from optax_bnmask.program.facts import dependents
+from optax_bnmask.program.dependence import dependents, needed
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
@@ -72,4 +72,4 @@ def _before_weights(record: Record, but: int = -1) -> bytearray:
     """A 1 for each value that some weight, `but` for one, is applied to, or to what comes of it."""
     applied = {x for i, seen in enumerate(record.seen) for x in seen.outputs if i != but}
     given = (x for e in record.tape.equations if e.out in applied for x in e.ins)
-    return record.tape.needed(given)
+    return needed(record.tape, given)
