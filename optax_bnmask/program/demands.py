@@ -5,7 +5,7 @@ are, such as the result of ``exp``: they are *rigid*, and make no demands.
 """
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -13,8 +13,9 @@ from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE, PACKED
 from optax_bnmask.program.indices import Atom, Indices, Mismatch, Segments, joined
-from optax_bnmask.program.registry import PIN, SAME, Kind, Law, Map, full_map
-from optax_bnmask.program.tape import CARRY, COLLECT, MOVE, RESHAPE, SLICE, Equation
+from optax_bnmask.program.maps import operand_map, regrouped
+from optax_bnmask.program.registry import PIN, SAME, Kind, Law, Map
+from optax_bnmask.program.tape import CARRY, MOVE, RESHAPE, SLICE, Equation
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -86,7 +87,8 @@ class Axes:
         ins = (x for x in self.facts.leaves if 0 not in self.tape.shapes[x])
         self.of = {x: [Atom(n) for n in self.tape.shapes[x]] for x in ins}
         plans = [self._plan(e) for e in self.tape.equations]
-        self.indices.settle(a for axes in self.of.values() for a in axes)
+        shared = {id(axes): axes for axes in self.of.values()}  # by values of one shape
+        self.indices.settle(a for axes in shared.values() for a in axes)
         return plans
 
     def segments(self, x: int) -> list[Segments]:
@@ -104,15 +106,13 @@ class Axes:
         if flags & ANY_DEGREE:
             return ZEROS if flags & AS_CAPTURED else None
         law = self.facts.law(e)
-        if law is PIN or self._takes_factors_for_a_matrix(e):
+        if law is PIN or (self._any_packed and self._takes_factors_for_a_matrix(e)):
             return PINNED
         special = _SPECIAL.get(e.op)
         return special(self, e) if special is not None else self._mapped(e, law)
 
     def _takes_factors_for_a_matrix(self, e: Equation) -> bool:
         """Whether a packed factorisation meets anything but a solver or the entry of a loop."""
-        if not self._any_packed:
-            return False
         if not self.facts.any(e, PACKED) or e.kind is Kind.SOLUTION:
             return False
         return e.op is not MOVE or any(a != q for a, q in e.params["to"].items())
@@ -122,35 +122,20 @@ class Axes:
         starts = self.facts.flags[e.ins[0]] & (ANY_DEGREE | HUGE)
         return bool(starts and self.facts.depends[e.out] and self.tape.floats[e.out])
 
-    def _full_maps(self, e: Equation, law: Law) -> list[Any]:
-        """The maps of all operands, hidden axes included."""
-        tape, out = self.tape, e.out
-        shown = len(tape.shapes[out])
-        full = shown + len(tape.hidden[out])
-        maps: list[Any] = []
-        for k, x in enumerate(e.ins):
-            m = SAME if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
-            if x not in self.of or m is None:
-                maps.append(None)
-                continue
-            inside, behind = len(tape.shapes[x]), len(tape.hidden[x])
-            if m != SAME:
-                given = e.op in (MOVE, COLLECT)
-                maps.append(m if given else full_map(m, behind, inside, shown))
-            elif tape.shapes[x] == tape.shapes[out] and inside + behind == full:
-                maps.append(SAME)
-            elif inside == shown:  # in and out of a loop, or length 1 beside a longer axis
-                old, new = tape.full[x], tape.full[out]
-                same = range(min(inside + behind, full))
-                maps.append({a: a for a in same if old[a] == new[a]})
-            else:  # a number beside an array
-                maps.append(full_map({}, behind, inside, shown))
-        return maps
+    def _map(self, e: Equation, k: int, law: Law) -> Any:  # noqa: ANN401 - a map, `SAME` or `None`
+        """Which axis of an operand is which of the result; `None` if its scale does not count."""
+        x, tape, m = e.ins[k], self.tape, law.map_of(k)
+        if m is None or x not in self.of:
+            return None
+        is_alike = tape.shapes[x] == tape.shapes[e.out]  # but perhaps for hidden axes
+        if m == SAME and is_alike and len(tape.full[x]) == len(tape.full[e.out]):
+            return SAME
+        return operand_map(tape, e, k, law)
 
     def _mapped(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a plan
         """The plan of an equation by its law: operands share the axes of the result."""
         shared = self._shared(e) if law.maps == SAME else None
-        if shared:
+        if shared is not None:
             maps, axes = [SAME if x in self.of else None for x in e.ins], shared
         else:
             maps, axes = self._matched(e, law)
@@ -160,7 +145,7 @@ class Axes:
 
     def _matched(self, e: Equation, law: Law) -> tuple[list[Any], list[Atom]]:
         """The maps of the operands, less axes that cannot be unified; the axes of the result."""
-        maps, sizes = self._full_maps(e, law), self.tape.full[e.out]
+        maps, sizes = [self._map(e, k, law) for k in range(len(e.ins))], self.tape.full[e.out]
         axes: list[Any] = [None] * len(sizes)
         refused: set[int] = set()
         for x, m in zip(e.ins, maps, strict=True):
@@ -310,31 +295,3 @@ _SPECIAL: Mapping[Any, Any] = {
 def _without(m: Any, refused: set[int], rank: int) -> Map:  # noqa: ANN401 - a map, or `SAME`
     pairs = {q: q for q in range(rank)} if m == SAME else m
     return {q: r for q, r in pairs.items() if r not in refused}
-
-
-def regrouped(
-    old: Sequence[int], new: Sequence[int]
-) -> Iterable[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The smallest groups of axes that a reshape turns into each other.
-
-    (32, 7, 7, 8) to (1568, 8) has ``((0, 1, 2), (0,))`` and ``((3,), (1,))``.
-    """
-    i = j = 0
-    while i < len(old) or j < len(new):
-        inside: list[int] = []
-        outside: list[int] = []
-        left = right = 1
-        while True:
-            if left <= right and i < len(old) and (left < right or not inside):
-                left *= old[i]
-                inside.append(i)
-                i += 1
-            elif j < len(new) and (right < left or not outside):
-                right *= new[j]
-                outside.append(j)
-                j += 1
-            else:
-                break
-            if left == right and inside and outside:
-                break
-        yield tuple(inside), tuple(outside)

@@ -102,11 +102,11 @@ class Law:
     pinned: tuple[int, ...] = ()
     alike: tuple[int, ...] = ()
 
-    def counts(self, place: int) -> bool:
-        """Whether the scale of an operand matters: it has a map."""
-        if isinstance(self.maps, str):
-            return True
-        return place < len(self.maps) and self.maps[place] is not None
+    def map_of(self, place: int) -> Any:  # noqa: ANN401 - a map, `SAME` or `None`
+        """The map of an operand; `None` if its scale does not matter."""
+        if self.maps == SAME:
+            return SAME
+        return self.maps[place] if place < len(self.maps) else None
 
 
 PIN: Final = None
@@ -174,10 +174,3 @@ def known(*, keeps: int = ~0, adds: int = 0) -> Callable[..., int]:
 
 ANYTHING: Final = known(keeps=0, adds=MAY_BE_0)
 """For `Rule.facts`: nothing is known of the result."""
-
-
-def full_map(visible: Mapping[int, int], hidden: int, shown_in: int, shown_out: int) -> Map:
-    """A map of visible axes, and of hidden ones: ``shown_in + j`` becomes ``shown_out + j``."""
-    if not hidden:
-        return visible
-    return {**visible, **{shown_in + j: shown_out + j for j in range(hidden)}}

@@ -223,7 +223,7 @@ class Solution:
             x = e.ins[place]
             if x in self.axes.of or place in plan.law.pinned:
                 continue
-            if plan.law.counts(place) and not self.facts.is_never_chosen(e, place):
+            if plan.law.map_of(place) is not None and not self.facts.is_never_chosen(e, place):
                 counts = place == guard and self._approximate(
                     "guard", self.facts.numbers[x] or 0.0, e, scaling, plan.axes
                 )

@@ -171,9 +171,10 @@ class Tape:
 
     def add(self, shape: Sequence[int], hidden: tuple[int, ...], *, floats: bool) -> int:
         """Adds a value; returns its number."""
-        self.shapes.append(tuple(shape))
+        shape = tuple(shape)
+        self.shapes.append(shape)
         self.hidden.append(hidden)
-        self.full.append((*shape, *hidden))
+        self.full.append(shape + hidden)
         self.floats.append(floats)
         return len(self.shapes) - 1
 
@@ -207,14 +208,12 @@ class Tape:
         """Writes an equation of a jaxpr as it is, once for each of its results."""
         if eqn.effects and any(compat.is_reference(v.aval) for v in eqn.invars):
             self._written += given
-        outs = [
-            self.add(v.aval.shape, frame.hidden, floats=compat.is_inexact(v.aval.dtype))
-            for v in eqn.outvars
-        ]
-        self.equations += [
-            Equation(eqn.primitive, eqn.params, given, out, place, eqn, frame.calls)
-            for place, out in enumerate(outs)
-        ]
+        outs: list[int] = []
+        for place, v in enumerate(eqn.outvars):
+            out = self.add(v.aval.shape, frame.hidden, floats=compat.is_inexact(v.aval.dtype))
+            e = Equation(eqn.primitive, eqn.params, given, out, place, eqn, frame.calls)
+            self.equations.append(e)
+            outs.append(out)
         return outs
 
 

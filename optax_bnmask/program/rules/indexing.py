@@ -4,7 +4,7 @@ import numpy as np
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, MAY_BE_0, NONNEG
-from optax_bnmask.program.registry import AGREE, PIN, Kind, Law, rule
+from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law, rule
 from optax_bnmask.program.rules.shaping import unchanged
 from optax_bnmask.program.tape import Equation
 
@@ -111,4 +111,4 @@ def _of_multiplied(reading: Facts, e: Equation, flags: int) -> int:
 def scatter_mul(e: Equation, reading: Facts) -> Law:
     """Some entries are multiplied: the factors must not scale."""
     del e, reading
-    return Law(("same", None, None), (1, 0, 0), pinned=(2,))
+    return Law((SAME, None, None), (1, 0, 0), pinned=(2,))

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from optax_bnmask.program.demands import regrouped
+from optax_bnmask.program.maps import regrouped
 from optax_bnmask.program.shifts.changes import Changes, Places, moved
 from optax_bnmask.program.shifts.entrywise import bundled
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting

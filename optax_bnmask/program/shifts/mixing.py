@@ -7,13 +7,13 @@ from math import prod
 from typing import Final
 
 from optax_bnmask import compat
+from optax_bnmask.program.maps import operand_map
 from optax_bnmask.program.registry import Kind, Law
 from optax_bnmask.program.rules.indexing import filling
 from optax_bnmask.program.rules.shaping import windowed
 from optax_bnmask.program.shifts.changes import Changes, Term, alive, moved, without
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import COLLECT, CONTRACT, Equation
-from optax_bnmask.program.uses.dimensions import operand_map
 
 _CONV: Final = compat.primitive("conv_general_dilated_p")
 _SUMS: Final = ("psum", "psum_invariant")

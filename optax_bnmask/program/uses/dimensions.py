@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from optax_bnmask import compat
-from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.indices import Segments, size_of, starts_of
-from optax_bnmask.program.registry import SAME, Kind, Law, Map, full_map
-from optax_bnmask.program.tape import COLLECT, CONTRACT, MOVE, Equation, Tape
+from optax_bnmask.program.maps import regrouped
+from optax_bnmask.program.registry import Map
+from optax_bnmask.program.tape import CONTRACT, Equation, Tape
 from optax_bnmask.vocabulary import Block, Dimensions
 
 Places = tuple[frozenset[int], ...]
@@ -92,22 +92,6 @@ def _is_depthwise(tape: Tape, e: Equation) -> bool:
 def _groups(e: Equation) -> Sequence[int]:
     """The axes of the right operand that index one matrix for each group of rows."""
     return compat.ragged_numbers(e.params)[1] if e.op is _RAGGED else ()
-
-
-def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
-    """Which axis of an operand is which of the result, hidden ones included."""
-    m = law.maps if law.maps == SAME else law.maps[k] if k < len(law.maps) else None
-    if m is None or e.op in (MOVE, COLLECT):  # whose maps have the hidden axes already
-        return m or {}
-    x = e.ins[k]
-    shown, deep = len(tape.shapes[x]), len(tape.hidden[x])
-    if m == SAME and shown == len(tape.shapes[e.out]):  # axes of length 1 may grow, or be joined
-        pairs = zip(tape.full[x], tape.full[e.out], strict=False)
-        joined = e.kind is Kind.JOIN
-        return {a: a for a, (old, new) in enumerate(pairs) if old == new or joined}
-    if m == SAME:  # a number beside an array
-        return full_map({}, deep, shown, len(tape.shapes[e.out]))
-    return full_map(m, deep, shown, len(tape.shapes[e.out]))
 
 
 def moved(places: tuple[frozenset[T], ...], to: Map, rank: int) -> tuple[frozenset[T], ...]:

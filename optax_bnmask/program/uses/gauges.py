@@ -23,10 +23,10 @@ from collections.abc import Callable, Set
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
-from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.equations import NOTHING, Form, plus, times
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
+from optax_bnmask.program.maps import regrouped
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.trails import Trails
@@ -209,7 +209,7 @@ class Gauges:
 
     def _moved(self, e: Equation, law: Law, k: int, gauge: Gauge) -> Gauge:
         """The gauge of an operand along the axes of the result."""
-        m = law.maps if law.maps == SAME else law.maps[k]
+        m = law.map_of(k)
         if not isinstance(gauge, Pieces) or m == SAME:
             return gauge
         shown = len(self.tape.shapes[e.ins[k]])
@@ -242,7 +242,7 @@ class Gauges:
         result: Any = None
         guard = self.facts.guard_operand(e) if len(e.ins) == 3 else None
         for k, x in enumerate(e.ins):
-            counts = k not in law.pinned and law.counts(k) and k != guard
+            counts = k not in law.pinned and law.map_of(k) is not None and k != guard
             if counts and result is not _LOST and not self._stands_apart(e, x):
                 own = self.of(x)
                 result = own if result is None else _piecewise(result, own, self._common)

@@ -20,11 +20,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.demands import regrouped
 from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.maps import operand_map, regrouped
 from optax_bnmask.program.registry import Kind, Law, Map
 from optax_bnmask.program.tape import RESHAPE, SLICE, Equation
-from optax_bnmask.program.uses.dimensions import operand_map
 from optax_bnmask.vocabulary import Block
 
 _JOINED, _DYNAMIC_SLICE, _REVERSED = (

@@ -5,6 +5,7 @@ from typing import Any
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MAY_BE_0
+from optax_bnmask.program.maps import operand_map
 from optax_bnmask.program.registry import SAME, Kind, Law, Map
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.dimensions import (
@@ -13,7 +14,6 @@ from optax_bnmask.program.uses.dimensions import (
     dimensions_of,
     meeting,
     moved,
-    operand_map,
 )
 from optax_bnmask.program.uses.gauges import Gauges
 from optax_bnmask.program.uses.gradients import differentiable, reached
