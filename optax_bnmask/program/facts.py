@@ -29,7 +29,7 @@ from optax_bnmask.program.flags import (
     RECTIFIED,
     ZERO_TEST,
 )
-from optax_bnmask.program.registry import PIN, RULES, Kind, Law
+from optax_bnmask.program.registry import PIN, Kind, Law
 from optax_bnmask.program.tape import BRANCH, Equation, Tape
 
 _SUB, _MAX, _DOT = (compat.primitive(f"{name}_p") for name in ("sub", "max", "dot_general"))
@@ -72,24 +72,26 @@ class Facts:
 
     def law(self, e: Equation) -> Law | None:
         """The `Law` of an equation; `PIN` if its operands must not scale, or it has no rule."""
+        law = e.rule.law
+        if law is PIN or type(law) is Law:
+            return law
         if e.out not in self._laws:
-            law = RULES[e.op].law if e.op in RULES else PIN
-            self._laws[e.out] = law if law is PIN or isinstance(law, Law) else law(e, self)
+            self._laws[e.out] = law(e, self)
         return self._laws[e.out]
 
     def _read(self, e: Equation) -> None:
         numbers = self.numbers
-        known = None not in [numbers[x] for x in e.ins]
-        if known and (number := folded(e, numbers)) is not None:
-            numbers[e.out], self.flags[e.out] = number
-            self.flags[e.out] |= self.any(e, AS_CAPTURED)
-            return
-        rule = RULES.get(e.op)
-        flags = 0
-        if rule is not None:
-            flags = _BY_KIND[rule.kind](self, e)
-            if rule.facts is not None:
-                flags = rule.facts(self, e, flags)
+        for x in e.ins:
+            if numbers[x] is None:
+                break
+        else:
+            if (number := folded(e, numbers)) is not None:
+                numbers[e.out], self.flags[e.out] = number
+                self.flags[e.out] |= self.any(e, AS_CAPTURED)
+                return
+        flags = _BY_KIND[e.kind](self, e)
+        if e.rule.facts is not None:
+            flags = e.rule.facts(self, e, flags)
         if 0 in self.tape.full[e.out]:  # no entries
             flags = ANY_DEGREE
         self.flags[e.out] = flags

@@ -23,7 +23,7 @@ from optax_bnmask.program.equations import NOTHING, Components, System
 from optax_bnmask.program.exponents import Cell, Degree, Degrees, spread
 from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE
 from optax_bnmask.program.indices import Atom, Segments
-from optax_bnmask.program.registry import AGREE, RULES, SAME, Map
+from optax_bnmask.program.registry import AGREE, SAME, UNRULED, Map
 from optax_bnmask.program.renaming import between, placed, renamed
 from optax_bnmask.program.tape import CARRY, Equation
 
@@ -89,11 +89,10 @@ class Solution:
         """Reads the equations that `outputs` need, and were not read before."""
         tape = self.tape
         live = tape.live if outputs is tape.outs else needed(tape, outputs)
-        for place, (e, plan) in enumerate(zip(self.tape.equations, self.axes.plans, strict=True)):
-            if live[e.out] and place not in self._done:
-                self._done.add(place)
-                if plan is not None:
-                    self._read(e, plan)
+        for e, plan in zip(tape.equations, self.axes.plans, strict=True):
+            if plan is not None and live[e.out] and e.out not in self._done:
+                self._done.add(e.out)
+                self._read(e, plan)
 
     def pin(self, values: Iterable[int]) -> None:
         """Imposes that values do not scale."""
@@ -137,12 +136,12 @@ class Solution:
             self._approximate("zeros", 0.0, e, None, ())
             return
         if plan is PINNED:
-            if e.op not in RULES and not all(map(self.is_zero, self._operands(e))):
+            if e.rule is UNRULED and not all(map(self.is_zero, self._operands(e))):
                 self.unhandled[e.name] = self.unhandled.get(e.name, 0) + 1
             self.pin(e.ins)
             out = None
         else:
-            found = self._result(e, plan)
+            found = _READINGS[type(plan)](self, e, plan)
             out = found if e.out in self.axes.of else None
             if out is not None:
                 self.degrees[e.out] = out
@@ -152,15 +151,6 @@ class Solution:
     def _operands(self, e: Equation) -> list[Degree]:
         """The degrees of the operands that have any."""
         return [self.degrees[x] for x in e.ins if x in self.axes.of]
-
-    def _result(self, e: Equation, plan: Any) -> Degree:  # noqa: ANN401 - a plan of the first pass
-        if isinstance(plan, Plan):
-            return self._by_law(e, plan)
-        if isinstance(plan, Regrouped):
-            return self._reshaped(e, plan)
-        if isinstance(plan, Cut):
-            return self._cut(e, plan)
-        return self._joined(e, plan)
 
     def _segments(self, axes: Iterable[Atom]) -> Callable[[], list[Segments]]:
         """A function that returns the segments of some axes: they are seldom asked for."""
@@ -340,3 +330,12 @@ class Solution:
             out |= spread(placed(d, places), counts, plan.flat)
             at += len(places[plan.axis])
         return out
+
+
+_READINGS: Mapping[Any, Callable[[Solution, Equation, Any], Degree]] = {
+    Plan: Solution._by_law,
+    Regrouped: Solution._reshaped,
+    Cut: Solution._cut,
+    Joined: Solution._joined,
+}
+"""What is done at an equation, by its plan."""

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.dependence import needed
-from optax_bnmask.program.registry import RULES, Kind, Map
+from optax_bnmask.program.registry import RULES, UNRULED, Kind, Map, Rule
 from optax_bnmask.program.trace import Program
 
 
@@ -64,7 +64,8 @@ class Equation:
       place: Which result of the primitive that is, where it has several.
       source: The equation of the jaxpr that it comes from, for its place and dtypes.
       calls: The calls that this is nested in, outermost first.
-      kind: What it has in common with others; `Kind.OPAQUE` if it has no rule.
+      rule: The rule of the operation; `UNRULED` if it has none.
+      kind: The kind of the rule, which every pass asks for.
     """
 
     op: Any
@@ -74,12 +75,13 @@ class Equation:
     place: int
     source: Any
     calls: tuple[Any, ...]
+    rule: Rule = dataclasses.field(init=False)
     kind: Kind = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
-        """Looks up the kind, which every pass asks for."""
-        rule = RULES.get(self.op)
-        self.kind = Kind.OPAQUE if rule is None else rule.kind
+        """Looks up the rule."""
+        self.rule = RULES.get(self.op, UNRULED)
+        self.kind = self.rule.kind
 
     @property
     def name(self) -> str:
