@@ -66,6 +66,7 @@ class Axes:
       facts: What is known of the values.
       indices: The index sets of the axes.
       of: The axes of each value that has any, the hidden ones last.
+      of_leaves: The segments of the axes of each leaf that has any.
       plans: For each equation what the second pass needs of it; `None` where all is rigid.
       epsilons: Which small constants the second pass may take as 0.
     """
@@ -76,6 +77,7 @@ class Axes:
         self._any_packed = any(flags & PACKED for flags in facts.flags)
         self.indices = Indices()
         self.of: dict[int, list[Atom]] = {}
+        self.of_leaves: dict[int, list[Segments]] = {}
         try:
             self.plans = self._all_plans()
         except Mismatch:  # a border was accepted in few rows that later recurred in too many
@@ -89,6 +91,7 @@ class Axes:
         plans = [self._plan(e) for e in self.tape.equations]
         shared = {id(axes): axes for axes in self.of.values()}  # by values of one shape
         self.indices.settle(a for axes in shared.values() for a in axes)
+        self.of_leaves = {x: self.segments(x) for x in self.facts.leaves if x in self.of}
         return plans
 
     def segments(self, x: int) -> list[Segments]:

@@ -96,10 +96,11 @@ class Epsilons:
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
         factors, uses = self._factors(beside), list(self._uses(e.out, abs(number)))
         known: dict[tuple[int, ...], list[int]] = {}
-        for use in uses:
+        divisors = [use for use in uses if use.power <= 0]
+        for use in divisors:
             if use.others not in known:
                 known[use.others] = self._factors(use.others)
-        divided = [(use, known[use.others]) for use in uses if use.power <= 0]
+        divided = [(use, known[use.others]) for use in divisors]
         if any(others and self._is_within(factors, others) for _, others in divided):
             return False
         if nonneg and not may_be_0 and any(use.power > 0 and use.rooted for use in uses):
@@ -150,14 +151,14 @@ class Epsilons:
 
     def _accumulates(self, x: int) -> bool:
         """Whether a loop hands the sum on to its next iteration, as a summand or an entry."""
-        waiting, seen = [x], {x}
+        waiting, seen = [x] if self.tape.loops else [], {x}
         while waiting:
             for e in self.tape.readers.get(waiting.pop(), ()):
                 if e.op is CARRIED and e.ins[1] in seen:
                     return True
-                known = any(self.facts.numbers[y] is not None for y in e.ins)
-                kind = self._kind(e)
-                passes = kind in _PASSING or (kind in _FACTORS and known)
+                passes = e.kind in _PASSING or (
+                    e.kind in _FACTORS and any(self.facts.numbers[y] is not None for y in e.ins)
+                )
                 if passes and e.out not in seen:
                     seen.add(e.out)
                     waiting.append(e.out)

@@ -94,7 +94,7 @@ def free_parts(
     holders = _forms_by_unknown(leaves)
     out: dict[int, dict[int, list[Block]]] = {}
     for i, leaf in leaves.items():
-        if not any(True for _ in leaf.varying()):
+        if not any(part.components for parts in leaf.axes for part in parts):
             continue  # it scales as a whole or not at all, which is no question of parts
         alone = _without_others(holders, leaf, {i, *biases[i]})
         for axis, parts in enumerate(leaf.axes):

@@ -72,9 +72,8 @@ def _analysis_of(program: Program) -> Analysis:
         solution.finish()
         system = solution.system
         exponents = {
-            tape.leaves[x]: leaf_exponents(system, solution.degrees[x], axes.segments(x))
-            for x in facts.leaves
-            if x in axes.of
+            tape.leaves[x]: leaf_exponents(system, solution.degrees[x], segments)
+            for x, segments in axes.of_leaves.items()
         }
         exponents |= {
             tape.leaves[x]: free_exponents(system, tape.shapes[x])
@@ -90,7 +89,7 @@ def _analysis_of(program: Program) -> Analysis:
     free = free_parts(exponents, biases)
     names = program.paths
     where = positions(uses)
-    cut = {x: blocks(axes.segments(x)) for x in facts.leaves if x in axes.of}
+    cut = {x: blocks(segments) for x, segments in axes.of_leaves.items()}
     together = parts_of(everything, cut)
 
     def of_axes(i: int) -> dict[str, Any]:

@@ -155,9 +155,8 @@ def _invariant(program: Program, tape: Tape) -> list[str]:
     solution.pin(tape.outs)
     solution.finish()
     exponents = {
-        tape.leaves[x]: leaf_exponents(solution.system, solution.degrees[x], axes.segments(x))
-        for x in facts.leaves
-        if x in axes.of
+        tape.leaves[x]: leaf_exponents(solution.system, solution.degrees[x], segments)
+        for x, segments in axes.of_leaves.items()
     }
     n = len(program.paths)
     scale = symmetries(solution.system, exponents, [()] * n, n).scale

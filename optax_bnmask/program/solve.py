@@ -80,7 +80,7 @@ class Solution:
         self._on_equation = on_equation
         self._done: set[int] = set()
         self.degrees: dict[int, Degree] = (
-            {x: self.arithmetic.leaf(axes.segments(x)) for x in self.facts.leaves if x in axes.of}
+            {x: self.arithmetic.leaf(segments) for x, segments in axes.of_leaves.items()}
             if leaves is None
             else dict(leaves)
         )

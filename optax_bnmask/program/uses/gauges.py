@@ -262,10 +262,11 @@ class Gauges:
     def _stands_apart(self, e: Equation, x: int) -> bool:
         """Whether an operand is a constant that stands for 0 or for infinity."""
         number = self.facts.numbers[x]
-        if number is None or all(self.of(y) in (None, NOTHING) for y in e.ins if y != x):
+        if number is None:
             return False
         small = 0 < abs(number) <= EPSILON and e.op in _BELOW
-        return bool(small or self.facts.flags[x] & HUGE)
+        apart = small or self.facts.flags[x] & HUGE
+        return bool(apart and any(self.of(y) not in (None, NOTHING) for y in e.ins if y != x))
 
     def _joined(self, e: Equation) -> Gauge:
         axis = e.params["dimension"]
