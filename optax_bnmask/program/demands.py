@@ -133,7 +133,7 @@ class Axes:
         is_alike = tape.shapes[x] == tape.shapes[e.out]  # but perhaps for hidden axes
         if m == SAME and is_alike and len(tape.full[x]) == len(tape.full[e.out]):
             return SAME
-        return operand_map(tape, e, k, law)
+        return operand_map(tape, e, k, m)
 
     def _mapped(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a plan
         """The plan of an equation by its law: operands share the axes of the result."""

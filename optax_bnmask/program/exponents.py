@@ -253,8 +253,9 @@ class Degrees:
         def one(d: Components) -> Components:
             out = {}
             for c, form in d.items():
-                if all(p in to for p, _ in c):
-                    out[tuple([(to[p], k) for p, k in c])] = form
+                places = [(to[p], k) for p, k in c if p in to]
+                if len(places) == len(c):
+                    out[tuple(places)] = form
                 else:
                     self.system.zero(form)
             return out or NOTHING

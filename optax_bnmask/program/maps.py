@@ -1,14 +1,21 @@
 """Which axes of an operand are which of the result: by the law of an equation, and in a reshape."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from optax_bnmask.program.registry import SAME, Kind, Law, Map
+from optax_bnmask.program.registry import SAME, Kind, Map
 from optax_bnmask.program.tape import COLLECT, MOVE, Equation, Tape
 
 
-def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
-    """Which axis of an operand is which of the result, hidden ones included."""
-    m = law.map_of(k)
+def operand_map(tape: Tape, e: Equation, k: int, m: Any) -> Map:  # noqa: ANN401 - see below
+    """Which axis of an operand is which of the result, hidden ones included.
+
+    Args:
+      tape: The program.
+      e: The equation.
+      k: Which operand.
+      m: Its map of visible axes, as the law has it: see `Law.map_of`.
+    """
     if m is None or e.op in (MOVE, COLLECT):  # whose maps have the hidden axes already
         return m or {}
     x = e.ins[k]
@@ -18,8 +25,9 @@ def operand_map(tape: Tape, e: Equation, k: int, law: Law) -> Map:
         joined = e.kind is Kind.JOIN
         return {a: a for a, (old, new) in enumerate(pairs) if old == new or joined}
     visible = {} if m == SAME else m  # none of a number beside an array
-    hidden = range(len(tape.hidden[x]))
-    return {**visible, **{shown + j: wide + j for j in hidden}} if hidden else visible
+    if not tape.hidden[x]:
+        return visible
+    return {**visible, **{shown + j: wide + j for j in range(len(tape.hidden[x]))}}
 
 
 def regrouped(

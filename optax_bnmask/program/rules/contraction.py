@@ -1,5 +1,6 @@
 """Sums of products: linear in each operand, where all summands scale alike."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.constants import has_precise_result
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MASKED, NONNEG
-from optax_bnmask.program.registry import Kind, Law, known, rule
+from optax_bnmask.program.registry import Kind, Law, Map, known, rule
 from optax_bnmask.program.rules.shaping import unchanged
 from optax_bnmask.program.tape import CONTRACT, Equation
 
@@ -20,13 +21,19 @@ def dot(e: Equation, reading: Facts) -> Law:
     (2, 3, 5): axis 0 of x and axis 1 of y are its axis 0, axis 1 of x its axis 1, axis 0 of y its
     axis 2; neither may vary along the 4.
     """
-    (cx, cy), (bx, by) = e.params["dimension_numbers"]
-    rx, ry = (len(reading.tape.shapes[x]) for x in e.ins[:2])
+    x, y = (len(reading.tape.shapes[x]) for x in e.ins[:2])
+    return _rounded(e, _maps_of_dot(e.params["dimension_numbers"], x, y))
+
+
+@functools.cache  # layers that repeat have the same
+def _maps_of_dot(numbers: Any, rx: int, ry: int) -> tuple[Map, Map]:  # noqa: ANN401 - as of `dot`
+    """The maps of operands of ranks `rx` and `ry`."""
+    (cx, cy), (bx, by) = numbers
     of_x = [*bx, *(a for a in range(rx) if a not in cx and a not in bx)]
     of_y = [*by, *(a for a in range(ry) if a not in cy and a not in by)]
     behind = len(of_x) - len(bx)
     to_y = {a: q + behind * (q >= len(by)) for q, a in enumerate(of_y)}
-    return _rounded(e, ({a: q for q, a in enumerate(of_x)}, to_y))
+    return {a: q for q, a in enumerate(of_x)}, to_y
 
 
 @rule(Kind.CONTRACTION, CONTRACT)

@@ -1,5 +1,6 @@
 """Moving, cutting, joining and reducing axes."""
 
+import functools
 from collections.abc import Sequence
 from math import prod
 from typing import Final
@@ -69,7 +70,12 @@ def _of_sum(reading: Facts, e: Equation, flags: int) -> int:
 
 def reduced(e: Equation, reading: Facts) -> Map:
     """The map of the axes that a reduction keeps; along the others nothing may vary."""
-    rank, gone = len(reading.tape.shapes[e.ins[0]]), e.params["axes"]
+    return _kept(len(reading.tape.shapes[e.ins[0]]), tuple(e.params["axes"]))
+
+
+@functools.cache  # layers that repeat have the same
+def _kept(rank: int, gone: tuple[int, ...]) -> Map:
+    """The map of all axes but some, which go away."""
     return {a: q for q, a in enumerate(a for a in range(rank) if a not in gone)}
 
 

@@ -193,7 +193,7 @@ def contract(shifts: Shifts, e: Equation) -> Changes | None:
 
 def _axes_of_operands(shifts: Shifts, e: Equation, law: Law) -> list[dict[int, int]]:
     """For both operands, ``{axis of the result: axis of the operand}``."""
-    to = [operand_map(shifts.tape, e, k, law) for k in (0, 1)]
+    to = [operand_map(shifts.tape, e, k, law.map_of(k)) for k in (0, 1)]
     return [{q: a for a, q in m.items()} for m in ({**to[0], **_space(e)}, to[1])]
 
 
@@ -265,7 +265,7 @@ def gather(shifts: Shifts, e: Equation) -> Changes | None:
     law, x, number = shifts.facts.law(e), e.ins[0], filling(e)
     if law is None or (number is not None and math.isfinite(number)):
         return losing(shifts, e)
-    to = operand_map(shifts.tape, e, 0, law)
+    to = operand_map(shifts.tape, e, 0, law.map_of(0))
     back = {q: a for a, q in to.items()}
     rank, shown = len(shifts.tape.full[e.out]), len(shifts.tape.shapes[e.out])
     axes = [a for a in range(len(shifts.tape.full[x])) if a not in to]

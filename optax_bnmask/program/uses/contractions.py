@@ -85,18 +85,30 @@ def _contracted(
             met[number] = Met(places, Role.EMBEDDING, e)
         else:
             record.promote(number, None, _matrices(record, e, k, number, how), e)
-    for number, m in one.met.items():
-        how = record.meeting(k, m.places, _repeated(m))
-        applied = other.data or _is_modulated_kernel(e, k, m, other)
-        apart = applied and number not in other.met and number not in other.leaves
-        how = how._replace(reduction=how.reduction - AT, output=how.output - AT)
-        if apart and not how.is_same and how.reduction and how.output:
-            features.append(made_by(number, record.moved(k, m.places)))
-            _continue(record, e, k, how)
-            record.promote(number, m, how._replace(batch=how.batch - AT), e)
-            owners.add(number)
+    weights = _weights_of_products(record, e, k)
+    for number in weights:
+        features.append(made_by(number, record.moved(k, one.met[number].places)))
     _keep_columns(record, e, k, one, other)
+    owners.update(weights)
     return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
+
+
+def _weights_of_products(record: Record, e: Equation, k: int) -> list[int]:
+    """Makes weights of the leaves whose product with data the operand at `k` is; returns these."""
+    one, other = (record.views.get(e.ins[j], DATA) for j in (k, 1 - k))
+    out = []
+    for number, m in one.met.items():
+        applied = other.data or _is_modulated_kernel(e, k, m, other)
+        if not applied or number in other.met or number in other.leaves:
+            continue
+        how = record.meeting(k, m.places, _repeated(m))
+        reduction, output = how.reduction - AT, how.output - AT
+        if reduction and output and not how.is_same:
+            _continue(record, e, k, how)
+            found = how._replace(reduction=reduction, output=output, batch=how.batch - AT)
+            record.promote(number, m, found, e)
+            out.append(number)
+    return out
 
 
 def _matrices(record: Record, e: Equation, k: int, number: int, how: Meeting) -> Meeting | None:

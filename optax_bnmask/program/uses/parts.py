@@ -140,7 +140,8 @@ class _Step(NamedTuple):
 
     def to(self, k: int) -> Map:
         """Which axis of an operand is which of the result."""
-        return operand_map(self.facts.tape, self.e, k, self.facts.law(self.e) or Law())
+        law = self.facts.law(self.e) or Law()
+        return operand_map(self.facts.tape, self.e, k, law.map_of(k))
 
     def moved(self, k: int, own: Indices) -> Indices | None:
         """The indices in an operand along the axes of the result; none where they are lost."""

@@ -142,7 +142,7 @@ class Record:
     def to(self, k: int) -> Map:
         """Which axis of an operand is which of the result."""
         if k not in self._maps:
-            self._maps[k] = operand_map(self.tape, self.e, k, self.law or Law())
+            self._maps[k] = operand_map(self.tape, self.e, k, (self.law or Law()).map_of(k))
         return self._maps[k]
 
     def meeting(self, k: int, places: Places, repeated: Collection[int] = ()) -> Meeting:
