@@ -86,8 +86,7 @@ def _contracted(
         else:
             record.promote(number, None, _matrices(record, e, k, number, how), e)
     weights = _weights_of_products(record, e, k)
-    for number in weights:
-        features.append(made_by(number, record.moved(k, one.met[number].places)))
+    features += [made_by(n, record.moved(k, one.met[n].places)) for n in weights]
     _keep_columns(record, e, k, one, other)
     owners.update(weights)
     return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
