@@ -25,8 +25,8 @@ def plus(a: Form, b: Form, k: Number = 1) -> Form:
     """``a + k*b``."""
     if not b:
         return a
-    if not a and k == 1:
-        return b
+    if not a:
+        return times(b, k)
     out = dict(a)
     for unknown, c in b.items():
         total = out.get(unknown, 0) + k * c

@@ -235,7 +235,7 @@ class Degrees:
             (d,) = x.values()
             is_even = not d or (len(d) == 1 and () in d)  # as most values are
             return {(0,) * rank: d if is_even else self._renamed(d, to)}
-        if len(to) == rank == len(next(iter(x))) and all(p == q for p, q in to.items()):
+        if len(to) == rank == len(next(iter(x))) and [*to] == [*to.values()]:
             return x
         back = {q: p for p, q in to.items()}
         origins = [back.get(q) for q in range(rank)]
