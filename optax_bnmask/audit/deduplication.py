@@ -1,12 +1,12 @@
-"""A program without its repetitions: what is computed twice from equal values is computed once.
+"""A program without its repetitions, found by value numbering: equal values are computed once.
 
-An update of a thousand leaves is one little program a thousand times over. Here every value gets a
-label, and values that are made by the same operation, with the same parameters, from values of the
-same labels, have one label. In
+An update of a thousand leaves is one little program a thousand times over. Every value gets a
+label. Values made by one operation, with equal parameters, from values of equal labels, have one
+label. In
 
     a = mul 0.1 g1      b = mul 0.1 g2      c = add a b
 
-with one label for g1 and g2, `a` and `b` have one label too: two lines are left of three.
+with one label for g1 and g2, `a` and `b` have one label too: two of three operations are left.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -15,68 +15,58 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from optax_bnmask import compat
-
-_CALLS: Final = frozenset(
-    found
-    for name in (
-        *("jit_p", "closed_call_p", "call_p", "remat_p", "custom_jvp_call_p"),
-        *("custom_vjp_call_p", "xla_metadata_call_p"),
-    )
-    if (found := compat.primitive(name)) is not None
-)
-"""Calls, which do what their body does."""
+from optax_bnmask.program.control import CALLS, body_of_call
+from optax_bnmask.verify.interpreter import programs_in
 
 _SMALL: Final = 4096
-"""Captured arrays of so many bytes are compared by what they hold, larger ones by identity."""
+"""The bytes of an array up to which arrays are compared by content; larger ones by identity."""
 
 
-class Short(NamedTuple):
+class ShortProgram(NamedTuple):
     """A program whose values are labels.
 
     Attributes:
       inputs: The labels of its inputs.
-      known: The constants, by label.
-      lines: Its operations, in their order, none twice and none without use.
+      constants: The values of its constants, by label.
+      operations: Its operations, in their order, none twice and none without use.
       results: The labels of its outputs.
     """
 
     inputs: tuple[int, ...]
-    known: Mapping[int, Any]
-    lines: tuple["Line", ...]
+    constants: Mapping[int, Any]
+    operations: tuple["Operation", ...]
     results: tuple[int, ...]
 
     def reads(self, result: int) -> set[int]:
         """The labels of the inputs that one of its outputs is made from."""
-        lines = _needed(self.lines, [result])
-        return {result, *(x for line in lines for x in line.ins)}.intersection(self.inputs)
+        needed = _needed(self.operations, [result])
+        return {result, *(x for each in needed for x in each.ins)}.intersection(self.inputs)
 
 
-class Line(NamedTuple):
+class Operation(NamedTuple):
     """One operation.
 
     Attributes:
-      eqn: The equation that it comes from, for the primitive, the parameters and the dtypes.
-      bodies: The programs in its parameters, in their order.
+      eqn: The equation of the jaxpr that it comes from.
       ins: The labels that it reads.
       outs: The labels that it writes.
     """
 
     eqn: Any
-    bodies: tuple[Short, ...]
     ins: tuple[int, ...]
     outs: tuple[int, ...]
 
 
 class Labels:
-    """Gives equal things one label; what it has once labelled, it keeps."""
+    """Gives equal things one label."""
 
     def __init__(self) -> None:
         self._of: dict[Hashable, int] = {}
-        self._held: list[Any] = []  # what is labelled by its `id` must not be freed
-        self._bodies: dict[int, Short] = {}
+        self._held: list[Any] = []  # what is labelled by its `id` must stay alive
+        self._bodies: dict[int, ShortProgram] = {}
 
     def of(self, key: Hashable) -> int:
-        """The label of whatever a key stands for."""
+        """The label of a key: a new number unless an equal key has one."""
         return self._of.setdefault(key, len(self._of))
 
     def of_constant(self, value: Any) -> int:  # noqa: ANN401 - a number or an array
@@ -89,21 +79,21 @@ class Labels:
                 pass
         return self.of(("object", self._kept(value)))
 
-    def of_parameters(self, params: Mapping[str, Any], bodies: Sequence[Short]) -> Hashable:
-        """What tells an operation from others of its primitive.
+    def of_parameters(self, params: Mapping[str, Any], bodies: Sequence[ShortProgram]) -> Hashable:
+        """A key for the parameters of an operation.
 
-        A body is known by the labels of its results, since its inputs are labelled by their place.
+        Programs among them count as equal if they have as many inputs and results of equal labels.
         """
-        plain = tuple((k, v) for k, v in params.items() if not _programs((v,)))
+        plain = tuple((k, v) for k, v in params.items() if not programs_in({k: v}))
         inner = tuple((len(body.inputs), body.results) for body in bodies)
         try:
             hash(plain)
-        except TypeError:  # not hashable: taken for equal to no other
+        except TypeError:  # not hashable: equal to no other
             return self._kept(params), inner
         return plain, inner
 
-    def body(self, program: Any) -> Short:  # noqa: ANN401 - a jaxpr
-        """A program within another, its inputs labelled by their place."""
+    def body(self, program: Any) -> ShortProgram:  # noqa: ANN401 - a jaxpr
+        """An inner program, shortened, whose inputs are labelled by their place."""
         if id(program) not in self._bodies:
             self._held.append(program)
             places = range(len(compat.open_jaxpr(program).invars))
@@ -116,8 +106,8 @@ class Labels:
         return id(value)
 
 
-def shortened(labels: Labels, program: Any, inputs: Sequence[int]) -> Short:  # noqa: ANN401
-    """A program of inputs of which some are known to be equal.
+def shortened(labels: Labels, program: Any, inputs: Sequence[int]) -> ShortProgram:  # noqa: ANN401
+    """A program without repetitions, of inputs of which some may be equal.
 
     Args:
       labels: What has been labelled so far.
@@ -125,27 +115,27 @@ def shortened(labels: Labels, program: Any, inputs: Sequence[int]) -> Short:  # 
       inputs: The label of each of its inputs.
 
     Returns:
-      The `Short`; calls within it are inlined.
+      The `ShortProgram`; calls within it are inlined.
     """
     writer = _Writer(labels)
     results = writer.run(program, inputs)
-    lines = _needed(writer.lines, results)
-    used = {x for line in lines for x in line.ins} | set(results)
-    known = {x: value for x, value in writer.known.items() if x in used}
-    return Short(tuple(dict.fromkeys(inputs)), known, tuple(lines), tuple(results))
+    needed = _needed(writer.operations, results)
+    used = {x for each in needed for x in each.ins} | set(results)
+    constants = {x: value for x, value in writer.constants.items() if x in used}
+    return ShortProgram(tuple(dict.fromkeys(inputs)), constants, tuple(needed), tuple(results))
 
 
 class _Writer:
-    """The lines of one program, while they are written."""
+    """Collects the operations of one program."""
 
     def __init__(self, labels: Labels) -> None:
         self.labels = labels
-        self.known: dict[int, Any] = {}
-        self.lines: list[Line] = []
+        self.constants: dict[int, Any] = {}
+        self.operations: list[Operation] = []
         self._written: set[int] = set()
 
     def run(self, program: Any, inputs: Sequence[int]) -> list[int]:  # noqa: ANN401 - a jaxpr
-        """Writes what a program does, and returns the labels of its results."""
+        """Adds the operations of a program, and returns the labels of its results."""
         jaxpr = compat.open_jaxpr(program)
         env = dict(zip(jaxpr.invars, inputs, strict=True))
         constants = zip(jaxpr.constvars, compat.consts_of(program), strict=True)
@@ -163,40 +153,30 @@ class _Writer:
 
     def _constant(self, value: Any) -> int:  # noqa: ANN401 - a number or an array
         label = self.labels.of_constant(value)
-        self.known[label] = value
+        self.constants[label] = value
         return label
 
     def _outs(self, eqn: Any, ins: list[int]) -> Sequence[int]:  # noqa: ANN401 - as above
         """The labels of what an equation writes."""
-        inner = _programs(eqn.params.values())
-        if eqn.primitive in _CALLS and len(inner) == 1:
-            return self.run(inner[0], ins)
-        bodies = tuple(map(self.labels.body, inner))
+        if eqn.primitive in CALLS and (body := body_of_call(eqn.params, len(ins))) is not None:
+            return self.run(body, ins)
+        bodies = [self.labels.body(program) for program in programs_in(eqn.params)]
         kinds = tuple((var.aval.shape, var.aval.dtype) for var in eqn.outvars)
         does = self.labels.of_parameters(eqn.params, bodies)
         made = self.labels.of((eqn.primitive, does, tuple(ins), kinds))
         outs = tuple(self.labels.of((made, place)) for place in range(len(kinds)))
         if made not in self._written:
             self._written.add(made)
-            self.lines.append(Line(eqn, bodies, tuple(ins), outs))
+            self.operations.append(Operation(eqn, tuple(ins), outs))
         return outs
 
 
-def _needed(lines: Sequence[Line], results: Iterable[int]) -> list[Line]:
-    """The lines that some result needs."""
+def _needed(operations: Sequence[Operation], results: Iterable[int]) -> list[Operation]:
+    """The operations that some result needs."""
     wanted = set(results)
-    kept: list[Line] = []
-    for line in reversed(lines):
-        if not wanted.isdisjoint(line.outs):
-            wanted.update(line.ins)
-            kept.append(line)
+    kept: list[Operation] = []
+    for each in reversed(operations):
+        if not wanted.isdisjoint(each.outs):
+            wanted.update(each.ins)
+            kept.append(each)
     return kept[::-1]
-
-
-def _programs(values: Iterable[Any]) -> list[Any]:
-    """The programs among the parameters of an operation."""
-    found: list[Any] = []
-    for value in values:
-        items: Sequence[Any] = value if isinstance(value, Sequence) else (value,)
-        found += [item for item in items if hasattr(compat.open_jaxpr(item), "eqns")]
-    return found

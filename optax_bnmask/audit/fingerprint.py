@@ -1,27 +1,28 @@
-"""A fingerprint of a program that leaves out its shapes."""
+"""A fingerprint of a program without its shapes, equal for programs that do the same."""
 
 import functools
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from optax_bnmask import compat
 from optax_bnmask.audit.update import Update
+from optax_bnmask.verify.interpreter import programs_in
 
 
 class Fingerprint(NamedTuple):
     """The fingerprint of a jaxpr.
 
     Attributes:
-      names: For each operation, its primitive, which operands are a literal 0, and the fingerprints
-        of the jaxprs in its parameters.
+      operations: For each operation, its primitive, which operands are a literal 0, and the
+        fingerprints of the jaxprs in its parameters.
       reads: For each output, the inputs that it is made from, as a bit mask.
       zeros: For each constant of the jaxpr, whether all of it is 0.
     """
 
-    names: tuple[Any, ...]
+    operations: tuple[Any, ...]
     reads: tuple[int, ...]
     zeros: tuple[bool, ...]
 
@@ -44,24 +45,16 @@ def fingerprint_of(program: Any) -> Fingerprint:  # noqa: ANN401 - JAX keeps its
         known = (0 if isinstance(atom, compat.Literal) else reads.get(atom, 0) for atom in atoms)
         return functools.reduce(operator.or_, known, 0)
 
-    names = []
+    operations = []
     for eqn in jaxpr.eqns:
-        within = (inner for value in eqn.params.values() for inner in _jaxprs(value))
         zeros = tuple(_is_zero(atom) for atom in eqn.invars)
-        names.append((eqn.primitive.name, zeros, *map(fingerprint_of, within)))
+        inner = map(fingerprint_of, programs_in(eqn.params))
+        operations.append((eqn.primitive.name, zeros, *inner))
         reads.update(dict.fromkeys(eqn.outvars, made_from(eqn.invars)))
     zeros = tuple(not np.any(const) for const in compat.consts_of(program))
-    return Fingerprint(tuple(names), tuple(made_from([atom]) for atom in jaxpr.outvars), zeros)
+    return Fingerprint(tuple(operations), tuple(made_from([atom]) for atom in jaxpr.outvars), zeros)
 
 
 def _is_zero(atom: Any) -> bool:  # noqa: ANN401 - JAX keeps its type private
     """Whether an operand is a literal 0, as where a mask is applied by multiplication."""
     return isinstance(atom, compat.Literal) and not np.any(atom.val)
-
-
-def _jaxprs(value: object) -> Iterator[Any]:
-    """The programs in a parameter of an operation."""
-    items: Iterable[Any] = value if isinstance(value, Sequence) else (value,)
-    for item in items:
-        if hasattr(compat.open_jaxpr(item), "eqns"):
-            yield item

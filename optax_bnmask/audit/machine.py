@@ -11,13 +11,13 @@ import numpy as np
 from jax import lax
 
 from optax_bnmask import compat
-from optax_bnmask.audit.deduplication import Labels, Short, shortened
+from optax_bnmask.audit.deduplication import Labels, ShortProgram, shortened
 from optax_bnmask.audit.double_precision import over_runs
 from optax_bnmask.audit.patterns import CHANGES, RUNS, aside, board, mixed, push
 from optax_bnmask.audit.update import Update
 from optax_bnmask.verify.interpreter import wide
 
-Form = Callable[[Short], Callable[[list[Any]], list[Any]]]
+Form = Callable[[ShortProgram], Callable[[list[Any]], list[Any]]]
 """Compiles a shortened program into a function of a list of arrays."""
 
 
@@ -107,7 +107,7 @@ class Machine:
         self._reads = tuple(last.reads(way[-1]) for way in numbers)
         self.kind_of = tuple(numbers[way] for way in ways)
 
-    def _step(self, labels: Labels, program: Any, state: Sequence[int]) -> Short:  # noqa: ANN401
+    def _step(self, labels: Labels, program: Any, state: Sequence[int]) -> ShortProgram:  # noqa: ANN401
         return shortened(labels, program, (*self._gradient, *self._params, *state))
 
     def _repeated(
@@ -115,7 +115,7 @@ class Machine:
         labels: Labels,
         program: Any,  # noqa: ANN401 - a jaxpr
         state: Sequence[int],
-    ) -> tuple[Short, Sequence[int]]:
+    ) -> tuple[ShortProgram, Sequence[int]]:
         """The program of all further steps, and labels of the state that are valid in all of them.
 
         Two parts of the state that are equal now, as the two zeros that Adam starts from, have one
@@ -240,12 +240,11 @@ class Machine:
         return {label: np.asarray(values[label]) for label in wanted}
 
 
-def _stage(short: Short, form: Form) -> _Stage:
+def _stage(short: ShortProgram, form: Form) -> _Stage:
     results = tuple(dict.fromkeys(short.results))
     return _Stage(short.inputs, results, form(short._replace(results=results)))
 
 
 def _rows(leaf: jax.ShapeDtypeStruct, rows: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - an array
     """One array with a row for each run, floats in the wide dtype that is computed in."""
-    dtype = wide(leaf.dtype) if compat.is_inexact(leaf.dtype) else leaf.dtype
-    return jnp.asarray(np.stack(rows).astype(dtype))
+    return jnp.asarray(np.stack(rows).astype(wide(leaf.dtype)))

@@ -2,8 +2,8 @@
 
 from optax_bnmask.verify.frameworks import verify_equinox, verify_haiku, verify_linen, verify_nnx
 from optax_bnmask.verify.gradients import Certificate, gradient_certificate
-from optax_bnmask.verify.verification import Verification, Weak
-from optax_bnmask.verify.verifying import verify
+from optax_bnmask.verify.outcome import Verification, Weak
+from optax_bnmask.verify.pipeline import verify
 
 __all__ = [
     "Certificate",

@@ -13,8 +13,8 @@ import numpy as np
 
 from optax_bnmask.program.constants import is_readable
 
-_SEVERAL = 4
-"""So many examples replace a single one, of which a normaliser over the batch leaves nothing."""
+_N_EXAMPLES = 4
+"""How many examples replace a single one, which a normaliser over the batch would make 0."""
 
 
 def is_data(value: Any) -> bool:  # noqa: ANN401 - any array
@@ -35,7 +35,7 @@ def degeneracy(value: Any) -> str:  # noqa: ANN401 - any array
 
 
 def _varied(value: Any, rng: np.random.Generator) -> Any:  # noqa: ANN401 - any array
-    """A degenerate input with all entries changed: floats keep signs, integers their range."""
+    """An input with all entries changed: floats keep their signs, integers their range."""
     array = np.asarray(value)
     if np.issubdtype(array.dtype, np.integer):
         low, high = int(min(array.min(), 0)), int(max(array.max(), 1))
@@ -45,39 +45,41 @@ def _varied(value: Any, rng: np.random.Generator) -> Any:  # noqa: ANN401 - any 
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Inputs:
+class ExaminedInputs:
     """Which inputs of a function may hide what it does, and varied inputs that do not.
 
     Attributes:
-      degenerate: By number of the input, how all of its examples are alike.
-      singles: The numbers of the inputs that hold one example only.
+      degenerate_inputs: By number of the input, in which way its examples are all alike.
+      single_examples: The numbers of the inputs that hold one example.
       all_degenerate: Whether all inputs that hold data are degenerate.
-      varied: All inputs, the degenerate ones varied and several examples in the place of one.
+      varied: All inputs: those of these two kinds varied, with several examples.
     """
 
-    degenerate: Mapping[int, str]
-    singles: tuple[int, ...]
+    degenerate_inputs: Mapping[int, str]
+    single_examples: tuple[int, ...]
     all_degenerate: bool
     varied: Sequence[Any]
 
     @property
-    def hide(self) -> Mapping[int, str]:
-        """By number, in which way an input may hide something."""
-        return {**dict.fromkeys(self.singles, "a single example"), **self.degenerate}
+    def hiding(self) -> Mapping[int, str]:
+        """By number of the input, in which way it may hide what the function does."""
+        return {**dict.fromkeys(self.single_examples, "a single example"), **self.degenerate_inputs}
 
 
-def examined(inputs: Sequence[Any], n_state: int, rng: np.random.Generator) -> Inputs:
+def examined_inputs(
+    inputs: Sequence[Any], n_state: int, rng: np.random.Generator
+) -> ExaminedInputs:
     """Finds the inputs whose examples are all alike, or which hold only one, and varies them.
 
     Args:
       inputs: All inputs.
-      n_state: How many of them, from the first, are no data but a state: statistics, keys.
-      rng: Where the numbers come from.
+      n_state: How many of the first inputs are a state, such as statistics, and hold no examples.
+      rng: Where random numbers come from.
     """
     data = {i: x for i, x in enumerate(inputs) if i >= n_state and is_data(x)}
     found = {i: said for i, x in data.items() if (said := degeneracy(x))}
     singles = tuple(i for i, x in data.items() if x.ndim > 1 and x.shape[0] == 1 and is_readable(x))
-    several = [np.repeat(x, _SEVERAL, 0) if i in singles else x for i, x in enumerate(inputs)]
+    several = [np.repeat(x, _N_EXAMPLES, 0) if i in singles else x for i, x in enumerate(inputs)]
     others = {*found, *singles}
     varied = [_varied(x, rng) if i in others else x for i, x in enumerate(several)]
-    return Inputs(found, singles, len(found) == len(data) > 0, varied)
+    return ExaminedInputs(found, singles, len(found) == len(data) > 0, varied)

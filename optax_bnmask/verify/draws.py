@@ -1,4 +1,4 @@
-"""Parameters and inputs that hide nothing: no zero bias, no zero gain, no constant input."""
+"""Draws parameters and inputs that hide nothing: no zero bias, no zero gain, no constant input."""
 
 import math
 from typing import Any
@@ -15,7 +15,7 @@ Array = Any
 
 
 def is_abstract(value: Any) -> bool:  # noqa: ANN401 - any value
-    """Whether only the shape and dtype of an array are known, or can be in this process."""
+    """Whether a value is a shape and dtype, or an array that this process cannot read."""
     return isinstance(value, jax.ShapeDtypeStruct) or not is_readable(value)
 
 
@@ -27,15 +27,15 @@ def is_float(value: Any) -> bool:  # noqa: ANN401 - any array
 def drawn_leaf(
     leaf: Leaf, value: Array, rng: np.random.Generator, *, zero_centred: bool, keep_signs: bool
 ) -> np.ndarray:
-    """A value for a leaf, of the magnitude of its own where that is not small.
+    """A random value for a leaf, of the magnitude of its own value where that is not small.
 
     Args:
       leaf: What is known of the leaf.
       value: Its own value, or its shape and dtype.
-      rng: Where the numbers come from.
-      zero_centred: Whether a constant is added to it before it is used.
-      keep_signs: Whether its entries must have the signs of its own, or none where that is not
-        known: some leaves are exponents of time constants, variances, temperatures.
+      rng: Where random numbers come from.
+      zero_centred: Whether the program adds a constant to it before use, as to a gain ``1 + g``.
+      keep_signs: Whether its entries must have the signs of its own value, or be positive where
+        that is not known: some leaves are variances, temperatures, time constants.
 
     Returns:
       The value in double precision. A gain is positive around 1, or around its own values; a bias
@@ -49,7 +49,7 @@ def drawn_leaf(
         return signs * (size or _magnitude(leaf)) * np.exp(0.3 * noise)
     if leaf.role in GAINS and zero_centred:
         return noise * (size or 0.3)
-    if leaf.role in BIASES:  # after a step of training it is 1e-3, and would not be seen
+    if leaf.role in BIASES:  # its own value may be 1e-3, too small to be seen
         return noise * max(size, _magnitude(leaf))
     if leaf.role not in (Role.WEIGHT, Role.EMBEDDING):
         spread = np.exp(0.3 * noise)
@@ -58,7 +58,7 @@ def drawn_leaf(
 
 
 def _magnitude(leaf: Leaf) -> float:
-    """The magnitude of a leaf of which nothing is known but its role and shape."""
+    """The usual magnitude of a leaf of this role and shape."""
     if leaf.role is Role.WEIGHT:
         return 1 / math.sqrt(max(1, leaf.size // leaf.shape[-1])) if leaf.shape else 1.0
     return 1.0 if leaf.role is Role.EMBEDDING else 0.5

@@ -1,4 +1,4 @@
-"""`verify` for the models of frameworks: the same arguments as `analyze_linen` and its kin."""
+"""`verify` for models of Linen, NNX, Haiku and Equinox, by the arguments of `analyze_linen` etc."""
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,8 @@ from optax_bnmask.frameworks.equinox import equinox_call
 from optax_bnmask.frameworks.haiku import haiku_call
 from optax_bnmask.frameworks.linen import linen_call
 from optax_bnmask.frameworks.nnx import nnx_call
-from optax_bnmask.verify.verification import Verification
-from optax_bnmask.verify.verifying import keywords, verification_of
+from optax_bnmask.verify.outcome import Verification
+from optax_bnmask.verify.pipeline import keywords, verification_of
 
 
 @overload
@@ -260,7 +260,7 @@ def verify_equinox(
 
 
 def _split(given: Sequence[Any], least: int, must: str) -> tuple[Analysis | None, Sequence[Any]]:
-    """The analysis, if there is one, and the rest, of which there must be at least so many."""
+    """The analysis, if the first argument is one, and the rest; fails on fewer than `least`."""
     is_first = bool(given) and isinstance(given[0], Analysis)
     analysis, rest = (given[0], given[1:]) if is_first else (None, given)
     if len(rest) < least:
@@ -272,7 +272,7 @@ def _split(given: Sequence[Any], least: int, must: str) -> tuple[Analysis | None
 
 
 def _takes_key(analysis: Analysis | None, called: Any) -> bool:  # noqa: ANN401 - any callable
-    """Whether a model takes a `key` by name: it was analysed with one, or says so."""
+    """Whether a model was analysed with a `key`, or has such an argument where it was not yet."""
     if analysis is not None:
         return "key" in keywords(analysis)
     try:
@@ -282,6 +282,7 @@ def _takes_key(analysis: Analysis | None, called: Any) -> bool:  # noqa: ANN401 
 
 
 def _verified(analysis: Analysis | None, call: Call, **how: Any) -> Verification:  # noqa: ANN401
+    """Verifies a model, analysing it first if that was not done."""
     analysis = confirmed(call) if analysis is None else analysis
     args = (*call.state, *call.args)
     return verification_of(

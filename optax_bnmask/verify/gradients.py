@@ -82,9 +82,8 @@ def gradient_certificate(
     )
 
     require_analysis(analysis)
-    found = violations(
-        analysis, *(_leaves(analysis, t, n) for t, n in ((params, "params"), (grads, "grads")))
-    )
+    leaves = _leaves(analysis, params, "params"), _leaves(analysis, grads, "grads")
+    found = violations(analysis, *leaves)
     worst = jnp.max(jnp.stack(list(found.values()))) if found else jnp.zeros(())
     return Certificate(worst, found)
 

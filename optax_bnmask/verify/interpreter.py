@@ -1,16 +1,15 @@
-"""A traced program run again in double precision, with chosen constants made smaller or larger.
+"""Runs a traced program in double precision, with chosen constants made smaller or larger.
 
-What a proof says of a program is said of the mathematics: a cast from float32 to bfloat16 changes
-nothing but rounding, and an epsilon that it lists is taken as 0. Both can be looked at directly.
-The interpreter reads the jaxpr of the function as its user has it and computes every float in
-float64, whatever the jaxpr asks for, and it multiplies the constants that the proof leans on:
+A proof about a program speaks of the mathematics: casts only round, and an epsilon that the proof
+lists counts as 0. To check it in numbers, the interpreter computes every float of the user's jaxpr
+in float64, and multiplies the constants that the proof leans on by factors `t`:
 
     jaxpr:        var: f32[8], z: bf16[4,8]     add var 1e-05:f32[]      rsqrt ...
     computed:     var: f64[8], z: f64[4,8]      add var (1e-05 * t)      rsqrt ...
 
-It runs under `jax.jit` and is differentiable, like the function itself. Loops and branches are
-made anew around their bodies; calls are inlined. What it cannot open (callbacks, kernels, foreign
-functions) gets its operands in the dtypes that it was traced with, and `Opened.narrow` has these.
+It runs under `jax.jit`. Loops and branches are built anew around their bodies; calls are inlined.
+What cannot be widened (callbacks, kernels, foreign functions) gets its operands in the dtypes that
+it was traced with, and `RunLog.narrow_dtypes` lists these.
 """
 
 import dataclasses
@@ -32,19 +31,31 @@ from optax_bnmask.program.control import CALLS, body_of_call
 Array = Any
 
 
+@functools.cache
+def wide(dtype: Any) -> Any:  # noqa: ANN401 - a dtype
+    """The dtype of double precision for values of this dtype: itself if it is none of floats."""
+    if jnp.issubdtype(dtype, np.complexfloating):
+        return np.dtype(np.complex128)
+    return np.dtype(np.float64) if jnp.issubdtype(dtype, np.floating) else dtype
+
+
+def widened(x: Any) -> Any:  # noqa: ANN401 - any array, keys of random numbers among them
+    """An array in double precision if its dtype is inexact, as it is otherwise."""
+    return jnp.asarray(x, wide(x.dtype)) if compat.is_inexact(x.dtype) else x
+
+
 class Constant(NamedTuple):
     """A constant operand that a proof leans on.
 
     Attributes:
       primitive: The name of the operation that takes it.
       value: Its value.
-      places: Where in the user's code. It is looked for there, and where it is at none of these
-        (the same function called from elsewhere), at all places.
+      locations: Where in the user's code, as `compat.location` says it; anywhere if empty.
     """
 
     primitive: str
     value: float
-    places: frozenset[str] = frozenset()
+    locations: frozenset[str] = frozenset()
 
 
 class Value(NamedTuple):
@@ -52,7 +63,7 @@ class Value(NamedTuple):
 
     Attributes:
       array: The value, in double precision.
-      number: The number that it is, where that is known without running anything.
+      number: The number that all its entries are, if constant folding tells; otherwise `None`.
     """
 
     array: Array
@@ -60,16 +71,16 @@ class Value(NamedTuple):
 
 
 @dataclasses.dataclass
-class Opened:
-    """What was met while a program was opened.
+class RunLog:
+    """What an `Interpreter` met on its way through a program.
 
     Attributes:
-      met: The constants that were found, each at the places where it was.
-      narrow: The float dtypes of what could not be computed in double precision.
+      constants: The constants that were found, each with its locations.
+      narrow_dtypes: The float dtypes of what could not be computed in double precision.
     """
 
-    met: dict[Constant, set[str]] = dataclasses.field(default_factory=dict)
-    narrow: set[Any] = dataclasses.field(default_factory=set)
+    constants: dict[Constant, set[str]] = dataclasses.field(default_factory=dict)
+    narrow_dtypes: set[Any] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,24 +88,29 @@ class Interpreter:
     """Runs jaxprs in double precision.
 
     Attributes:
-      factors: By what each constant is multiplied: tracers, or numbers.
-      opened: What is met on the way.
+      factors: For each constant, the tracer or number that it is multiplied by.
+      log: What is met on the way; the interpreter adds to it.
       calls: The calls that the program is nested in, outermost first.
+      widen: What makes a constant or literal of the program one in double precision.
     """
 
     factors: Mapping[Constant, Any]
-    opened: Opened
+    log: RunLog
     calls: tuple[Any, ...] = ()
+    widen: Callable[[Any], Array] = widened
 
     def run(self, jaxpr: Any, ins: Sequence[Value]) -> list[Value]:  # noqa: ANN401 - a jaxpr
-        """The outputs of a jaxpr, closed or of the one kind that JAX 0.12 has, at these inputs."""
+        """The outputs of a closed jaxpr at these inputs."""
         inner = compat.open_jaxpr(jaxpr)
-        consts = [Value(widened(c), known_of(c)[0]) for c in compat.consts_of(jaxpr)]
+        consts = map(self._constant, compat.consts_of(jaxpr))
         env = dict(zip(inner.constvars, consts, strict=True))
         env.update(zip(inner.invars, ins, strict=True))
 
         def read(atom: Any) -> Value:  # noqa: ANN401 - a variable or a literal
-            return _literal(atom) if isinstance(atom, compat.Literal) else env[atom]
+            if not isinstance(atom, compat.Literal):
+                return env[atom]
+            aval: Any = atom.aval  # the value by itself may have another dtype
+            return self._constant(np.asarray(atom.val, aval.dtype))
 
         for eqn in inner.eqns:
             if eqn.outvars:  # one without outputs is an effect: a print, a callback
@@ -102,9 +118,12 @@ class Interpreter:
                 env.update(zip(eqn.outvars, outs, strict=True))
         return [read(atom) for atom in inner.outvars]
 
-    def applied(self, eqn: Any, arrays: Sequence[Array]) -> list[Array]:  # noqa: ANN401
-        """The results of one equation at these arrays, none of them known before it runs."""
+    def results_of(self, eqn: Any, arrays: Sequence[Array]) -> list[Array]:  # noqa: ANN401
+        """The results of one equation at these arrays."""
         return [x.array for x in self._equation(eqn, [*map(Value, arrays)])]
+
+    def _constant(self, array: Array) -> Value:
+        return Value(self.widen(array), known_of(array)[0])
 
     def _equation(self, eqn: Any, ins: Sequence[Value]) -> list[Value]:  # noqa: ANN401
         if eqn.primitive in CALLS and (body := body_of_call(eqn.params, len(ins))) is not None:
@@ -112,7 +131,7 @@ class Interpreter:
         if eqn.primitive in _NESTED:
             return [Value(x) for x in _NESTED[eqn.primitive](self._within(eqn), eqn.params, ins)]
         ins = [self._scaled(eqn, x) for x in ins]
-        arrays = self._bound(eqn, [x.array for x in ins])
+        arrays = self._bind_widened(eqn, [x.array for x in ins])
         return [Value(x, _folded(eqn.primitive.name, ins)) for x in arrays]
 
     def _within(self, call: Any) -> "Interpreter":  # noqa: ANN401 - an equation
@@ -123,19 +142,19 @@ class Interpreter:
         if x.number is None:
             return x
         for constant, factor in self.factors.items():
-            # In the function's own dtype the constant may have been rounded on its way.
+            # The constant may have been rounded to the function's own dtype.
             if eqn.primitive.name == constant.primitive and _is_near(x.number, constant.value):
                 where = compat.location(eqn, self.calls)
-                self.opened.met.setdefault(constant, set()).add(where)
-                if not constant.places or where in constant.places:
+                self.log.constants.setdefault(constant, set()).add(where)
+                if not constant.locations or where in constant.locations:
                     return Value(x.array * factor)
         return x
 
-    def _bound(self, eqn: Any, ins: Sequence[Array]) -> list[Array]:  # noqa: ANN401
+    def _bind_widened(self, eqn: Any, ins: Sequence[Array]) -> list[Array]:  # noqa: ANN401
         """The results of an equation that holds no other program, in double precision if it can."""
-        if _iswidened(eqn):
+        if _can_be_widened(eqn):
             try:
-                return _results(_WIDE.get(eqn.primitive, _bind)(eqn, ins), eqn)
+                return _checked_results(_WIDENED_RULES.get(eqn.primitive, _bind)(eqn, ins), eqn)
             except (TypeError, ValueError, NotImplementedError):
                 pass  # a primitive that insists on the dtypes it was traced with
         own = [
@@ -144,16 +163,16 @@ class Interpreter:
         ]
         outs = eqn.primitive.bind(*own, **eqn.primitive.get_bind_params(eqn.params))
         outs = list(outs) if eqn.primitive.multiple_results else [outs]
-        if any(compat.is_inexact(x.dtype) for x in own):  # floats made of bits are exact
-            self.opened.narrow |= {x.dtype for x in outs if compat.is_inexact(x.dtype)}
+        if any(compat.is_inexact(x.dtype) for x in own):  # floats made of integers' bits are exact
+            self.log.narrow_dtypes |= {x.dtype for x in outs if compat.is_inexact(x.dtype)}
         return [widened(x) for x in outs]
 
-    def closed(
+    def function_of(
         self,
-        jaxpr: Any,  # noqa: ANN401 - closed, or of 0.12's one kind
+        jaxpr: Any,  # noqa: ANN401 - JAX keeps its type private
         numbers: Sequence[float | None] = (),
     ) -> Callable[..., list[Array]]:
-        """A jaxpr as a function of arrays, of which the first may be known numbers."""
+        """A closed jaxpr as a function of arrays; `numbers` are `Value.number` of the first."""
 
         def run(*arrays: Array) -> list[Array]:
             known = [*numbers, *[None] * (len(arrays) - len(numbers))]
@@ -165,7 +184,7 @@ class Interpreter:
 def _scan(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> Sequence[Array]:
     n_consts, n_carry = compat.carry_of_scan(params)
     consts, arrays = ins[:n_consts], [x.array for x in ins]
-    body = i.closed(params["jaxpr"], [x.number for x in consts])
+    body = i.function_of(params["jaxpr"], [x.number for x in consts])
 
     def step(carry: list[Array], row: list[Array]) -> tuple[list[Array], list[Array]]:
         outs = body(*arrays[:n_consts], *carry, *row)
@@ -180,8 +199,8 @@ def _while(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> S
     n_test = params["cond_nconsts"]
     n = n_test + params["body_nconsts"]
     arrays = [x.array for x in ins]
-    test = i.closed(params["cond_jaxpr"], [x.number for x in ins[:n_test]])
-    body = i.closed(params["body_jaxpr"], [x.number for x in ins[n_test:n]])
+    test = i.function_of(params["cond_jaxpr"], [x.number for x in ins[:n_test]])
+    body = i.function_of(params["body_jaxpr"], [x.number for x in ins[n_test:n]])
     return lax.while_loop(
         lambda carry: test(*arrays[:n_test], *carry)[0],
         lambda carry: body(*arrays[n_test:n], *carry),
@@ -192,23 +211,23 @@ def _while(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> S
 def _cond(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> Sequence[Array]:
     which, *operands = ins
     numbers = [x.number for x in operands]
-    branches = [i.closed(branch, numbers) for branch in params["branches"]]
+    branches = [i.function_of(branch, numbers) for branch in params["branches"]]
     return lax.switch(which.array, branches, *[x.array for x in operands])
 
 
 def _linear_solve(
     i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]
 ) -> Sequence[Array]:
-    """Runs the solver that `lax.custom_linear_solve` was given."""
+    """Runs the solver given to `lax.custom_linear_solve`, whose operands follow `const_lengths`."""
     lengths = params["const_lengths"]
     before = lengths.matvec + lengths.vecmat
     given = [*ins[before : before + lengths.solve], *ins[sum(lengths) :]]
-    return i.closed(params["jaxprs"].solve)(*[x.array for x in given])
+    return i.function_of(params["jaxprs"].solve)(*[x.array for x in given])
 
 
 def _shard_map(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> Sequence[Array]:
     mapped = jax.shard_map(
-        i.closed(params["jaxpr"], [x.number for x in ins]),
+        i.function_of(params["jaxpr"], [x.number for x in ins]),
         mesh=params["mesh"],
         in_specs=tuple(params["in_specs"]),
         out_specs=list(params["out_specs"]),
@@ -219,8 +238,8 @@ def _shard_map(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) 
 
 
 def _reduce(i: Interpreter, params: Mapping[str, Any], ins: Sequence[Value]) -> Sequence[Array]:
-    """A reduction by a function of the program's own: operands first, then where each starts."""
-    arrays, body = [x.array for x in ins], i.closed(params["jaxpr"])
+    """A reduction by a function of the program: of the operands, then as many initial values."""
+    arrays, body = [x.array for x in ins], i.function_of(params["jaxpr"])
     n = len(arrays) // 2
 
     def combined(a: Sequence[Array], b: Sequence[Array]) -> Sequence[Array]:
@@ -244,36 +263,31 @@ _NESTED: Final[dict[Any, Callable[..., Sequence[Array]]]] = {
 }
 
 
-def _literal(literal: Any) -> Value:  # noqa: ANN401 - JAX's own say nothing of dtypes
-    array = np.asarray(literal.val, literal.aval.dtype)
-    return Value(widened(array), known_of(array)[0])
-
-
-def _same(_: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401 - an equation
+def _identity(_: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401 - an equation
     return ins[0]
 
 
 def _bind(eqn: Any, ins: Sequence[Array]) -> Any:  # noqa: ANN401
-    """The primitive itself, asked for double precision wherever it is asked for a float."""
+    """Binds the primitive, with the float dtypes among its parameters widened."""
     params = eqn.primitive.get_bind_params(eqn.params)
-    return eqn.primitive.bind(*ins, **{name: _widest_of(name, v) for name, v in params.items()})
+    return eqn.primitive.bind(*ins, **{name: _widened_param(name, v) for name, v in params.items()})
 
 
-def _widest_of(name: str, value: Any) -> Any:  # noqa: ANN401 - any parameter
+def _widened_param(name: str, value: Any) -> Any:  # noqa: ANN401 - any parameter
     if name == "precision":
-        return None  # algorithms of products are of one dtype each
+        return None  # an algorithm of `dot_general` is for one dtype
     if name in ("dtype", "new_dtype", "preferred_element_type") and value is not None:
         return wide(value)
     return value
 
 
 def _cast(eqn: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401
-    """A cast between floats only rounds, and is left out; ``f(a*x) = a*f(x)``."""
+    """A cast, which between floats only rounds and here does nothing."""
     return lax.convert_element_type(ins[0], wide(eqn.params["new_dtype"]))
 
 
 def _scatter(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The rule of a scatter, whose parameters hold a jaxpr for one dtype: `function` remakes it."""
+    """The rule of a scatter, by the function of `lax`: the parameters hold a jaxpr of one dtype."""
 
     def scattered(eqn: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401
         names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
@@ -282,9 +296,9 @@ def _scatter(function: Callable[..., Array]) -> Callable[..., Array]:
     return scattered
 
 
-_WIDE: Final[dict[Any, Callable[..., Any]]] = {
+_WIDENED_RULES: Final[dict[Any, Callable[..., Any]]] = {
     compat.primitive("convert_element_type_p"): _cast,
-    compat.primitive("reduce_precision_p"): _same,
+    compat.primitive("reduce_precision_p"): _identity,
     compat.primitive("scatter_p"): _scatter(lax.scatter),
     compat.primitive("scatter_add_p"): _scatter(lax.scatter_add),
     compat.primitive("scatter_sub_p"): _scatter(lax.scatter_sub),
@@ -293,34 +307,30 @@ _WIDE: Final[dict[Any, Callable[..., Any]]] = {
     compat.primitive("scatter_max_p"): _scatter(lax.scatter_max),
 }
 
-_BITS: Final = compat.primitive("bitcast_convert_type_p")
+_BITCAST: Final = compat.primitive("bitcast_convert_type_p")
 
 
-@functools.cache
-def wide(dtype: Any) -> Any:  # noqa: ANN401 - a dtype
-    """The dtype in which values of a dtype are computed here."""
-    if jnp.issubdtype(dtype, np.complexfloating):
-        return np.dtype(np.complex128)
-    return np.dtype(np.float64) if jnp.issubdtype(dtype, np.floating) else dtype
-
-
-def widened(x: Any) -> Any:  # noqa: ANN401 - any array, keys of random numbers among them
-    """An array in double precision, if it is one of floats."""
-    return jnp.asarray(x, wide(x.dtype)) if compat.is_inexact(x.dtype) else x
-
-
-def _iswidened(eqn: Any) -> bool:  # noqa: ANN401
-    """Whether an equation can be widened: it names no dtypes but those that `_bind` replaces."""
-    if eqn.primitive in _WIDE:
+def _can_be_widened(eqn: Any) -> bool:  # noqa: ANN401
+    """Whether an equation holds neither inner programs nor dtypes that `_bind` leaves alone."""
+    if eqn.primitive in _WIDENED_RULES:
         return True
-    if eqn.primitive is _BITS or any(
+    if eqn.primitive is _BITCAST or any(
         name.endswith(("avals", "shape_dtypes")) for name in eqn.params
     ):
         return False
-    return not any(hasattr(compat.open_jaxpr(value), "eqns") for value in eqn.params.values())
+    return not programs_in(eqn.params)
 
 
-def _results(outs: Any, eqn: Any) -> list[Array]:  # noqa: ANN401
+def programs_in(params: Mapping[str, Any]) -> list[Any]:
+    """The jaxprs among the parameters of an equation, alone or in sequences."""
+    found: list[Any] = []
+    for value in params.values():
+        items: Sequence[Any] = value if isinstance(value, Sequence) else (value,)
+        found += [item for item in items if hasattr(compat.open_jaxpr(item), "eqns")]
+    return found
+
+
+def _checked_results(outs: Any, eqn: Any) -> list[Array]:  # noqa: ANN401
     """The results as a list; fails unless they have the jaxpr's shapes and its dtypes, widened."""
     outs = list(outs) if eqn.primitive.multiple_results else [outs]
     for x, variable in zip(outs, eqn.outvars, strict=True):
@@ -337,10 +347,10 @@ def _first(x: float, *_: float) -> float:
     return x
 
 
-_SAME: Final = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims")
+_KEEPING: Final = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims")
 
 _FOLD: Final[dict[str, Callable[..., float]]] = {
-    **dict.fromkeys((*_SAME, "copy", "copy_p", "stop_gradient", "pvary"), _first),
+    **dict.fromkeys((*_KEEPING, "copy", "copy_p", "stop_gradient", "pvary"), _first),
     "neg": operator.neg,
     "add": operator.add,
     "sub": operator.sub,
@@ -351,11 +361,11 @@ _FOLD: Final[dict[str, Callable[..., float]]] = {
     "sqrt": math.sqrt,
     "pow": operator.pow,
 }
-"""What operations make of known numbers, as far as epsilons are written so."""
+"""Constant folding: the operations that people write epsilons with, on Python numbers."""
 
 
 def _folded(primitive: str, ins: Sequence[Value]) -> float | None:
-    """The number that an operation among known numbers gives, if that is simple."""
+    """The number that an operation of `_FOLD` gives, if all its operands are known numbers."""
     numbers = [x.number for x in ins if x.number is not None]
     if primitive not in _FOLD or not numbers or len(numbers) < len(ins):
         return None

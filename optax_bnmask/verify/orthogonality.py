@@ -1,14 +1,14 @@
-"""What symmetries say of a gradient.
+"""How far a gradient is from what the symmetries of a function demand of it.
 
 If ``L(c**s * p) = L(p)`` for all ``c > 0``, then its derivative by `c` at 1 is 0:
 
     sum_i s_i <p_i, dL/dp_i> = 0
 
-The gradient of a scale-invariant leaf is orthogonal to it, that of each index of an invariant axis
-to that index, that of a joint group to the group. Each kind of claim is a function below that
-yields names and violations. The gradient of a dead leaf is 0, and has no angle to it; so is that of
-a leaf each entry of which may be scaled by itself, such as a gain before a normaliser. Along an
-axis along which the same number may be added, a gradient sums to 0.
+So the gradient of a scale-invariant leaf is orthogonal to it; that of each index of an invariant
+axis to that index; that of a joint group to the group. The gradient is 0 for a dead leaf, and for a
+leaf each entry of which may be scaled by itself, such as a gain before a normaliser. Along an axis
+along which the same number may be added, a gradient sums to 0. For each kind of claim a function
+below yields names and violations.
 """
 
 import functools
@@ -28,11 +28,11 @@ from optax_bnmask.vocabulary import Scale
 Array = Any
 
 _ROUNDING = 16
-"""A gradient below so many eps of the largest gradient of all leaves is taken for rounding."""
+"""A gradient below this many eps of the largest gradient of all leaves is taken for rounding."""
 
 
 def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> dict[str, Array]:
-    """By claim, how far the gradients `g` at the leaves `p` are from what it demands."""
+    """By claim, the relative violation of what it demands of gradients `g` at leaves `p`."""
     proof = proof_of(analysis, p)
     products = _Products(p, g, _vanishing(analysis, proof))
     return dict(
@@ -47,7 +47,7 @@ def violations(analysis: Analysis, p: Sequence[Array], g: Sequence[Array]) -> di
 
 
 def _vanishing(analysis: Analysis, proof: Explainer) -> frozenset[int]:
-    """The leaves whose gradient is 0, entry by entry, if what is claimed of them is so."""
+    """The numbers of the leaves whose gradient, as claimed, is 0 entry by entry."""
     return frozenset(
         i
         for i, leaf in enumerate(analysis.leaves)
@@ -61,9 +61,9 @@ def _vanishing(analysis: Analysis, proof: Explainer) -> frozenset[int]:
 
 
 class _Products:
-    """Products of parameters with their gradients, entry by entry, and of their norms.
+    """The products of parameters with their gradients, and of the norms of both.
 
-    Both are taken relative to the largest there is, so that no square overflows.
+    Both are divided by their largest entry in any leaf, so that no square overflows.
     """
 
     def __init__(self, p: Sequence[Array], g: Sequence[Array], vanishing: frozenset[int]) -> None:
@@ -83,10 +83,10 @@ class _Products:
         self.rounding_of_gradients = _ROUNDING * eps * jnp.max(self.gradients)
 
     def floor(self, leaves: Collection[int]) -> Array:
-        """The least that a violation by some leaves is divided by.
+        """The least number that ``|sum_i s_i <p_i, g_i>|`` over these leaves is divided by.
 
-        A gradient that is rounding has any angle to its leaf. Where all of it should be 0, it is
-        compared with the largest ``|p_i| |g_i|`` of all leaves.
+        It is the size of rounding, as a gradient of rounding may have any angle to its leaf; or the
+        largest ``|p_i| |g_i|`` of all leaves, where the gradients of all of these should be 0.
         """
         return self._largest if self._vanishing.issuperset(leaves) else self._rounding
 
@@ -122,7 +122,7 @@ def _along(x: Array, axis: int) -> Array:
 
 
 def _promoted(x: Array, y: Array) -> tuple[Array, Array]:
-    """Two arrays in one dtype, of at least single precision; what has no gradient counts as 0."""
+    """Two arrays in one dtype, float32 or wider; zeros where either is not inexact."""
     x, y = jnp.asarray(x), jnp.asarray(y)
     if not compat.is_inexact(x.dtype) or not compat.is_inexact(y.dtype):
         return jnp.zeros(x.shape), jnp.zeros(x.shape)
@@ -135,28 +135,26 @@ Violations = Iterator[tuple[str, Array]]
 
 
 def _alone(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
-    """Of each invariant leaf, with the biases added to its own output."""
+    """The violation of each invariant leaf, with the biases added to its output."""
     invariant = [leaf for leaf in analysis.leaves if leaf.scale is Scale.INVARIANT]
-    for leaf, claim in zip(invariant, claims.leaves_alone(analysis, proof), strict=True):
+    for leaf, claim in zip(invariant, claims.leaf_claims(analysis, proof), strict=True):
         if not leaf.dead:
             yield leaf.path, _violation(claim, products)
 
 
 def _dead(analysis: Analysis, products: _Products) -> Violations:
-    """Of each dead leaf: its gradient, relative to the largest of all leaves'."""
+    """The gradient of each dead leaf, relative to the largest of all leaves."""
+    relative = _relative(products.gradients, jnp.max(products.gradients))
     for i, leaf in enumerate(analysis.leaves):
         if leaf.dead:
-            yield (
-                f"{leaf.path}[dead]",
-                _relative(products.gradients[i], jnp.max(products.gradients)),
-            )
+            yield f"{leaf.path}[dead]", relative[i]
 
 
 def _shifted(analysis: Analysis, products: _Products) -> Violations:
-    """Of each axis along which the same may be added: the largest sum of a gradient along it.
+    """The largest sum of a gradient along each axis along which the same number may be added.
 
-    That is relative to the gradient of one index of the other axes, or where that is rounding, as
-    for a class that does not occur, to the mean of them all.
+    Each sum is relative to the sum of magnitudes along the same line or, where that is rounding, as
+    for a class that does not occur, to the mean of these over all lines.
     """
     shifts = analysis.shift_axes
     for i, leaf in enumerate(analysis.leaves):
@@ -169,17 +167,17 @@ def _shifted(analysis: Analysis, products: _Products) -> Violations:
 
 
 def _together(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
-    """Of each joint group, and of every symmetry."""
-    for n, claim in enumerate(claims.groups(analysis, proof)):
+    """The violation of each joint group, and of each symmetry."""
+    for n, claim in enumerate(claims.group_claims(analysis, proof)):
         yield f"group {n}", _violation(claim, products)
     dead = {i for i, leaf in enumerate(analysis.leaves) if leaf.dead}
-    for n, claim in enumerate(claims.symmetries(analysis)):
+    for n, claim in enumerate(claims.symmetry_claims(analysis)):
         if claim.exponents.keys() <= dead:
             continue
         yield f"symmetry {n}", _violation(claim, products)
 
 
-def _violation(claim: claims.Scaling, products: _Products) -> Array:
+def _violation(claim: claims.LeafScaling, products: _Products) -> Array:
     exponents = claim.exponents.items()
     inner = sum(float(s) * products.inner(i) for i, s in exponents)
     size = sum(abs(float(s)) * products.size(i) for i, s in exponents)
@@ -192,32 +190,33 @@ def _relative(inner: Array, size: Array) -> Array:
 
 
 def _each_index(analysis: Analysis, proof: Explainer, products: _Products) -> Violations:
-    """Of each index of each invariant axis: the largest of an axis."""
-    for claim in claims.axes(analysis):
+    """The largest violation of an index, for each invariant axis."""
+    for claim in claims.axis_claims(analysis):
         if analysis.leaves[claim.leaf].dead:
             continue
         ways = claim.alternatives(claims.witness(proof, claim.leaf))
-        # One of the ways in which its biases may go along is the right one.
-        found = [_largest(way, products) for way in ways]
+        # Its biases are scaled along in one of these ways; which one is not known.
+        found = [_largest_violation(way, products) for way in ways]
         name = f"{analysis.leaves[claim.leaf].path}[axis {claim.axis}]"
         yield name, jnp.min(jnp.stack(found))
 
 
-def _largest(claim: claims.EachIndex, products: _Products) -> Array:
+def _largest_violation(claim: claims.AxisScaling, products: _Products) -> Array:
+    """The largest violation of an index, its biases scaled along as `claim` says."""
     inner = products.inner_along(claim.leaf, claim.axis)
     size = products.size_along(claim.leaf, claim.axis)
-    for place in claim.places:
-        inner += place.exponent * _of(place, products.inner, products.inner_along, claim.size)
-        size += abs(place.exponent) * _of(place, products.size, products.size_along, claim.size)
-    # An index that no gradient reaches just now, behind a rectifier, has one of rounding.
-    floor = products.floor((claim.leaf, *(place.leaf for place in claim.places)))
+    for bias in claim.biases:
+        inner += bias.exponent * _by_index(bias, products.inner, products.inner_along, claim.size)
+        size += abs(bias.exponent) * _by_index(bias, products.size, products.size_along, claim.size)
+    # The gradient of an index that a rectifier cuts off is rounding: not smaller than the mean.
+    floor = products.floor((claim.leaf, *(bias.leaf for bias in claim.biases)))
     size = jnp.maximum(jnp.maximum(size, jnp.mean(size)), floor)
     return jnp.max(_relative(inner, size))
 
 
-def _of(place: claims.Place, whole: Any, along: Any, n: int) -> Array:  # noqa: ANN401 - functions
-    """What a bias adds at each of `n` indices."""
-    if place.axis is None:
-        return whole(place.leaf)
-    parts = along(place.leaf, place.axis)
-    return parts.reshape(n, -1).sum(1) if place.block else parts.reshape(-1, n).sum(0)
+def _by_index(bias: claims.BiasEntries, whole: Any, along: Any, n: int) -> Array:  # noqa: ANN401
+    """What a bias adds at each of `n` indices, from the products of `whole` or `along` an axis."""
+    if bias.axis is None:
+        return whole(bias.leaf)
+    parts = along(bias.leaf, bias.axis)
+    return parts.reshape(n, -1).sum(1) if bias.contiguous else parts.reshape(-1, n).sum(0)

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from optax_bnmask.verify.measurement import Outputs
+from optax_bnmask.verify.evaluation import Outputs
 
 _UNITS = 16
-"""Rounding of a last sum, in units of its own last place."""
-_NOISE = 300
-"""A change of so many times what rounding the parameters differently makes is still rounding: the
-maximum over the entries that are looked at exceeds what two tries show."""
-_COARSEST = 1e-3
-"""An entry that rounding moves by more than this part of its size (see `Yardstick`) is skipped."""
+"""What a last sum may round, in units of its last place."""
+_NOISE_FACTOR = 300
+"""How many times the change seen in two tries rounding may make: a change is judged by its maximum
+over all entries, which exceeds what is seen of one entry in two tries."""
+_MAX_SLACK = 1e-3
+"""An entry whose slack is more than this part of its size (see `Yardstick`) is not visible."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,47 +33,52 @@ class Yardstick:
       base: The outputs where nothing is changed.
       sizes: For each entry, how far it moves at other parameters.
       slack: For each entry, how far rounding may move it.
-      looked: Which entries can be looked at.
+      visible: Which entries rounding leaves visible changes of.
     """
 
     base: Outputs
     sizes: Outputs
     slack: Outputs
-    looked: Sequence[np.ndarray]
+    visible: Sequence[np.ndarray]
 
     @property
-    def n_looked(self) -> int:
-        """The number of entries that can be looked at."""
-        return sum(int(np.sum(looked)) for looked in self.looked)
+    def n_visible(self) -> int:
+        """The number of visible entries."""
+        return sum(int(np.sum(visible)) for visible in self.visible)
 
-    def less_rounding(self, outputs: Outputs, rounded: Sequence[Outputs]) -> "Yardstick":
-        """The yardstick for some outputs, with what rounding does to these added to the slack."""
+    def with_rounding_of(self, outputs: Outputs, rounded: Sequence[Outputs]) -> "Yardstick":
+        """This yardstick with more slack: by what rounding does to other outputs.
+
+        Args:
+          outputs: The outputs.
+          rounded: The same, at parameters that are rounded differently.
+        """
         slack = [
             s + _slack(y, [r[place] for r in rounded])
             for place, (s, y) in enumerate(zip(self.slack, outputs, strict=True))
         ]
-        looked = [
-            a & (s <= _COARSEST * size)
-            for a, s, size in zip(self.looked, slack, self.sizes, strict=True)
+        visible = [
+            a & (s <= _MAX_SLACK * size)
+            for a, s, size in zip(self.visible, slack, self.sizes, strict=True)
         ]
-        return dataclasses.replace(self, slack=slack, looked=looked)
+        return dataclasses.replace(self, slack=slack, visible=visible)
 
     def change(self, outputs: Outputs) -> float:
-        """The largest change of an entry beyond rounding; infinite if one is no longer finite."""
-        worst = 0.0 if self.n_looked else float("inf")
-        for y, a, size, slack, looked in zip(
-            outputs, self.base, self.sizes, self.slack, self.looked, strict=True
+        """The largest change of a visible entry beyond rounding; infinite if one is not finite."""
+        worst = 0.0 if self.n_visible else float("inf")
+        for y, a, size, slack, visible in zip(
+            outputs, self.base, self.sizes, self.slack, self.visible, strict=True
         ):
-            if not np.any(looked):
+            if not np.any(visible):
                 continue
-            moved = np.abs(y[looked] - a[looked]) - slack[looked]
+            moved = np.abs(y[visible] - a[visible]) - slack[visible]
             if not np.all(np.isfinite(moved)):
                 return float("inf")
-            worst = max(worst, float(np.max(moved / size[looked])))
+            worst = max(worst, float(np.max(moved / size[visible])))
         return worst
 
 
-def yardstick(
+def yardstick_of(
     base: Outputs, elsewhere: Sequence[Outputs], rounded: Sequence[Outputs], eps: float
 ) -> Yardstick:
     """The yardstick of some outputs.
@@ -84,31 +89,31 @@ def yardstick(
       rounded: The outputs at the same parameters, rounded differently.
       eps: That of the dtype that they are computed in.
     """
-    sizes, slacks, looks = list[Any](), list[Any](), list[Any]()
+    sizes, slacks, visibles = list[Any](), list[Any](), list[Any]()
     for place, a in enumerate(base):
         with np.errstate(all="ignore"):
-            size = _floored(moves(a, [y[place] for y in elsewhere]), a)
+            size = _floored(least_moves(a, [y[place] for y in elsewhere]), a)
             slack = _UNITS * eps * np.abs(a) + _slack(a, [y[place] for y in rounded])
-            looked = np.isfinite(a) & np.isfinite(slack) & (slack <= _COARSEST * size)
+            visible = np.isfinite(a) & np.isfinite(slack) & (slack <= _MAX_SLACK * size)
         sizes.append(size)
         slacks.append(slack)
-        looks.append(looked)
-    return Yardstick(base, sizes, slacks, looks)
+        visibles.append(visible)
+    return Yardstick(base, sizes, slacks, visibles)
 
 
 def _slack(y: np.ndarray, rounded: Sequence[np.ndarray]) -> np.ndarray:
-    """What rounding may do to each entry of an output, from what it did."""
+    """How far rounding may move each entry of `y`, given that entry as `rounded` differently."""
     with np.errstate(all="ignore"):  # an output may be filled with infinities
         noise = np.max([np.abs(r - y) for r in rounded], axis=0)
     # An entry that happens not to move has the noise of its neighbours.
-    return _NOISE * (noise + _median(noise))
+    return _NOISE_FACTOR * (noise + _median(noise))
 
 
-def moves(a: np.ndarray, elsewhere: Sequence[np.ndarray]) -> np.ndarray:
-    """For each entry the least that it moves elsewhere, if it moves at all.
+def least_moves(a: np.ndarray, elsewhere: Sequence[np.ndarray]) -> np.ndarray:
+    """For each entry the smallest distance, other than 0, to its value elsewhere; 0 if none is.
 
-    The least and not the largest: where a parameter decides what is masked, an entry moves by 1e9
-    now and then.
+    Not the largest distance: where a parameter decides what is masked, an entry moves by 1e9 now
+    and then.
     """
     least = np.full(np.shape(a), np.inf)
     for y in elsewhere:
@@ -118,7 +123,7 @@ def moves(a: np.ndarray, elsewhere: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _floored(size: np.ndarray, a: np.ndarray) -> np.ndarray:
-    """The sizes, raised to their lowest decile where they are smaller, as may be by chance."""
+    """The sizes, those below their lowest decile raised to it: they are small by chance."""
     some = size[size > 0]
     if some.size:
         return np.maximum(size, np.quantile(some, 0.1))
@@ -127,11 +132,12 @@ def _floored(size: np.ndarray, a: np.ndarray) -> np.ndarray:
 
 
 def _median(noise: np.ndarray) -> float:
+    """The median of the entries that are finite and not 0; 0 if none is."""
     some = noise[(noise > 0) & np.isfinite(noise)]
     return float(np.median(some)) if some.size else 0.0
 
 
-_MASK = 1e4
+_FILL_VALUE = 1e4
 """An entry so many times as large as the median is taken for the fill value of a mask."""
 
 
@@ -148,12 +154,12 @@ def relative_change(outputs: Outputs, base: Outputs, elsewhere: Sequence[Outputs
     for place, (y, a) in enumerate(zip(outputs, base, strict=True)):
         with np.errstate(all="ignore"):
             moved = np.abs(y - a)
-            size = np.minimum(np.abs(a), moves(a, [o[place] for o in elsewhere]))
+            size = np.minimum(np.abs(a), least_moves(a, [o[place] for o in elsewhere]))
         seen = np.isfinite(a) & np.isfinite(moved)
         some = size[seen & (size > 0)]
         if not some.size:
             worst = max(worst, float(np.any(moved[seen] > 0)))
             continue
-        largest = np.max(some[some <= _MASK * np.median(some)])
+        largest = np.max(some[some <= _FILL_VALUE * np.median(some)])
         worst = max(worst, float(np.max(moved[seen] / np.maximum(size[seen], largest))))
     return worst

@@ -38,7 +38,7 @@ ONES = np.ones(3, np.float32)
     ids=["twice", "within a call", "equal constants", "others", "without use"],
 )
 def test_equal_inputs_are_computed_once(fn, count):
-    assert len(short(fn, ONES, ONES, labels=[-1, -1]).lines) == count
+    assert len(short(fn, ONES, ONES, labels=[-1, -1]).operations) == count
 
 
 def test_bodies_that_do_the_same_are_the_same():
@@ -48,8 +48,8 @@ def test_bodies_that_do_the_same_are_the_same():
     def other(x):
         return lax.fori_loop(0, 3, lambda _, y: jnp.cos(y) * 2, x)
 
-    assert len(short(lambda a, b: loop(a) + loop(b), ONES, ONES, labels=[-1, -1]).lines) == 2
-    assert len(short(lambda a, b: loop(a) + other(b), ONES, ONES, labels=[-1, -1]).lines) == 3
+    assert len(short(lambda a, b: loop(a) + loop(b), ONES, ONES, labels=[-1, -1]).operations) == 2
+    assert len(short(lambda a, b: loop(a) + other(b), ONES, ONES, labels=[-1, -1]).operations) == 3
 
 
 PROGRAMS = {

@@ -1,4 +1,4 @@
-"""`verify`: a numeric certificate for what an analysis claims."""
+"""`verify`: checks the claims of an analysis in numbers, step by step."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +11,7 @@ from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.record import require_analysis
-from optax_bnmask.verify.verification import Verification
+from optax_bnmask.verify.outcome import Verification
 from optax_bnmask.vocabulary import Scale
 
 
@@ -107,23 +107,26 @@ def verification_of(
     has_aux: bool | None = None,
     state: Any = (),  # noqa: ANN401 - any pytree
 ) -> Verification:
-    """Implements `verify`; `args` start with `state`, which is not examined as data are."""
+    """Implements `verify`; `args` start with the arrays of `state`, which hold no examples."""
     from optax_bnmask.verify import claims  # noqa: PLC0415 - what `import` need not wait for
-    from optax_bnmask.verify.findings import unmoving, weak  # noqa: PLC0415
-    from optax_bnmask.verify.measurement import inputs_of  # noqa: PLC0415
-    from optax_bnmask.verify.search import added_error, largest_error, placed, unseen  # noqa: PLC0415
+    from optax_bnmask.verify.evaluation import inputs_of  # noqa: PLC0415
+    from optax_bnmask.verify.search import added_error, largest_error, unseen, with_biases  # noqa: PLC0415
+    from optax_bnmask.verify.sensitivity import unmoving, weak  # noqa: PLC0415
     from optax_bnmask.verify.trial import Trial  # noqa: PLC0415
 
     rng = _generator(key)
     n_state = len(inputs_of(state, {}))
     trial = Trial(analysis, fn, params, args, kwargs, has_aux=has_aux, n_state=n_state, rng=rng)
     proof, far = trial.proof, math.log2(factor)
-    axes = [placed(trial, c, claims.witness(proof, c.leaf), far) for c in claims.axes(analysis)]
+    along_axes = [
+        with_biases(trial, c, claims.witness(proof, c.leaf), far)
+        for c in claims.axis_claims(analysis)
+    ]
     kinds = (
-        claims.leaves_alone(analysis, proof),
-        claims.groups(analysis, proof),
-        axes,
-        claims.symmetries(analysis),
+        claims.leaf_claims(analysis, proof),
+        claims.group_claims(analysis, proof),
+        along_axes,
+        claims.symmetry_claims(analysis),
     )
     error = max(*(largest_error(trial, some, far) for some in kinds), added_error(trial))
     missed, dead = unmoving(trial)
@@ -132,12 +135,12 @@ def verification_of(
         symmetries=len(analysis.symmetries),
         invariant=scales.count(Scale.INVARIANT),
         joint=scales.count(Scale.JOINT),
-        axes=len(axes),
+        axes=len(along_axes),
         dead=len(analysis.dead),
         shifts=sum(map(len, analysis.shift_axes.values())),
         error=error,
-        tolerance=trial.measured.tolerance,
-        dtype=str(np.dtype(trial.measured.dtype)),
+        tolerance=trial.function.tolerance,
+        dtype=str(np.dtype(trial.function.dtype)),
         weak=weak(trial),
         possibly_missed=missed,
         dead_biases=dead,
@@ -147,6 +150,8 @@ def verification_of(
 
 
 _SALT = 0x7E51F1
+"""Keeps the draws for ``key(0)`` from being those of ``default_rng(0)``, which may have made the
+parameters."""
 
 
 def keywords(analysis: Analysis) -> frozenset[str]:
@@ -166,6 +171,4 @@ def _generator(key: Any) -> np.random.Generator:  # noqa: ANN401 - a key of eith
             "gets that of `verify`.",
         )
     data = jax.random.key_data(key) if typed else key
-    # With the key's numbers alone it would draw, for `key(0)`, what `default_rng(0)` draws: the
-    # parameters themselves, if these were made so.
     return np.random.default_rng([*np.asarray(data, np.uint32).ravel().tolist(), _SALT])

@@ -1,37 +1,36 @@
-"""What `verify` finds beside claims: missed leaves, dead biases, invariances weak at `params`."""
+"""Which leaves move no output although no claim says so, and which claims fail at `params`."""
 
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from optax_bnmask.program.cones import Vector
-from optax_bnmask.verify.claims import added, groups, witness
+from optax_bnmask.verify.claims import group_claims, sum_of_moves, witness
 from optax_bnmask.verify.draws import is_abstract
 from optax_bnmask.verify.interpreter import Constant
-from optax_bnmask.verify.trial import DRAWS, Trial, moved, plain
-from optax_bnmask.verify.verification import Weak
+from optax_bnmask.verify.outcome import Weak
+from optax_bnmask.verify.trial import DRAWS, Trial, moved, numpy_value
 from optax_bnmask.verify.yardstick import relative_change
 from optax_bnmask.vocabulary import BIASES, Role, Scale
 
 _WEAK = 0.01
+"""An invariance is weak where doubling its leaves moves an output by more than this part."""
 
-_ALONE = Scale.INVARIANT
-
-_NO_DATA = (Role.UNUSED, Role.UNKNOWN)
+_NOT_LOOKED_AT = (Role.UNUSED, Role.UNKNOWN)
 
 
 def unmoving(trial: Trial) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The paths of leaves whose scale moved no output though not claimed, and of dead biases.
+    """The paths of leaves whose scale moves no output, unclaimed, and the paths of dead biases.
 
-    On inputs whose examples are all alike, many leaves seem so. Those that do on such inputs alone
-    are not returned, but named in a note.
+    Inputs whose examples are all alike hide what many leaves do. A leaf that moves no output on
+    such inputs, and does on varied ones, is not returned but named in a note.
     """
     dead, missed, hidden = list[str](), list[str](), list[str]()
     for i, leaf in enumerate(trial.analysis.leaves):
-        if leaf.role in _NO_DATA:
+        if leaf.role in _NOT_LOOKED_AT:
             continue
         found = _unmoving(trial, i, on_varied=False)
-        if found and trial.hiding and _unmoving(trial, i, on_varied=True) != found:
+        if found and trial.hiding_inputs and _unmoving(trial, i, on_varied=True) != found:
             hidden.append(leaf.path)
         elif found:
             (dead if found == "dead" else missed).append(leaf.path)
@@ -40,18 +39,21 @@ def unmoving(trial: Trial) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def _unmoving(trial: Trial, i: int, *, on_varied: bool) -> str:
-    """``"dead"`` for a bias whose value moves no output, ``"missed"`` if only a scale does not."""
+    """``"dead"`` for a bias whose value moves no output, ``"missed"`` if its scale moves none."""
     leaf = trial.analysis.leaves[i]
     is_dead = _is_dead(trial, i, on_varied=on_varied)
     if leaf.role in BIASES and is_dead:
         return "dead"
-    if leaf.scale is _ALONE or is_dead:
+    if leaf.scale is Scale.INVARIANT or is_dead:
         return ""
     together = {(i,), (i, *trial.proof.biases[i])}
-    return "missed" if any(_is_still(trial, some, on_varied=on_varied) for some in together) else ""
+    found = any(_is_invariant(trial, some, on_varied=on_varied) for some in together)
+    return "missed" if found else ""
 
 
 def _is_dead(trial: Trial, i: int, *, on_varied: bool) -> bool:
+    """Whether a new draw of a leaf moves no output."""
+
     def settings(draw: int) -> Iterator[Sequence[np.ndarray]]:
         base = trial.draws[draw]
         yield [*base[:i], trial.leaf(i), *base[i + 1 :]]
@@ -59,7 +61,9 @@ def _is_dead(trial: Trial, i: int, *, on_varied: bool) -> bool:
     return _moves_nothing(trial, settings, on_varied=on_varied)
 
 
-def _is_still(trial: Trial, some: Sequence[int], *, on_varied: bool) -> bool:
+def _is_invariant(trial: Trial, some: Sequence[int], *, on_varied: bool) -> bool:
+    """Whether to double some leaves, or to halve them, moves no output."""
+
     def settings(draw: int) -> Iterator[Sequence[np.ndarray]]:
         for power in (1.0, -1.0):
             yield moved(trial.draws[draw], dict.fromkeys(some, power))
@@ -71,14 +75,14 @@ def _moves_nothing(
     trial: Trial, settings: Callable[[int], Iterator[Sequence[np.ndarray]]], *, on_varied: bool
 ) -> bool:
     """Whether no setting of any draw moves an output."""
-    by = trial.steps[0]
+    by = trial.epsilon_factors[0]
     for draw in range(len(trial.draws)):
-        ruler = trial.yardstick(draw, by, on_varied=on_varied)
-        if not ruler.n_looked:
+        yardstick = trial.yardstick(draw, by, on_varied=on_varied)
+        if not yardstick.n_visible:
             return False
         for leaves in settings(draw):
-            outputs = trial.at(leaves, by, on_varied=on_varied)
-            if not ruler.change(outputs) <= trial.measured.tolerance:
+            outputs = trial.outputs_at(leaves, by, on_varied=on_varied)
+            if not yardstick.change(outputs) <= trial.function.tolerance:
                 return False
     return True
 
@@ -89,40 +93,40 @@ def _note_degenerate(trial: Trial, hidden: Sequence[str]) -> None:
     some = ", ".join(map(repr, hidden[:3])) + (", ..." if len(hidden) > 3 else "")
     so = f", so that {some} move nothing here, which do elsewhere" if hidden else ""
     trial.notes.append(
-        f"Inputs that tell no example from another hide what `fn` does: {trial.hiding}{so}. Give "
-        f"examples that differ, or `jax.ShapeDtypeStruct`s, for which they are drawn."
+        f"Inputs that tell no example from another hide what `fn` does: {trial.hiding_inputs}{so}. "
+        f"Give examples that differ, or `jax.ShapeDtypeStruct`s, for which they are drawn."
     )
 
 
 def weak(trial: Trial) -> tuple[Weak, ...]:
     """The invariances that do not hold at the user's own parameters."""
-    if any(map(is_abstract, trial.own)):
+    if any(map(is_abstract, trial.given_leaves)):
         trial.notes.append("`params` are known by shape only: weakness was not looked at.")
         return ()
-    return _AtHand(trial).weak()
+    return _AtOwnParams(trial).weak()
 
 
-class _AtHand:
+class _AtOwnParams:
     """The function at the user's own parameters, with epsilons as they are."""
 
     def __init__(self, trial: Trial) -> None:
         self.trial = trial
-        self.base = [plain(value) for value in trial.own]
-        self.here = np.ones(len(trial.assumptions))
+        self.base = [numpy_value(value) for value in trial.given_leaves]
+        self.own_factors = np.ones(len(trial.constants))
         drawn = trial.draws[:DRAWS]
-        self.elsewhere = [trial.measured(values, self.here) for values in drawn]
-        self.at_base = trial.measured(self.base, self.here)
+        self.elsewhere = [trial.function(values, self.own_factors) for values in drawn]
+        self.outputs_at_base = trial.function(self.base, self.own_factors)
 
     def weak(self) -> tuple[Weak, ...]:
-        if not any(np.any(np.isfinite(y)) for y in self.at_base):
+        if not any(np.any(np.isfinite(y)) for y in self.outputs_at_base):
             self.trial.notes.append("No output is finite at `params`: weakness was not looked at.")
             return ()
-        if all(not np.any(y) for y in self.at_base):
+        if all(not np.any(y) for y in self.outputs_at_base):
             self.trial.notes.append("All outputs are 0 at `params`: weakness cannot be seen there.")
         found, waiting = list[Weak](), [list(self._scaled())]
-        while waiting:  # all at once, and halves where that changes something
+        while waiting:  # bisection, from all at once
             some = waiting.pop()
-            change = self._change([exponents for _, _, exponents in some], self.here)
+            change = self._change([exponents for _, _, exponents in some], self.own_factors)
             if len(some) > 1 and not change <= _WEAK:
                 waiting += [some[: len(some) // 2], some[len(some) // 2 :]]
             elif change > _WEAK:
@@ -131,45 +135,56 @@ class _AtHand:
         return tuple(sorted(found, key=lambda w: (-w.change, w.path)))
 
     def _scaled(self) -> Iterator[tuple[str, tuple[str, ...], Vector]]:
-        """The claimed invariances: a leaf, the rest of its joint group if any, the exponents."""
+        """Yields the path of a leaf, the rest of its joint group if any, and the exponents."""
         analysis, proof = self.trial.analysis, self.trial.proof
         for i, leaf in enumerate(analysis.leaves):
-            if leaf.scale is _ALONE:
+            if leaf.scale is Scale.INVARIANT:
                 yield leaf.path, (), witness(proof, i)
-        alone = [set(witness(proof, i)) for i, x in enumerate(analysis.leaves) if x.scale is _ALONE]
-        for scaling in groups(analysis, proof):
+        alone = [
+            set(witness(proof, i))
+            for i, x in enumerate(analysis.leaves)
+            if x.scale is Scale.INVARIANT
+        ]
+        for scaling in group_claims(analysis, proof):
             if not any(scaling.exponents.keys() <= leaves for leaves in alone):
                 path, *others = (analysis.leaves[i].path for i in sorted(scaling.exponents))
                 yield path, tuple(others), scaling.exponents
 
-    def _change(self, several: Sequence[Vector], constants: np.ndarray) -> float:
-        """The change where each of several symmetries scales its leaves by 2 at most."""
+    def _change(self, several: Sequence[Vector], factors: np.ndarray) -> float:
+        """The change of the outputs by several symmetries, each of which scales by 2 at most.
+
+        Args:
+          several: The exponents of each symmetry.
+          factors: What the constants of the proof are multiplied by.
+        """
         tops = [max(map(abs, exponents.values()), default=1) for exponents in several]
         scaled = zip(several, tops, strict=True)
-        move = added({i: float(s / top) for i, s in exponents.items()} for exponents, top in scaled)
-        is_readable = bool(np.all(constants == 1))
-        before = self.at_base if is_readable else self.trial.measured(self.base, constants)
-        after = self.trial.measured(moved(self.base, move), constants)
+        move = sum_of_moves(
+            {i: float(s / top) for i, s in exponents.items()} for exponents, top in scaled
+        )
+        is_known = bool(np.all(factors == 1))
+        before = self.outputs_at_base if is_known else self.trial.function(self.base, factors)
+        after = self.trial.function(moved(self.base, move), factors)
         return relative_change(after, before, self.elsewhere)
 
     def _because(self, exponents: Vector) -> str:
-        """Why an invariance is weak, in words: the constants without which it would not be."""
+        """Why an invariance is weak, in words: the constants that are not negligible."""
         trial = self.trial
-        for by in trial.steps if trial.assumptions else ():
-            none = trial.constants(by)
-            if self._change([exponents], none) > _WEAK:
+        for by in trial.epsilon_factors if trial.constants else ():
+            negligible = trial.factors(by)
+            if self._change([exponents], negligible) > _WEAK:
                 continue
-            alone = [
-                constant
-                for n, constant in enumerate(trial.assumptions)
-                if self._change([exponents], np.where(np.arange(len(none)) == n, 1.0, none)) > _WEAK
-            ]
-            return _said(alone or list(trial.assumptions))
+            alone = []
+            for n, constant in enumerate(trial.constants):
+                all_but_one = np.where(np.arange(len(negligible)) == n, 1.0, negligible)
+                if self._change([exponents], all_but_one) > _WEAK:
+                    alone.append(constant)
+            return _named_constants(alone or list(trial.constants))
         guards = sorted({a.value for a in trial.analysis.assumptions if a.kind == "guard"})
         named = ", ".join(f"{value:g}" for value in guards)
         return f"where a guarded value is 0 and a guard ({named}) in its place" if guards else ""
 
 
-def _said(constants: Sequence[Constant]) -> str:
+def _named_constants(constants: Sequence[Constant]) -> str:
     named = ", ".join(f"{c.value:g} in `{c.primitive}`" for c in constants)
     return f"where {named} is not negligible"

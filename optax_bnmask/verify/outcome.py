@@ -1,4 +1,4 @@
-"""What a verification found."""
+"""What `verify` returns."""
 
 import dataclasses
 

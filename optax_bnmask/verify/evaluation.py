@@ -12,26 +12,33 @@ from optax_bnmask import compat
 from optax_bnmask.arguments import is_array
 from optax_bnmask.errors import first_line
 from optax_bnmask.program.trace import traced
-from optax_bnmask.verify.interpreter import Constant, Interpreter, Opened, Value, widened
+from optax_bnmask.verify.interpreter import (
+    Constant,
+    Interpreter,
+    RunLog,
+    Value,
+    programs_in,
+    widened,
+)
 
 Outputs = list[np.ndarray]
 
 
-class Measured:
-    """A function of its parameters' leaves, compiled once.
+class CompiledFunction:
+    """A function of the leaves of its parameters, traced and compiled once.
 
-    It is computed in float64 whatever it computes in by itself, what it closes over included, as
-    far as `Interpreter` can open it, and otherwise just as it is.
+    `Interpreter` runs it in float64, with what it closes over. Where JAX refuses that, it runs in
+    its own dtypes.
 
     Attributes:
       inputs: The arrays among its other arguments.
-      names: Their names.
+      names: The names of these.
       dtype: The coarsest floating dtype that anything is computed in.
       tolerance: Changes below this, relative to how far an output moves when the parameters are
         drawn anew, are rounding.
-      bits: By how many powers of 2 its values may grow before they overflow.
-      why: Why nothing could be computed in float64, if it is so; what JAX said.
-      unmet: Of the constants asked for, those that it does not have.
+      headroom: The power of 2 by which a product of all leaves may grow without overflow.
+      why_not_double: What JAX said where it refused float64; empty otherwise.
+      missing_constants: Those of the constants asked for that the function does not have.
     """
 
     def __init__(
@@ -51,54 +58,55 @@ class Measured:
             program = traced(fn, shapes, args, kwargs, has_aux=has_aux)
         self.names = program.argument_paths
         self._jaxpr, self._dtypes = program.jaxpr, program.dtypes
-        self._is_double, self.why = True, ""
-        self._constants, opened = tuple(constants), Opened()
+        self._is_widened, self.why_not_double = True, ""
+        self._constants, log = tuple(constants), RunLog()
         zeros = [np.zeros(s, d) for s, d in zip(program.shapes, program.dtypes, strict=True)]
         given = (zeros, self.inputs, np.ones(len(constants)))
         try:
             with jax.enable_x64(new_val=True):
                 self._constants = self._located(given)
-                self._compiled = jax.jit(self._opened(opened, self._constants))
+                self._compiled = jax.jit(self._interpreted(self._constants, log))
                 self._called(*given)
         except (TypeError, ValueError, NotImplementedError, jax.errors.JaxRuntimeError) as error:
-            self.why = first_line(error)
-            self._is_double, opened = False, Opened(narrow=set(_dtypes(self._jaxpr)))
-            self._compiled = jax.jit(self._as_it_is)
-        narrow = [d for d in opened.narrow if not _is_double(d)]
+            self.why_not_double = first_line(error)
+            self._is_widened, log = False, RunLog(narrow_dtypes=set(_dtypes(self._jaxpr)))
+            self._compiled = jax.jit(self._as_traced)
+        narrow = [d for d in log.narrow_dtypes if not _is_double(d)]
         coarsest = max(narrow, key=lambda d: float(jnp.finfo(d).eps), default=np.dtype("float64"))
         self.dtype, info = coarsest, jnp.finfo(coarsest)
         self.eps = float(info.eps)
         self.tolerance = min(0.1, max(1e-8, 4000 * self.eps))
-        self.bits = 0.2 * float(info.maxexp)
-        self.unmet = tuple(c for c in self._constants if c not in opened.met)
+        self.headroom = 0.2 * float(info.maxexp)
+        self.missing_constants = tuple(c for c in self._constants if c not in log.constants)
 
     def _located(self, given: Sequence[Any]) -> tuple[Constant, ...]:
-        """The constants; one that is found at none of its places is looked for everywhere."""
-        opened = Opened()
-        anywhere = tuple(c._replace(places=frozenset()) for c in self._constants)
-        jax.eval_shape(self._opened(opened, anywhere), *given)
-        met = [opened.met.get(c, set()) for c in anywhere]
-        kept = zip(self._constants, anywhere, met, strict=True)
-        return tuple(c if c.places & places else a for c, a, places in kept)
+        """The constants, without `locations` where the function has the value elsewhere only."""
+        log = RunLog()
+        anywhere = tuple(c._replace(locations=frozenset()) for c in self._constants)
+        jax.eval_shape(self._interpreted(anywhere, log), *given)
+        pairs = zip(self._constants, anywhere, strict=True)
+        return tuple(c if c.locations & log.constants.get(a, set()) else a for c, a in pairs)
 
     @property
     def is_double(self) -> bool:
         """Whether all of it is computed in double precision."""
         return _is_double(self.dtype)
 
-    def _opened(self, opened: Opened, constants: Sequence[Constant]) -> Callable[..., Any]:
+    def _interpreted(self, constants: Sequence[Constant], log: RunLog) -> Callable[..., Any]:
+        """The function in float64, of leaves, inputs and a factor for each constant."""
+
         def run(leaves: Sequence[Any], inputs: Sequence[Any], factors: Any) -> list[Any]:  # noqa: ANN401
             known = {c: factors[n] for n, c in enumerate(constants)}
             given = [Value(widened(x)) for x in (*leaves, *inputs)]
-            return [x.array for x in Interpreter(known, opened).run(self._jaxpr, given)]
+            return [x.array for x in Interpreter(known, log).run(self._jaxpr, given)]
 
         return run
 
-    def _as_it_is(self, leaves: Sequence[Any], inputs: Sequence[Any], _: Any) -> Any:  # noqa: ANN401
+    def _as_traced(self, leaves: Sequence[Any], inputs: Sequence[Any], _: Any) -> Any:  # noqa: ANN401
         return compat.function_of(self._jaxpr)(*leaves, *inputs)
 
     def _called(self, values: Sequence[Any], inputs: Sequence[Any], factors: Any) -> Any:  # noqa: ANN401
-        if not self._is_double:
+        if not self._is_widened:
             values = [jnp.asarray(v, d) for v, d in zip(values, self._dtypes, strict=True)]
         return self._compiled(values, inputs, factors)
 
@@ -109,10 +117,10 @@ class Measured:
 
         Args:
           values: The value of each leaf.
-          factors: By what each of the constants asked for is multiplied.
-          inputs: Arrays in the place of `self.inputs`.
+          factors: For each constant asked for, the number that it is multiplied by.
+          inputs: What to use instead of the attribute `inputs`.
         """
-        with warnings.catch_warnings(), jax.enable_x64(self._is_double):
+        with warnings.catch_warnings(), jax.enable_x64(self._is_widened):
             warnings.simplefilter("ignore")
             given = self.inputs if inputs is None else inputs
             outs = self._called(values, given, np.asarray(factors, np.float64))
@@ -128,7 +136,7 @@ def inputs_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
 
 
 def _shape_of(value: Any) -> Any:  # noqa: ANN401 - any leaf
-    """The shape and dtype of an array; how it lies on devices says nothing of what it does."""
+    """The shape and dtype of an array, without its sharding; any other value as it is."""
     return jax.ShapeDtypeStruct(value.shape, value.dtype) if is_array(value) else value
 
 
@@ -137,12 +145,11 @@ def _is_double(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
 
 
 def _dtypes(jaxpr: Any) -> Sequence[Any]:  # noqa: ANN401 - JAX keeps the type private
-    """The floating dtypes of all values of a program, those of the programs within it included."""
+    """The floating dtypes of the results of all equations, those of inner programs included."""
     found: list[Any] = []
     waiting = [jaxpr]
     for program in waiting:
-        for eqn in getattr(compat.open_jaxpr(program), "eqns", ()):
+        for eqn in compat.open_jaxpr(program).eqns:
             found += [v.aval.dtype for v in eqn.outvars if hasattr(v.aval, "dtype")]
-            for value in eqn.params.values():
-                waiting += value if isinstance(value, (tuple, list)) else (value,)
+            waiting += programs_in(eqn.params)
     return [d for d in dict.fromkeys(found) if compat.is_inexact(d)] or [np.dtype("float32")]
