@@ -4,12 +4,12 @@ from collections.abc import Collection
 from typing import Any, Final
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.audit.auditing import audit
 from optax_bnmask.audit.outcome import wanted_mask
+from optax_bnmask.audit.pipeline import audit
 from optax_bnmask.errors import VerificationError
 
 _LISTED: Final = 20
-"""So many leaves are listed in the message."""
+"""The number of leaves listed in the message."""
 
 
 def assert_decays(
@@ -60,7 +60,7 @@ def assert_decays(
         raise VerificationError(
             "\n".join(
                 [
-                    f"`tx` must decay exactly what {tuple(exempt)!r} does not exempt. "
+                    f"`tx` must decay exactly what {found.exempt!r} does not exempt. "
                     f"{len(lines)} of {len(found.rates)} leaves differ:",
                     *lines[:_LISTED],
                     *more,

@@ -1,4 +1,4 @@
-"""What share of itself each entry of a leaf loses in a step, and whether a gradient moves it.
+"""Which share of itself each entry of a leaf loses in a step, and whether a gradient moves it.
 
 A leaf may decay in part: some layers of a stack, one block of a fused kernel, one expert.
 """
@@ -8,50 +8,56 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from optax_bnmask.audit.patterns import AGAINST, CHANGING, PUSHED, QUIET, UNEVEN
+from optax_bnmask.audit.patterns import (
+    CHANGING_GRADIENT,
+    GRADIENT,
+    NO_GRADIENT,
+    OPPOSITE_GRADIENT,
+    UNEVEN_PARAMS,
+)
 
 FLOOR: Final = 2.0**-44
-"""Less is rounding: what some hundred roundings of numbers near 1 leave in float64."""
+"""A smaller rate is rounding: what a hundred roundings of numbers near 1 leave in float64."""
 
 STEADY: Final = 1e-3
-"""What differs relatively by less from one step to another counts as the same, not as noise."""
+"""Numbers that differ relatively by less from step to step are the same number, not noise."""
 
 ALIKE: Final = 0.05
-"""Rates that differ relatively by less, as of even and of uneven params, count as equal."""
+"""Rates that differ relatively by less count as equal."""
 
 _CANCELLED: Final = 2.0**-20
-"""A share below this part of the leaf's highest counts as 0: it is left where constants should
-cancel that the program has rounded to float32."""
+"""A share below this part of the leaf's highest counts as 0: constants that should cancel, rounded
+to float32 by the program, leave as much."""
 
-_UNTOUCHED: Final = 1e-12
+UNTOUCHED: Final = 1e-12
 """A change below this part of the largest update is no response to a gradient."""
 
 _NEARLY: Final = 0.1
-"""Behind a trust ratio, which changes all entries by a little, only those that a gradient moves
-change relatively by more."""
+"""Numbers that differ relatively by less are nearly the same. Behind a trust ratio a gradient
+changes all entries by a little, and those that it moves by more."""
 
 
 class Entries(NamedTuple):
     """The entries of one leaf in one step.
 
     Attributes:
-      shares: The share of itself that each entry loses; `None` where it depends on the entries'
-        sizes.
-      still: Which entries the gradient does not move.
-      never: Which of those a gradient that changes from step to step does not move either.
-      pushed: Whether the shares are those under a gradient, as without one nothing is lost.
-      stretched: Whether a step is as long with a gradient as without, as a trust ratio makes it.
-        What is lost without a gradient is then that length alone, however small the decay is, so
-        that `shares` are those under a gradient.
-      unsure: Whether the leaf is so small that no gradient can be told from its decay there.
+      shares: The share of itself that each entry loses; `None` if it depends on their sizes.
+      unmoved: Which entries the gradient does not move.
+      never_moved: Which of those a gradient that changes from step to step does not move either.
+      under_gradient: Whether the shares are those under a gradient, as without one nothing is lost.
+      has_trust_ratio: Whether a step is as long with a gradient as without, as a trust ratio makes
+        it. Without a gradient a leaf loses that length however small its decay is, so that the
+        shares are those under a gradient.
+      too_small_to_tell: Whether, behind a trust ratio, the leaf has too few entries to tell its
+        decay from the gradient.
     """
 
     shares: np.ndarray | None
-    still: np.ndarray
-    never: np.ndarray
-    pushed: bool = False
-    stretched: bool = False
-    unsure: bool = False
+    unmoved: np.ndarray
+    never_moved: np.ndarray
+    under_gradient: bool = False
+    has_trust_ratio: bool = False
+    too_small_to_tell: bool = False
 
     @property
     def in_part(self) -> bool:
@@ -60,36 +66,37 @@ class Entries(NamedTuple):
 
 
 def entries_of(
-    u: np.ndarray, params: np.ndarray, mixed: np.ndarray, shape: tuple[int, ...]
+    u: np.ndarray, params: np.ndarray, uneven_params: np.ndarray, shape: tuple[int, ...]
 ) -> Entries:
     """What a step does to the entries of a leaf.
 
     Args:
       u: The updates, a flat row for each of `RUNS`.
       params: The params of the even runs, 0 nowhere.
-      mixed: The params of the uneven runs.
+      uneven_params: The params of the uneven runs.
       shape: The leaf's own shape.
 
     Returns:
       The `Entries`.
     """
-    plus, minus = u[list(PUSHED)], u[list(AGAINST)]
-    size = np.max(np.abs(u[[*PUSHED, *AGAINST]]), initial=0)
-    stretched = _is_one_length(u[QUIET[0]], plus[0])
-    even, uneven = _shares(u[list(QUIET)], params), _shares(u[list(UNEVEN)], mixed)
-    if stretched and is_one_pattern(even, uneven):
-        shares, unsure = _behind_a_ratio(even / np.max(np.abs(even)), plus, params)
-        still = np.all(_is_near(plus, minus), 0)
-        never = still & _is_a_multiple(u[CHANGING], plus[0], still)
-        return Entries(even if unsure else shares, still, never, stretched=True, unsure=unsure)
-    still = np.max(np.abs(plus - minus), 0, initial=0) <= _UNTOUCHED * size
-    never = still & (np.abs(u[CHANGING] - u[QUIET[0]]) <= _UNTOUCHED * size)
-    if np.max(np.abs(u[list(QUIET)]), initial=0) > FLOOR:
-        return Entries(_one_of(even, uneven), still, never)
-    hard = _one_of(_shares(plus, params), _shares(minus, params))
-    if hard is not None and not _are_of_rows(hard, shape):
-        hard = None  # the length of the step hangs on the params, as by their loss
-    return Entries(hard, still, never, pushed=True)
+    plus, minus, quiet = u[list(GRADIENT)], u[list(OPPOSITE_GRADIENT)], u[list(NO_GRADIENT)]
+    size = np.max(np.abs(u[[*GRADIENT, *OPPOSITE_GRADIENT]]), initial=0)
+    even, uneven = _shares(quiet, params), _shares(u[list(UNEVEN_PARAMS)], uneven_params)
+    if _is_one_length(quiet[0], plus[0]) and is_one_pattern(even, uneven):
+        shares = _shares_behind_trust_ratio(even / np.max(np.abs(even)), plus, params)
+        unmoved = np.all(_is_near(plus, minus), 0)
+        never = unmoved & _is_a_multiple(u[CHANGING_GRADIENT], plus[0], unmoved)
+        unknown = shares is None
+        shares = even if unknown else shares
+        return Entries(shares, unmoved, never, has_trust_ratio=True, too_small_to_tell=unknown)
+    unmoved = np.max(np.abs(plus - minus), 0, initial=0) <= UNTOUCHED * size
+    never = unmoved & (np.abs(u[CHANGING_GRADIENT] - quiet[0]) <= UNTOUCHED * size)
+    if np.max(np.abs(quiet), initial=0) > FLOOR:
+        return Entries(_common_shares(even, uneven), unmoved, never)
+    shares = _common_shares(_shares(plus, params), _shares(minus, params))
+    if shares is not None and not _are_of_rows(shares, shape):
+        shares = None  # the length of the step hangs on the params, as by their loss
+    return Entries(shares, unmoved, never, under_gradient=True)
 
 
 def _shares(pair: np.ndarray, params: np.ndarray) -> np.ndarray:
@@ -97,8 +104,8 @@ def _shares(pair: np.ndarray, params: np.ndarray) -> np.ndarray:
     return (pair[1] - pair[0]) / 2 / params
 
 
-def _one_of(one: np.ndarray, other: np.ndarray) -> np.ndarray | None:
-    """The shares `one`, tiny ones set to 0, or `None` if those in `other` differ by `ALIKE`."""
+def _common_shares(one: np.ndarray, other: np.ndarray) -> np.ndarray | None:
+    """The shares `one`, tiny ones set to 0, or `None` if those in `other` are not alike."""
     top = np.max(np.abs(one), initial=0)
     if not (np.isfinite(top) and top > FLOOR) or np.max(np.abs(one - other)) > ALIKE * top:
         return None
@@ -113,24 +120,29 @@ def is_one_pattern(one: np.ndarray, other: np.ndarray) -> bool:
     return bool(np.max(np.abs(one / tops[0] - other / tops[1])) <= ALIKE)
 
 
-def _behind_a_ratio(
+def _shares_behind_trust_ratio(
     pattern: np.ndarray, plus: np.ndarray, params: np.ndarray
-) -> tuple[np.ndarray, bool]:
-    """The shares under a gradient of a leaf whose step has a given length, and whether in doubt.
+) -> np.ndarray | None:
+    """The shares under a gradient of a leaf whose step has a given length; `None` if none is told.
 
     The step is ``-r(p)*(g + d*p)``, with ``r(p)`` such that its length is that of `p`. Of what
     changes its sign with `p`, the part along `g` is due to `r`, and the rest is ``r*d`` times the
     part of `p` that is at a right angle to `g`. What is returned is divided by the root of the mean
     square of `p`, since `r` is in proportion to that.
+
+    Args:
+      pattern: The shares without a gradient, divided by the largest.
+      plus: The updates under a gradient, at `params` and at ``-params``.
+      params: The params `p`.
     """
     odd, rest = (plus[1] - plus[0]) / 2, (plus[0] + plus[1]) / 2
     along = rest / max(float(np.linalg.norm(rest)), np.finfo(float).tiny)
     pulled = pattern * params
     across = pulled - (pulled @ along) * along
     if not across @ across > _NEARLY**2 * (pulled @ pulled):
-        return pattern, True
+        return None
     rate = float(odd @ across) / float(across @ across) / float(np.sqrt(np.mean(params**2)))
-    return rate * np.where(np.abs(pattern) > _CANCELLED, pattern, 0.0), False
+    return rate * np.where(np.abs(pattern) > _CANCELLED, pattern, 0.0)
 
 
 def _is_near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
@@ -139,7 +151,7 @@ def _is_near(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def _is_a_multiple(one: np.ndarray, other: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """Where ``one / other`` is nearly the median of that ratio over the entries `among`."""
+    """Which of the entries `among` have nearly the median of their ratios ``one / other``."""
     if not np.any(among):
         return among
     factors = one[among] / np.where(other[among] == 0, 1, other[among])
@@ -147,7 +159,7 @@ def _is_a_multiple(one: np.ndarray, other: np.ndarray, among: np.ndarray) -> np.
 
 
 def _is_one_length(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two steps are equally long, and are steps."""
+    """Whether two steps are equally long, and not 0."""
     lengths = [float(np.linalg.norm(x)) for x in (one, other)]
     return max(lengths) > 0 and max(lengths) <= (1 + STEADY) * min(lengths)
 
@@ -167,34 +179,34 @@ class Parts(NamedTuple):
     """What becomes of the entries of a leaf over the steps.
 
     Attributes:
-      least: Of the entries that a gradient moves, taken each in the step in which it loses most,
-        the lowest share; `None` if entries have no shares of their own.
-      erased: Which entries decay and get no gradient: ``""`` for none, ``"rows"`` for all at some
-        indices of an axis, ``"entries"`` for others.
-      random: Whether other entries lose something in other steps, unless they are all those at some
-        indices of an axis, as where layers are updated by turns.
+      lowest_rate: The lowest share that an entry moved by gradients loses, each taken in the step
+        in which it loses most; `None` if entries have no shares of their own.
+      erased_part: Which entries decay and get no gradient: ``""`` for none, ``"rows"`` for all at
+        some indices of an axis, ``"entries"`` for others.
+      random: Whether the entries that lose something differ from step to step. Where they are all
+        those at some indices of an axis, layers are updated by turns, and it is False.
     """
 
-    least: float | None
-    erased: str
+    lowest_rate: float | None
+    erased_part: str
     random: bool
 
 
 def parts_of(steps: Sequence[Entries], shape: tuple[int, ...], gradient: np.ndarray) -> Parts:
-    """What becomes of the entries of a leaf that a gradient moves.
+    """What becomes of the entries of a leaf over the steps.
 
     Args:
-      steps: Its entries in each step in which something moves.
+      steps: Its `Entries` in each step in which a gradient moves it.
       shape: Its shape.
-      gradient: The gradient that it was pushed with.
+      gradient: The gradient that it was given.
     """
     seen = [entries.shares for entries in steps if entries.shares is not None]
     if not seen:
         return Parts(None, "", random=False)
-    still = np.all([entries.still for entries in steps], axis=0)
-    never = np.all([entries.never for entries in steps], axis=0)
+    unmoved = np.all([entries.unmoved for entries in steps], axis=0)
+    never = np.all([entries.never_moved for entries in steps], axis=0)
     most = np.max(seen, axis=0)
-    small = _are_the_smallest(still.reshape(shape), np.abs(gradient).reshape(shape))
+    small = _are_the_smallest(unmoved.reshape(shape), np.abs(gradient).reshape(shape))
     changes = any(not is_one_pattern(seen[0], other) for other in seen)
     return Parts(
         float(np.min(most[~never], initial=strongest(most))),
@@ -204,22 +216,22 @@ def parts_of(steps: Sequence[Entries], shape: tuple[int, ...], gradient: np.ndar
 
 
 def _erased(gone: np.ndarray, never: np.ndarray, shape: tuple[int, ...]) -> str:
-    """Which entries decay that no gradient moves."""
+    """`Parts.erased_part`, from the entries that decay and are never moved, and all never moved."""
     if not np.any(gone) or np.all(never):
         return ""
     return "rows" if _are_rows(never, shape) else "entries"
 
 
-def _are_the_smallest(still: np.ndarray, size: np.ndarray) -> bool:
-    """Whether entries are not moved because their gradients are the smallest.
+def _are_the_smallest(unmoved: np.ndarray, size: np.ndarray) -> bool:
+    """Whether the entries that are not moved are those with the smallest gradients.
 
     They are compared all together, within each slice of an axis or each line along it, or slice by
     slice.
     """
-    if _is_below(still.ravel()[None], size.ravel()[None]):
+    if _is_below(unmoved.ravel()[None], size.ravel()[None]):
         return True
-    for axis in range(still.ndim):
-        lines = [np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in (still, size)]
+    for axis in range(unmoved.ndim):
+        lines = [np.moveaxis(x, axis, -1).reshape(-1, x.shape[axis]) for x in (unmoved, size)]
         rows, sizes = lines[0].T, lines[1].T
         if _is_below(*lines) or _is_below(rows, sizes):
             return True
@@ -231,10 +243,10 @@ def _are_the_smallest(still: np.ndarray, size: np.ndarray) -> bool:
     return False
 
 
-def _is_below(still: np.ndarray, size: np.ndarray) -> bool:
-    """Whether in each row the entries in `still` are the smallest, and others are there."""
-    top = np.max(np.where(still, size, 0), 1)
-    return bool(np.all(top <= np.min(np.where(still, np.inf, size), 1)) and not still.all(1).any())
+def _is_below(which: np.ndarray, size: np.ndarray) -> bool:
+    """Whether in each row the sizes of some entries, and not of all, are the smallest."""
+    top = np.max(np.where(which, size, 0), 1)
+    return bool(np.all(top <= np.min(np.where(which, np.inf, size), 1)) and not which.all(1).any())
 
 
 def _are_rows(which: np.ndarray, shape: tuple[int, ...]) -> bool:

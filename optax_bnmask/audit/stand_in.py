@@ -1,8 +1,8 @@
 """Small params that an optimizer treats as it would treat the real ones.
 
-An optimizer may have weights of ten gigabytes to look after; what it does with each can be seen on
-a few numbers, as long as it does the same. Whether it does shows in the program of its update: the
-same operations in the same order, and each leaf's update made from the same leaves.
+The params may have ten gigabytes; what an optimizer does to each leaf shows on a few numbers, if it
+does the same to them. It does if the program of its update has the same operations in the same
+order, and makes each leaf's update from the same leaves: if its `Fingerprint` is the same.
 """
 
 import dataclasses
@@ -17,11 +17,11 @@ from optax_bnmask.audit.fingerprint import fingerprint
 from optax_bnmask.audit.update import Update, traced
 from optax_bnmask.paths import tree_index
 
-SMALL: Final = 2**20
-"""Up to so many entries, leaves of one shape and dtype counted once, are run as they are."""
+_SMALL: Final = 2**20
+"""Up to this many entries, leaves of one shape and dtype counted once, are run as they are."""
 
 _BEARABLE: Final = 2**23
-"""Up to so many are run as they are where the optimizer does something else to smaller params."""
+"""Up to this many, they are if the optimizer does something else to smaller params."""
 
 _CAPS: Final = (2, 128)
 """The longest axes to try; from 128 on, which is Adafactor's default, moments are factored."""
@@ -29,7 +29,7 @@ _CAPS: Final = (2, 128)
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StandIn:
-    """The update of params that are put in the place of the real ones.
+    """The update of the params that an audit runs.
 
     Attributes:
       update: The traced optimizer.
@@ -53,7 +53,7 @@ def stand_in(tx: Any, params: Any) -> StandIn:  # noqa: ANN401 - an optimizer, a
     """
     whole, dtypes = _whole(tx, params)
     size = sum(int(np.prod(shape)) for shape, _ in {(x.shape, x.dtype) for x in whole.leaves})
-    if size <= SMALL:
+    if size <= _SMALL:
         return StandIn(whole, faithful=True)
     wanted, short = fingerprint(whole), None
     for cap in _CAPS:
@@ -72,7 +72,7 @@ def _whole(tx: Any, params: Any) -> tuple[Update, Sequence[Any]]:  # noqa: ANN40
     """The update of the real shapes, and the dtypes that it is traced with.
 
     In float16 and narrower, Adam's 1e-8 and small learning rates round to 0. Such leaves are traced
-    as float32, unless updates are then made from other leaves than before: a mask may go by the
+    as float32, unless some update is then made from other leaves, as where a mask goes by the
     dtype.
     """
     own = list(dtypes_of(params).values())

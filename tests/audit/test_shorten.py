@@ -8,10 +8,10 @@ import pytest
 from jax import lax
 
 import optax_bnmask as bnmask
+from optax_bnmask.audit.compiled_optimizer import CompiledOptimizer
 from optax_bnmask.audit.deduplication import Labels, shortened
 from optax_bnmask.audit.double_precision import evaluate
-from optax_bnmask.audit.machine import Machine
-from optax_bnmask.audit.patterns import RUNS, board, push
+from optax_bnmask.audit.patterns import RUNS, checkerboard, gradient_pattern
 from optax_bnmask.audit.update import traced
 
 pytestmark = pytest.mark.usefixtures("optax_promotion")
@@ -94,17 +94,19 @@ def test_updates_are_those_of_the_optimizer(name):
     tx = OPTIMIZERS[name]
     params = {"a": jnp.ones((2, 4)), "b": jnp.ones((2, 4)), "c": jnp.ones(4)}
     with jax.enable_x64(True):
-        machine = Machine(traced(tx, params))
-        steps = machine.steps(1.0, 1.0)
+        optimizer = CompiledOptimizer(traced(tx, params))
+        steps = optimizer.steps(1.0, 1.0)
         found = [next(steps) for _ in range(4)]
     run = RUNS[4]
-    params = {n: jnp.asarray(run.params * board(p.shape), p.dtype) for n, p in params.items()}
-    gradient = {n: jnp.asarray(push(p.shape), p.dtype) for n, p in params.items()}
+    params = {
+        n: jnp.asarray(run.params * checkerboard(p.shape), p.dtype) for n, p in params.items()
+    }
+    gradient = {n: jnp.asarray(gradient_pattern(p.shape), p.dtype) for n, p in params.items()}
     state = tx.init(params)
     for number, made in enumerate(found):
         updates, state = tx.update(gradient, state, params)
         for place, update in enumerate(updates.values()):
-            labels = machine.kinds[machine.kind_of[place]].updates
+            labels = optimizer.kinds[optimizer.kind_of[place]].updates
             label = labels[min(number, len(labels) - 1)]
             np.testing.assert_allclose(made[label][4], update, rtol=1e-4, atol=1e-7)
 
@@ -113,6 +115,8 @@ def test_work_does_not_grow_with_blocks_that_repeat():
     def kinds(blocks):
         params = {f"block{i}": {"kernel": jnp.ones((4, 3))} for i in range(blocks)}
         mask = bnmask.analyze_structure(params).decay_mask(never=["block0/*"])
-        return len(Machine(traced(optax.adamw(1e-3, weight_decay=0.1, mask=mask), params)).kinds)
+        return len(
+            CompiledOptimizer(traced(optax.adamw(1e-3, weight_decay=0.1, mask=mask), params)).kinds
+        )
 
     assert kinds(3) == kinds(30) == 2

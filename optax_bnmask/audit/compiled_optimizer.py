@@ -1,4 +1,4 @@
-"""Runs a traced optimizer on the params of all `RUNS` at once; leaves treated alike run once."""
+"""A compiled optimizer that runs on the params of all `RUNS`; leaves treated alike run once."""
 
 import itertools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -13,28 +13,35 @@ from jax import lax
 from optax_bnmask import compat
 from optax_bnmask.audit.deduplication import Labels, ShortProgram, shortened
 from optax_bnmask.audit.double_precision import over_runs
-from optax_bnmask.audit.patterns import CHANGES, RUNS, aside, board, mixed, push
+from optax_bnmask.audit.patterns import (
+    CHANGING_STEPS,
+    RUNS,
+    checkerboard,
+    gradient_pattern,
+    orthogonal_checkerboard,
+    uneven_checkerboard,
+)
 from optax_bnmask.audit.update import Update
 from optax_bnmask.verify.interpreter import wide
 
-Form = Callable[[ShortProgram], Callable[[list[Any]], list[Any]]]
+Compiler = Callable[[ShortProgram], Callable[[list[Any]], list[Any]]]
 """Compiles a shortened program into a function of a list of arrays."""
 
 
-class Kind(NamedTuple):
+class LeafKind(NamedTuple):
     """Leaves of one shape and dtype to which the optimizer does the same.
 
     Attributes:
       leaf: Their shape and dtype.
-      updates: The label of their update in each stage.
+      updates: The label of their update in each of `Update.steps`.
     """
 
     leaf: jax.ShapeDtypeStruct
     updates: tuple[int, ...]
 
 
-class _Stage(NamedTuple):
-    """One program, shortened and compiled.
+class _CompiledStep(NamedTuple):
+    """A shortened program, compiled.
 
     Attributes:
       inputs: The labels of what it reads.
@@ -46,13 +53,13 @@ class _Stage(NamedTuple):
     results: tuple[int, ...]
     run: Callable[[list[Any]], list[Any]]
 
-    def of(self, values: Mapping[int, Any]) -> dict[int, Any]:
+    def results_of(self, values: Mapping[int, Any]) -> dict[int, Any]:
         """What it returns, by label."""
         outs = self.run([values[label] for label in self.inputs])
         return dict(zip(self.results, outs, strict=True))
 
 
-class Machine:
+class CompiledOptimizer:
     """The compiled update of an optimizer, to be started on any params.
 
     Attributes:
@@ -60,54 +67,55 @@ class Machine:
       kind_of: For each leaf, the number of its kind.
     """
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[LeafKind, ...]
     kind_of: tuple[int, ...]
 
     def __init__(
-        self, update: Update, apart: Sequence[Hashable] = (), form: Form = over_runs
+        self,
+        update: Update,
+        distinguished_by: Sequence[Hashable] = (),
+        compiler: Compiler = over_runs,
     ) -> None:
         """Compiles an update.
 
         Args:
           update: The update.
-          apart: For each leaf, a key that tells it from others of its shape and dtype; empty unless
-            leaves are started differently.
-          form: How to compile a program.
+          distinguished_by: For each leaf, a key for its initial value; leaves of one shape, dtype
+            and key start equal. Empty where the key is the same for all.
+          compiler: How to compile a program.
         """
         labels = Labels()
-        leaves = [
-            (leaf.shape, leaf.dtype, *own)
-            for leaf, *own in zip(update.leaves, *([apart] if apart else []), strict=True)
-        ]
+        keys = distinguished_by or [None] * len(update.leaves)
+        leaves = [(x.shape, x.dtype, key) for x, key in zip(update.leaves, keys, strict=True)]
         starts = [labels.of(("start", leaf)) for leaf in leaves]
         self._params = [labels.of(("params", leaf)) for leaf in leaves]
         self._gradient = [labels.of(("gradient", leaf)) for leaf in leaves]
         inputs = zip(starts, self._gradient, update.leaves, strict=True)
         self._leaves = dict(zip(self._params, inputs, strict=True))
         begin = shortened(labels, update.start, starts)
-        self._begin = _stage(begin, form)
-        self._stages: list[_Stage] = []
+        self._init = _compiled(begin, compiler)
+        self._steps: list[_CompiledStep] = []
         state: Sequence[int] = begin.results
         made: list[Sequence[int]] = []
         for program in update.steps[:-1]:
-            short = self._step(labels, program, state)
+            short = self._shortened(labels, program, state)
             made.append(short.results[: len(leaves)])
             after = short.results[len(leaves) :]
-            self._stages.append(_stage(short, form))
+            self._steps.append(_compiled(short, compiler))
             state = after
-        self._first, (last, state) = state, self._repeated(labels, update.steps[-1], state)
+        self._state_before, (last, state) = state, self._repeated(labels, update.steps[-1], state)
         made.append(last.results[: len(leaves)])
-        self._next = dict(zip(state, last.results[len(leaves) :], strict=True))
-        self._stages.append(_stage(last, form))
+        self._next_state = dict(zip(state, last.results[len(leaves) :], strict=True))
+        self._steps.append(_compiled(last, compiler))
         self._state = state
         ways = [*zip(self._params, *made, strict=True)]
         numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
-        self.kinds = tuple(Kind(self._leaves[way[0]][-1], way[1:]) for way in numbers)
-        self._places = tuple(way[0] for way in numbers)
-        self._reads = tuple(last.reads(way[-1]) for way in numbers)
+        self.kinds = tuple(LeafKind(self._leaves[way[0]][-1], way[1:]) for way in numbers)
+        self._params_of_kind = tuple(way[0] for way in numbers)
+        self._inputs_of_kind = tuple(last.reads(way[-1]) for way in numbers)
         self.kind_of = tuple(numbers[way] for way in ways)
 
-    def _step(self, labels: Labels, program: Any, state: Sequence[int]) -> ShortProgram:  # noqa: ANN401
+    def _shortened(self, labels: Labels, program: Any, state: Sequence[int]) -> ShortProgram:  # noqa: ANN401
         return shortened(labels, program, (*self._gradient, *self._params, *state))
 
     def _repeated(
@@ -116,65 +124,68 @@ class Machine:
         program: Any,  # noqa: ANN401 - a jaxpr
         state: Sequence[int],
     ) -> tuple[ShortProgram, Sequence[int]]:
-        """The program of all further steps, and labels of the state that are valid in all of them.
+        """The program of all further steps, and labels of the state that hold in each of them.
 
-        Two parts of the state that are equal now, as the two zeros that Adam starts from, have one
-        label only if they are equal after each step too: labels are split until that is so. And no
-        label is that of a constant that the state started as.
+        Two parts of the state that start equal, as the two zeros of Adam, have one label only if
+        they are equal after each step too: labels are split until that is so. No part has the label
+        of a constant, though the state may start as one.
         """
         state = [labels.of(("carried", label)) for label in state]
         while True:
-            short = self._step(labels, program, state)
+            short = self._shortened(labels, program, state)
             after = short.results[len(self._params) :]
             refined = [labels.of(("carried", *pair)) for pair in zip(state, after, strict=True)]
             if len(set(refined)) == len(set(state)):
                 return short, state
             state = refined
 
-    def steps(self, scale: float, pushed: float) -> Iterator[Mapping[int, np.ndarray]]:
-        """Starts on the params of `RUNS` and takes steps without end; only the state moves.
+    def steps(self, scale: float, gradient_scale: float) -> Iterator[Mapping[int, np.ndarray]]:
+        """Takes steps without end on the params of `RUNS`, which stay: only the state moves.
 
         Args:
           scale: What the params of all runs are multiplied with.
-          pushed: What the gradients are multiplied with.
+          gradient_scale: What the gradients are multiplied with.
 
         Yields:
           The updates of a step by label, each with one row for each run.
         """
         given: dict[int, Any] = {}
-        begun: dict[int, Any] = {}
+        starts: dict[int, Any] = {}
         for params, (start, _, leaf) in self._leaves.items():
-            here, there, other = (f(leaf.shape) for f in (board, aside, mixed))
-            now = [scale * run.params * (other if run.uneven else here) for run in RUNS]
-            given[params] = _rows(leaf, now)
-            begun[start] = _rows(
-                leaf, [scale * there if r.moved else x for r, x in zip(RUNS, now, strict=True)]
+            even, uneven = checkerboard(leaf.shape), uneven_checkerboard(leaf.shape)
+            own = [scale * r.params * (uneven if r.uneven_params else even) for r in RUNS]
+            other = scale * orthogonal_checkerboard(leaf.shape)
+            given[params] = _rows(leaf, own)
+            starts[start] = _rows(
+                leaf, [other if r.other_start else x for r, x in zip(RUNS, own, strict=True)]
             )
-        values = self._begin.of(begun)
-        *once, last = self._stages
+        values = self._init.results_of(starts)
+        *once, last = self._steps
         for number in itertools.count():
-            if number < CHANGES:
-                given |= self._gradients(pushed, number)
+            if number < CHANGING_STEPS:
+                given |= self._gradients(gradient_scale, number)
             if number == len(once):
                 values = self._repeating(values)
-            values = (once[number] if number < len(once) else last).of(given | values)
+            values = (once[number] if number < len(once) else last).results_of(given | values)
             yield self._updates(values, min(number, len(once)))
             if number >= len(once):
-                values = {now: values[then] for now, then in self._next.items()}
+                values = {now: values[then] for now, then in self._next_state.items()}
 
-    def _gradients(self, pushed: float, number: int) -> dict[int, Any]:
+    def _gradients(self, gradient_scale: float, number: int) -> dict[int, Any]:
         """The gradients of a step, by label."""
         out = {}
         for _, gradient, leaf in self._leaves.values():
-            same, other = push(leaf.shape), push(leaf.shape, number)
-            rows = [pushed * r.gradient * (other if r.changing else same) for r in RUNS]
+            same, other = gradient_pattern(leaf.shape), gradient_pattern(leaf.shape, number)
+            rows = [
+                gradient_scale * r.gradient * (other if r.changing_gradient else same) for r in RUNS
+            ]
             out[gradient] = _rows(leaf, rows)
         return out
 
-    def walk(
+    def steps_without_gradient(
         self, values: Sequence[float], dtypes: Sequence[Any], stride: int
     ) -> Iterator[tuple[int, Sequence[np.ndarray], Sequence[bool]]]:
-        """Starts on leaves filled with one number each, and adds the updates for zero gradients.
+        """Takes steps without end with gradients of 0, from leaves filled with one number each.
 
         Args:
           values: The number for each leaf.
@@ -182,33 +193,33 @@ class Machine:
           stride: How many steps to take at once.
 
         Yields:
-          How many steps were taken; for each kind of leaf the params, and whether its update reads
-          a part of the state of its shape that has changed.
+          How many steps were taken; for each kind of leaf its params, and whether its update reads
+          a part of the state of its shape that changes.
         """
         rounded = dict(zip(self._params, dtypes, strict=True))
         numbers = dict(zip(self._params, values, strict=True))
-        zero, begun, params = dict[int, Any](), dict[int, Any](), dict[int, Any]()
+        zero, starts, params = dict[int, Any](), dict[int, Any](), dict[int, Any]()
         for label, (start, gradient, leaf) in self._leaves.items():
-            params[label] = begun[start] = jnp.full(leaf.shape, numbers[label], leaf.dtype)
+            params[label] = starts[start] = jnp.full(leaf.shape, numbers[label], leaf.dtype)
             zero[gradient] = jnp.zeros(leaf.shape, leaf.dtype)
-        *once, last = self._stages
+        *once, last = self._steps
 
         def moved(params: dict[int, Any], made: Mapping[int, Any], number: int) -> dict[int, Any]:
             out = dict(params)
-            for label, kind in zip(self._places, self.kinds, strict=True):
+            for label, kind in zip(self._params_of_kind, self.kinds, strict=True):
                 new = (params[label] + made[kind.updates[number]]).astype(rounded[label])
                 out[label] = new.astype(kind.leaf.dtype)
             return out
 
-        state = self._begin.of(begun)
-        for number, stage in enumerate(once):
-            state = stage.of(zero | params | state)
+        state = self._init.results_of(starts)
+        for number, each in enumerate(once):
+            state = each.results_of(zero | params | state)
             params = moved(params, state, number)
 
         def step(_: int, carry: tuple[Any, Any]) -> tuple[Any, Any]:
             params, state = carry
-            made = last.of(zero | params | state)
-            state = {now: made[then] for now, then in self._next.items()}
+            made = last.results_of(zero | params | state)
+            state = {now: made[then] for now, then in self._next_state.items()}
             return moved(params, made, len(once)), state
 
         steps = jax.jit(partial(lax.fori_loop, 0, stride, step))
@@ -223,28 +234,28 @@ class Machine:
             }
             yield (
                 len(once) + number * stride,
-                [np.asarray(carry[0][label]) for label in self._places],
+                [np.asarray(carry[0][label]) for label in self._params_of_kind],
                 [
                     any(first[label].shape == kind.leaf.shape for label in reads & changed)
-                    for kind, reads in zip(self.kinds, self._reads, strict=True)
+                    for kind, reads in zip(self.kinds, self._inputs_of_kind, strict=True)
                 ],
             )
 
     def _repeating(self, values: Mapping[int, Any]) -> dict[int, Any]:
         """The state by the labels that it has in all further steps."""
-        return {label: values[x] for x, label in zip(self._first, self._state, strict=True)}
+        return {label: values[x] for x, label in zip(self._state_before, self._state, strict=True)}
 
     def _updates(self, values: Mapping[int, Any], number: int) -> dict[int, np.ndarray]:
-        """The updates that a stage made, by label."""
+        """The updates among the results of a step, by label."""
         wanted = dict.fromkeys(kind.updates[number] for kind in self.kinds)
         return {label: np.asarray(values[label]) for label in wanted}
 
 
-def _stage(short: ShortProgram, form: Form) -> _Stage:
+def _compiled(short: ShortProgram, compiler: Compiler) -> _CompiledStep:
     results = tuple(dict.fromkeys(short.results))
-    return _Stage(short.inputs, results, form(short._replace(results=results)))
+    return _CompiledStep(short.inputs, results, compiler(short._replace(results=results)))
 
 
 def _rows(leaf: jax.ShapeDtypeStruct, rows: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - an array
-    """One array with a row for each run, floats in the wide dtype that is computed in."""
+    """One array with a row for each run, in double precision if the leaf is one of floats."""
     return jnp.asarray(np.stack(rows).astype(wide(leaf.dtype)))

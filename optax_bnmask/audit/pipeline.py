@@ -1,14 +1,14 @@
-"""`audit`: what an optimizer really decays."""
+"""`audit`: finds what an optimizer really decays, step by step."""
 
 from collections.abc import Collection
 from typing import Any
 
 from optax_bnmask.analysis import Analysis, analyze_structure
-from optax_bnmask.audit.evidence import Case
+from optax_bnmask.audit.cases import Case
 from optax_bnmask.audit.findings import findings, undetermined
 from optax_bnmask.audit.outcome import Audit, wanted_mask
-from optax_bnmask.audit.precision import lost
 from optax_bnmask.audit.probe import probe
+from optax_bnmask.audit.rounding import leaves_rounded_away
 from optax_bnmask.audit.stand_in import dtypes_of, stand_in
 from optax_bnmask.audit.update import optimizer_of
 from optax_bnmask.errors import PathError, first_line
@@ -84,14 +84,16 @@ def audit(
             )
     try:
         small = stand_in(tx, params)
-        seen = probe(small.update, paths)
+        behaviours = probe(small.update, paths)
     except Exception as error:  # anything may come out of a user's optimizer
         said = first_line(error)
         why = f"The optimizer raised {type(error).__name__}: {said}"
         nothing = (undetermined(paths, why),)
         return Audit(dict.fromkeys(paths, 0.0), nothing, analysis, exempt=exempt)
-    gone = lost(small.update, dtypes_of(params), seen)
-    cases = [Case(analysis[path], does, wanted[path], path in gone) for path, does in seen.items()]
+    gone = leaves_rounded_away(small.update, dtypes_of(params), behaviours)
+    cases = [
+        Case(analysis[path], does, wanted[path], path in gone) for path, does in behaviours.items()
+    ]
     if small.faithful:
         found = findings(analysis, cases)
     else:  # rates of other params prove nothing, neither good nor bad
@@ -101,4 +103,6 @@ def audit(
         )
         found = (undetermined(paths, why),)
     frozen = frozenset(case.path for case in cases if case.frozen)
-    return Audit({case.path: case.does.rate for case in cases}, found, analysis, frozen, exempt)
+    return Audit(
+        {case.path: case.behaviour.rate for case in cases}, found, analysis, frozen, exempt
+    )

@@ -1,37 +1,38 @@
-"""What a judgement of an optimizer rests on, leaf by leaf, and how leaves are named in words."""
+"""One leaf as an audit judges it, and how several leaves are named in words."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from optax_bnmask.audit.observations import Behaviour
+from optax_bnmask.audit.behaviour import Behaviour
+from optax_bnmask.audit.messages import Message
 from optax_bnmask.audit.outcome import Finding
 from optax_bnmask.families import listed
 from optax_bnmask.vocabulary import Leaf, Role
 from optax_bnmask.wording import counted
 
 SAME: Final = 1.05
-"""Rates that differ by less are one rate."""
+"""Rates that differ by a smaller factor are one rate."""
 
 _NAMED: Final = 5
-"""So many leaves are named in a message."""
+"""The number of leaves named in a message."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Case:
-    """One leaf: what it is, what is done to it, and what should be.
+    """One leaf: what it is, what is done to it, and what should be done.
 
     Attributes:
-      leaf: What is known of it.
-      does: What the optimizer does to it.
+      leaf: What the analysis knows of it.
+      behaviour: What the optimizer does to it.
       wanted: Whether it should decay.
-      lost: Whether its decay is less than its dtype can tell.
+      rounded_away: Whether rounding to its dtype undoes its decay.
     """
 
     leaf: Leaf
-    does: Behaviour
+    behaviour: Behaviour
     wanted: bool
-    lost: bool = False
+    rounded_away: bool = False
 
     @property
     def reached(self) -> bool:
@@ -46,38 +47,29 @@ class Case:
     @property
     def decays(self) -> bool:
         """Whether it loses a share of itself."""
-        return self.does.rate > 0
+        return self.behaviour.rate > 0
 
     @property
     def uneven(self) -> bool:
         """Whether parts of it decay at different rates."""
-        return self.does.least * SAME < self.does.rate
+        return self.behaviour.lowest_rate * SAME < self.behaviour.rate
 
     @property
     def frozen(self) -> bool:
         """Whether nothing moves it."""
-        does = self.does
-        return not (does.moved or does.rate or does.recalled or does.broken)
+        it = self.behaviour
+        return not (it.moved_by_gradient or it.rate or it.pulled_to_start or it.not_finite)
 
 
 Cases = Sequence[Case]
 
 
-def finding(severity: str, kind: str, cases: Cases, message: str) -> Iterator[Finding]:
-    """A finding about leaves, if there are any.
-
-    Args:
-      severity: Of `Finding`.
-      kind: Of `Finding`.
-      cases: The leaves.
-      message: In which ``{}`` stands for their number and their names.
-
-    Yields:
-      The finding.
-    """
+def finding(message: Message, cases: Cases, **fields: object) -> Iterator[Finding]:
+    """Yields a finding about leaves, if there are any; `fields` are those of the text by name."""
     if cases:
+        severity, kind, text = message
         paths = tuple(case.path for case in cases)
-        yield Finding(severity, kind, paths, message.format(named(cases)))
+        yield Finding(severity, kind, paths, text.format(named(cases), **fields))
 
 
 def named(cases: Cases) -> str:
