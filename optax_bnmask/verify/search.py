@@ -94,7 +94,7 @@ def added_error(trial: Trial) -> float:
 def _addition(trial: Trial, base: np.ndarray, i: int, axis: int | None, sign: int) -> np.ndarray:
     """What to add to a leaf: numbers constant along `axis`, or any where that is `None`."""
     if axis is None:
-        return sign * trial.leaf(i) - base
+        return sign * trial.new_leaf(i) - base
     shape = [1 if a == axis else n for a, n in enumerate(base.shape)]
     if sign < 0:  # far enough to change all signs
         return -float(np.max(np.abs(base), initial=0.0) or 1.0) * trial.rng.uniform(

@@ -13,6 +13,9 @@ from optax_bnmask.verify.trial import DRAWS, Trial, moved, numpy_value
 from optax_bnmask.verify.yardstick import relative_change
 from optax_bnmask.vocabulary import BIASES, Role, Scale
 
+Leaves = Sequence[np.ndarray]
+"""The values of all leaves."""
+
 _WEAK = 0.01
 """An invariance is weak where doubling its leaves moves an output by more than this part."""
 
@@ -53,35 +56,29 @@ def _unmoving(trial: Trial, i: int, *, on_varied: bool) -> str:
 
 def _is_dead(trial: Trial, i: int, *, on_varied: bool) -> bool:
     """Whether a new draw of a leaf moves no output."""
-
-    def settings(draw: int) -> Iterator[Sequence[np.ndarray]]:
-        base = trial.draws[draw]
-        yield [*base[:i], trial.leaf(i), *base[i + 1 :]]
-
-    return _moves_nothing(trial, settings, on_varied=on_varied)
+    return _moves_nothing(
+        trial, lambda base: [[*base[:i], trial.new_leaf(i), *base[i + 1 :]]], on_varied=on_varied
+    )
 
 
 def _is_invariant(trial: Trial, some: Sequence[int], *, on_varied: bool) -> bool:
     """Whether to double some leaves, or to halve them, moves no output."""
-
-    def settings(draw: int) -> Iterator[Sequence[np.ndarray]]:
-        for power in (1.0, -1.0):
-            yield moved(trial.draws[draw], dict.fromkeys(some, power))
-
-    return _moves_nothing(trial, settings, on_varied=on_varied)
+    moves = dict.fromkeys(some, 1.0), dict.fromkeys(some, -1.0)
+    return _moves_nothing(
+        trial, lambda base: [moved(base, move) for move in moves], on_varied=on_varied
+    )
 
 
 def _moves_nothing(
-    trial: Trial, settings: Callable[[int], Iterator[Sequence[np.ndarray]]], *, on_varied: bool
+    trial: Trial, changed: Callable[[Leaves], Sequence[Leaves]], *, on_varied: bool
 ) -> bool:
-    """Whether no setting of any draw moves an output."""
-    by = trial.epsilon_factors[0]
-    for draw in range(len(trial.draws)):
-        yardstick = trial.yardstick(draw, by, on_varied=on_varied)
+    """Whether none of the ways in which `changed` changes the leaves of a draw moves an output."""
+    for draw, base in enumerate(trial.draws):
+        yardstick = trial.yardstick(draw, on_varied=on_varied)
         if not yardstick.n_visible:
             return False
-        for leaves in settings(draw):
-            outputs = trial.outputs_at(leaves, by, on_varied=on_varied)
+        for leaves in changed(base):
+            outputs = trial.outputs_at(leaves, on_varied=on_varied)
             if not yardstick.change(outputs) <= trial.function.tolerance:
                 return False
     return True

@@ -91,17 +91,24 @@ class Trial:
         constants = tuple(self.constants)
         has_aux = self.proof.program.has_aux if has_aux is None else has_aux
         self.function = CompiledFunction(fn, params, *given, has_aux=has_aux, constants=constants)
-        self.draws = [self._leaves(keep_signs=False) for _ in range(DRAWS)]
+        self.draws = [self._new_leaves() for _ in range(DRAWS)]
         if not self._is_finite():  # a root or a logarithm of something negative?
-            self.draws = [self._leaves(keep_signs=True) for _ in range(DRAWS)]
+            self.draws = [self._new_leaves(keep_signs=True) for _ in range(DRAWS)]
             if not self._is_finite():
                 given = _drawn((tuple(args), dict(kwargs)), rng, keep_signs=True)
                 self.function.inputs = inputs_of(*given)
-        for _ in range(_MAX_REDRAWS):  # a rectifier may leave nothing of an example to normalise
+        for _ in range(
+            _MAX_REDRAWS + 1
+        ):  # a rectifier may leave nothing of an example to normalise
             if self._is_finite():
                 break
-            self.draws = [self._leaves(keep_signs=False) for _ in range(DRAWS)]
-        self._require_finite()
+            self.draws = [self._new_leaves() for _ in range(DRAWS)]
+        else:
+            raise VerificationError(
+                "The outputs of `fn` must be finite to be compared. At parameters drawn with the "
+                "magnitudes of `params` none is. Give a batch of more than one example to what "
+                "normalises over the batch, and inputs that are themselves finite."
+            )
         self._redraw_until_visible()
         if not any(map(is_abstract, self.given_leaves)):
             self.draws.append([numpy_value(value) for value in self.given_leaves])
@@ -137,19 +144,16 @@ class Trial:
     def _described(self, inputs: Mapping[int, str]) -> str:
         return ", ".join(f"{self.function.names[i]!r} ({said})" for i, said in inputs.items())
 
-    def leaf(self, i: int) -> np.ndarray:
-        """A new draw of a leaf."""
-        return self._leaf(i, keep_signs=False)
-
-    def _leaf(self, i: int, *, keep_signs: bool) -> np.ndarray:
+    def new_leaf(self, i: int, *, keep_signs: bool = False) -> np.ndarray:
+        """A new draw of a leaf, with the signs of its own value if asked for."""
         leaf, value = self.analysis.leaves[i], self.given_leaves[i]
         if not is_float(value):
             return numpy_value(value)
         centred = i in self.proof.zero_centred
         return drawn_leaf(leaf, value, self.rng, zero_centred=centred, keep_signs=keep_signs)
 
-    def _leaves(self, *, keep_signs: bool) -> list[np.ndarray]:
-        return [self._leaf(i, keep_signs=keep_signs) for i in range(len(self.given_leaves))]
+    def _new_leaves(self, *, keep_signs: bool = False) -> list[np.ndarray]:
+        return [self.new_leaf(i, keep_signs=keep_signs) for i in range(len(self.given_leaves))]
 
     def factors(self, by: float) -> np.ndarray:
         """What to multiply each of `constants` by: epsilons are reduced, and by `by` once more."""
@@ -163,7 +167,7 @@ class Trial:
         )
 
     def outputs_at(
-        self, leaves: Sequence[np.ndarray], by: float, *, on_varied: bool = False
+        self, leaves: Sequence[np.ndarray], by: float = 1.0, *, on_varied: bool = False
     ) -> Outputs:
         """The outputs at these leaves with constants multiplied by ``factors(by)``.
 
@@ -177,7 +181,7 @@ class Trial:
         return self.function(leaves, self.factors(by))
 
     def yardstick(
-        self, draw: int, by: float, *, on_varied: bool = False, tries: int = _TRIES
+        self, draw: int, by: float = 1.0, *, on_varied: bool = False, tries: int = _TRIES
     ) -> Yardstick:
         """The `Yardstick` for changes of the outputs from those at one of the draws."""
         key = draw, by, on_varied, tries
@@ -210,7 +214,7 @@ class Trial:
 
     def _smallest_error(self, draw: int, leaves: Sequence[np.ndarray]) -> float:
         """The smallest change over all `epsilon_factors`; infinite if none of them tells."""
-        errors, first = list[float](), self.yardstick(draw, self.epsilon_factors[0]).n_visible
+        errors, first = list[float](), self.yardstick(draw).n_visible
         if not first:  # rounding moves every entry: nothing is seen
             return np.inf
         for by in self.epsilon_factors:
@@ -245,7 +249,7 @@ class Trial:
         epsilon, and at last rounding, by the root of an epsilon: the smaller epsilons are, the
         larger is the result.
         """
-        yardstick = self.yardstick(draw, self.epsilon_factors[0])
+        yardstick = self.yardstick(draw)
         steps = self.epsilon_factors[1:3]
         changes = [yardstick.change(self.yardstick(draw, by).base) for by in steps]
         return not steps or changes[1] <= max(_MAX_GROWTH * changes[0], self.function.tolerance)
@@ -256,32 +260,23 @@ class Trial:
         Then they jump on the rest of it. A normaliser over equal examples divides an epsilon by the
         root of an epsilon, and the next one turns that into 1 or -1, however small epsilons are.
         """
-        start, by = self.draws[draw], self.epsilon_factors[0]
         near = [
             x + _SMALL_PART * (y - x) if is_float(x) else x
-            for x, y in zip(start, leaves, strict=True)
+            for x, y in zip(self.draws[draw], leaves, strict=True)
         ]
-        return self.yardstick(draw, by).change(self.outputs_at(near, by)) <= self.function.tolerance
+        return self.yardstick(draw).change(self.outputs_at(near)) <= self.function.tolerance
 
     def _is_finite(self) -> bool:
-        outs = self.outputs_at(self.draws[0], self.epsilon_factors[0])
+        outs = self.outputs_at(self.draws[0])
         return any(np.any(np.isfinite(y)) for y in outs)
-
-    def _require_finite(self) -> None:
-        if not self._is_finite():
-            raise VerificationError(
-                "The outputs of `fn` must be finite to be compared. At parameters drawn with the "
-                "magnitudes of `params` none is. Give a batch of more than one example to what "
-                "normalises over the batch, and inputs that are themselves finite."
-            )
 
     def _redraw_until_visible(self) -> None:
         """Repeats the draws at which rounding moves every output."""
         for draw in range(DRAWS):
             for _ in range(_MANY_TRIES):
-                if self.yardstick(draw, self.epsilon_factors[0]).n_visible:
+                if self.yardstick(draw).n_visible:
                     break
-                self.draws[draw] = self._leaves(keep_signs=False)
+                self.draws[draw] = self._new_leaves()
                 self._yardsticks.clear()
 
     def _note_lower_precision(self) -> None:
