@@ -16,9 +16,9 @@ _EXTRAS: Final = {
 }
 """The modules that only the extras install, with the packages they come in."""
 
-_NOT_ASKED: Final = 2
-_OWN_FAULT: Final = 3
-"""Exit codes; `voice` has the others, and cannot be imported without the extra."""
+_BAD_INPUT: Final = 2
+_FAULT: Final = 3
+"""Exit codes. They are not imported from `messages`, as `app` cannot be without the extra."""
 
 
 def main() -> None:
@@ -32,10 +32,10 @@ def main() -> None:
         package = _EXTRAS.get(name.partition(".")[0])
         if package is None:
             traceback.print_exception(error)
-            sys.exit(_OWN_FAULT)
+            sys.exit(_FAULT)
         print(  # noqa: T201 - nothing better is installed
             f"This command needs {package}, which is not installed. Install it: "
             f"{sys.executable} -m pip install {package}",
             file=sys.stderr,
         )
-        sys.exit(_NOT_ASKED)
+        sys.exit(_BAD_INPUT)

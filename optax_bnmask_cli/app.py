@@ -12,7 +12,7 @@ from typing import Final
 import click
 from click.shell_completion import get_completion_class
 
-from optax_bnmask_cli.messages import EXIT_CODES, FINDINGS, aloud, sentences
+from optax_bnmask_cli.messages import EXIT_CODES, FINDINGS, errors_printed, with_warnings_printed
 
 _SETTINGS: Final = {
     "help_option_names": ["--help", "-h"],
@@ -110,7 +110,7 @@ def demo(*, seeds: int, epochs: int, out: Path) -> None:
     The digits are real scans; a quarter is held out for the test. Shows what came out of each
     policy, and where the policies do not differ, then which leaves decay and why.
     """
-    with sentences(debug=False):
+    with errors_printed(debug=False):
         from optax_bnmask_cli.examples import example  # noqa: PLC0415 - it imports JAX
 
         run = example("digits").run
@@ -185,10 +185,10 @@ def inspect(
 
     What exists as a path is taken for a checkpoint, all else for MODULE:FACTORY.
     """
-    with sentences(debug=debug):
+    with errors_printed(debug=debug):
         from optax_bnmask_cli.inspection import inspected  # noqa: PLC0415 - it imports JAX
         from optax_bnmask_cli.reports import (  # noqa: PLC0415 - as above
-            decided,
+            mask_for,
             require_explanations_alone,
             show_analysis,
             show_explanations,
@@ -196,11 +196,13 @@ def inspect(
 
         if explain:
             require_explanations_alone(exempt, form)
-        analysis = aloud(lambda: inspected(subject, inputs, arguments, params=params, stats=stats))
+        analysis = with_warnings_printed(
+            lambda: inspected(subject, inputs, arguments, params=params, stats=stats)
+        )
         if explain:
             show_explanations(analysis, explain)
         else:
-            show_analysis(analysis, form, aloud(lambda: decided(analysis, exempt)))
+            show_analysis(analysis, form, with_warnings_printed(lambda: mask_for(analysis, exempt)))
 
 
 @app.command(
@@ -220,11 +222,11 @@ def audit(*, factory: str, strict: bool, form: str, debug: bool) -> None:
     MODULE:FACTORY is a function of no arguments that returns (tx, params), or
     (tx, params, analysis). Without an analysis the params' structure tells.
     """
-    with sentences(debug=debug):
+    with errors_printed(debug=debug):
         from optax_bnmask_cli.audit import audited  # noqa: PLC0415 - it imports JAX
         from optax_bnmask_cli.reports import show_audit  # noqa: PLC0415 - as above
 
-        found = aloud(lambda: audited(factory))
+        found = with_warnings_printed(lambda: audited(factory))
         show_audit(found, form)
     warned = any(finding.severity != "note" for finding in found.findings)
     if not found.ok or (strict and warned):
@@ -255,7 +257,7 @@ def diff(*, old: Path, new: Path, form: str, debug: bool) -> None:
     --format json, with or without --exempt, or audit with --format json; or objects that say true
     or false for each path.
     """
-    with sentences(debug=debug):
+    with errors_printed(debug=debug):
         from optax_bnmask_cli.diff import difference  # noqa: PLC0415 - it imports JAX
 
         found = difference(old, new)

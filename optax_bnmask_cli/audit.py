@@ -5,7 +5,7 @@ from typing import Any
 from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.audit import Audit, audit
 from optax_bnmask.errors import CategoryError, PathError, StructureError
-from optax_bnmask_cli.factories import found, raised
+from optax_bnmask_cli.factories import described_error, imported_factory
 
 
 def audited(factory: str) -> Audit:
@@ -23,13 +23,13 @@ def audited(factory: str) -> Audit:
       StructureError: There is no such factory, it fails, or it returns something else.
     """
     try:
-        made = found(factory)()
+        made = imported_factory(factory)()
     except (StructureError, PathError, CategoryError):
         raise
     except Exception as error:  # anything may come out of a user's factory
         raise StructureError(
             f"{factory!r} must return (tx, params) or (tx, params, analysis). It is called without "
-            f"arguments, and {raised(error)}. --debug shows the whole traceback."
+            f"arguments, and {described_error(error)}. --debug shows the whole traceback."
         ) from error
     tx, params, analysis = _parts(factory, made)
     return audit(tx, params, analyze_structure(params) if analysis is None else analysis)

@@ -14,7 +14,7 @@ from optax_bnmask.errors import StructureError, first_line
 from optax_bnmask.paths import nearest
 
 
-def found(factory: str) -> Callable[[], Any]:
+def imported_factory(factory: str) -> Callable[[], Any]:
     """The function that ``package.module:factory`` names; the working directory is searched first.
 
     Args:
@@ -30,7 +30,7 @@ def found(factory: str) -> Callable[[], Any]:
     if not colon or not all(part.isidentifier() for part in f"{module_name}.{name}".split(".")):
         raise StructureError(
             f"What to look at is given as 'package.module:factory'. Found {factory!r}. "
-            f"{advice(factory)}"
+            f"{spelling_advice(factory)}"
         )
     made: Any = _imported(module_name)
     for part in name.split("."):
@@ -51,12 +51,12 @@ def found(factory: str) -> Callable[[], Any]:
 
 
 _FILES: Final = (".npz", ".npy", ".safetensors", ".msgpack")
-"""Endings of checkpoints, which no function has."""
+"""The endings of files that are checkpoints."""
 
 _HERE: Final = Path(__file__).parent
 
 
-def advice(subject: str) -> str:
+def spelling_advice(subject: str) -> str:
     """How to spell what was meant by something that names no factory."""
     module, colon, name = subject.partition(":")
     if not colon and Path(subject).suffix in _FILES:
@@ -69,7 +69,7 @@ def advice(subject: str) -> str:
     return "Put a colon between the module and the function in it."
 
 
-def raised(error: Exception) -> str:
+def described_error(error: Exception) -> str:
     """What a user's code raised, and at which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [
@@ -94,8 +94,8 @@ def _imported(name: str) -> ModuleType:
                 f"{_where(name)}"
             ) from error
         raise StructureError(
-            f"{name!r} must be a module that can be imported. It {raised(error)}. --debug shows "
-            f"the whole traceback."
+            f"{name!r} must be a module that can be imported. It {described_error(error)}. --debug "
+            f"shows the whole traceback."
         ) from error
     finally:
         sys.path.pop(0)

@@ -16,7 +16,7 @@ from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.linen import analyze_linen
 from optax_bnmask.frameworks.nnx import analyze_nnx
 from optax_bnmask.program import analyze
-from optax_bnmask_cli.factories import advice, found, raised
+from optax_bnmask_cli.factories import described_error, imported_factory, spelling_advice
 
 
 def inspected(
@@ -56,7 +56,7 @@ def inspected(
     if ":" not in subject:
         raise StructureError(
             f"What to look at is given as 'package.module:factory' or as the path of a checkpoint. "
-            f"Found {subject!r}, which has no colon and does not exist. {advice(subject)}"
+            f"Found {subject!r}, which has no colon and does not exist. {spelling_advice(subject)}"
         )
     return _traced(subject, inputs, arguments)
 
@@ -66,7 +66,7 @@ def _refuse_stray(
     of_models: Sequence[str],
     of_checkpoints: Sequence[str | None],
 ) -> None:
-    """Fails on options that mean nothing here."""
+    """Fails on options for models if the subject is a checkpoint, and the other way round."""
     if is_checkpoint and of_models:
         raise StructureError(
             "--input and --arg are for a model. A checkpoint has no program to be given them. "
@@ -81,7 +81,7 @@ def _refuse_stray(
 
 def _traced(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> Analysis:
     """The analysis of what a factory makes."""
-    make = found(factory)
+    make = imported_factory(factory)
     arrays = [_shape(text) for text in inputs]
     named = dict(_argument(text) for text in arguments)
     try:
@@ -92,9 +92,9 @@ def _traced(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> An
         given = ", ".join([*inputs, *arguments]) or "no inputs at all"
         raise StructureError(
             f"{factory!r} must make a model that runs on what the command gives it. With {given} "
-            f"it {raised(error)}. Give an --input for each of its arguments, with its dtype if "
-            f"that is not float32 (2,16:int32), and an --arg for what else it needs; --debug shows "
-            f"the whole traceback."
+            f"it {described_error(error)}. Give an --input for each of its arguments, with its "
+            f"dtype if that is not float32 (2,16:int32), and an --arg for what else it needs; "
+            f"--debug shows the whole traceback."
         ) from error
 
 
@@ -104,7 +104,7 @@ def _analysis(
     arrays: Sequence[jax.ShapeDtypeStruct],
     named: Mapping[str, Any],
 ) -> Analysis:
-    """The analysis by whatever way fits what the factory makes."""
+    """The analysis by the function for what the factory makes: a pair, a Linen or an NNX module."""
     made = _made(make)
     if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
         return analyze(made[0], made[1], *arrays, **named)

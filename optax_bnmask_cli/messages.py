@@ -19,7 +19,7 @@ EXIT_CODES: Final = (
 
 
 @contextlib.contextmanager
-def sentences(*, debug: bool) -> Iterator[None]:
+def errors_printed(*, debug: bool) -> Iterator[None]:
     """Turns errors of bad input into a sentence and an exit code; `debug` shows the traceback."""
     from optax_bnmask.errors import (  # noqa: PLC0415 - it imports JAX, which help does without
         CategoryError,
@@ -32,11 +32,11 @@ def sentences(*, debug: bool) -> Iterator[None]:
     except (StructureError, PathError, CategoryError) as error:
         if debug:
             traceback.print_exception(error)
-        _aside("Error", str(error), "bold red")
+        _print_message("Error", str(error), "bold red")
         raise SystemExit(BAD_INPUT) from None
 
 
-def aloud(function: Callable[[], T]) -> T:
+def with_warnings_printed(function: Callable[[], T]) -> T:
     """Calls a function, prints its `UserWarning`s on the standard error, and returns its result."""
     from optax_bnmask.families import folded_lines  # noqa: PLC0415 - as above
 
@@ -45,11 +45,11 @@ def aloud(function: Callable[[], T]) -> T:
         result = function()
     said = [str(warning.message) for warning in caught if warning.category is UserWarning]
     for message in folded_lines(said):
-        _aside("Warning", message, "bold yellow")
+        _print_message("Warning", message, "bold yellow")
     return result
 
 
-def _aside(kind: str, message: str, style: str) -> None:
+def _print_message(kind: str, message: str, style: str) -> None:
     """A sentence on the standard error."""
     from rich.text import Text  # noqa: PLC0415 - help does without
 

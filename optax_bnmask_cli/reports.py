@@ -75,12 +75,12 @@ def show_explanations(analysis: Analysis, globs: Collection[str]) -> None:
             print()  # noqa: T201 - as above
         others = len(family.members) - 1
         if others:
-            _say_folded(f"{family.pattern}: {others + 1:,} leaves, of which the first:")
+            _print_wrapped(f"{family.pattern}: {others + 1:,} leaves, of which the first:")
         for line in analysis.explain(leaves[family.members[0]].path).splitlines():
-            _say_folded(line)
+            _print_wrapped(line)
 
 
-def _say_folded(line: str) -> None:
+def _print_wrapped(line: str) -> None:
     """Prints a line; on a terminal it wraps between words, with the rest indented further."""
     console = Console()
     start = line[: len(line) - len(line.lstrip())]
@@ -89,7 +89,7 @@ def _say_folded(line: str) -> None:
         print(folded)  # noqa: T201 - as above
 
 
-def decided(analysis: Analysis, exempt: str | None) -> Mask | None:
+def mask_for(analysis: Analysis, exempt: str | None) -> Mask | None:
     """The mask for categories that are listed with commas; none where nothing was asked."""
     if exempt is None:
         return None

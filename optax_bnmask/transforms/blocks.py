@@ -55,51 +55,53 @@ def by_blocks(
     require_analysis(analysis)
     require_program(analysis, "Blocks")
     require_optimizer(inner, "inner", "inner, analysis")
-    known = {leaf.path: parts_of(leaf) for leaf in analysis.leaves}
+    parts_by_path = {leaf.path: parts_of(leaf) for leaf in analysis.leaves}
     inner = optax.with_extra_args_support(inner)
 
     def init(params: Any) -> Any:  # noqa: ANN401 - the state of `inner`
-        return inner.init(_apart(params, known))
+        return inner.init(_in_parts(params, parts_by_path))
 
     def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:  # noqa: ANN401 - pytrees
         def of_parts(function: Any) -> Any:  # noqa: ANN401 - such as the loss of a line search
             def called(cut: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as it is
-                return function(_whole(cut, params, known), *args, **kwargs)
+                return function(_rejoined(cut, params, parts_by_path), *args, **kwargs)
 
             return called
 
         def shown(value: Any) -> Any:  # noqa: ANN401 - a gradient, a loss, or anything else
             if callable(value):
                 return of_parts(value)
-            return _apart(value, known) if _are_alike(value, updates) else value
+            return _in_parts(value, parts_by_path) if _are_alike(value, updates) else value
 
-        given = None if params is None else _apart(params, known)
+        given = None if params is None else _in_parts(params, parts_by_path)
         further = {name: shown(value) for name, value in extra.items()}
-        out, state = inner.update(_apart(updates, known), state, given, **further)
-        return _whole(out, updates, known), state
+        out, state = inner.update(_in_parts(updates, parts_by_path), state, given, **further)
+        return _rejoined(out, updates, parts_by_path), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _apart(tree: Any, known: Mapping[str, Parts]) -> Any:  # noqa: ANN401 - any pytree
+def _in_parts(tree: Any, parts_by_path: Mapping[str, Parts]) -> Any:  # noqa: ANN401 - any pytree
     """A tree with a dict of its parts in the place of each fused leaf."""
     leaves = tree_index(tree, "params").leaves
     for path in leaves:
-        if path not in known:
+        if path not in parts_by_path:
             raise PathError(
                 f"`by_blocks` must be given an analysis of the params that the optimizer updates. "
-                f"It met {path!r}, which is none of its leaves{nearest(path, known)}."
+                f"It met {path!r}, which is none of its leaves{nearest(path, parts_by_path)}."
             )
     arrays = jax.tree.leaves(tree)
-    cut = [_cut(x, known[path]) for path, x in zip(leaves, arrays, strict=True)]
+    cut = [_parts(x, parts_by_path[path]) for path, x in zip(leaves, arrays, strict=True)]
     return jax.tree.unflatten(jax.tree.structure(tree), cut)
 
 
-def _whole(tree: Any, like: Any, known: Mapping[str, Parts]) -> Any:  # noqa: ANN401 - any pytrees
+def _rejoined(tree: Any, like: Any, parts_by_path: Mapping[str, Parts]) -> Any:  # noqa: ANN401 - any pytrees
     """The tree of which `tree` has the parts, with the structure and shapes of `like`."""
     paths, structure = tree_index(like, "params").leaves, jax.tree.structure(like)
     parts, arrays = structure.flatten_up_to(tree), jax.tree.leaves(like)
-    leaves = (_joined(p, known[path], x) for path, p, x in zip(paths, parts, arrays, strict=True))
+    leaves = (
+        _leaf_of(p, parts_by_path[path], x) for path, p, x in zip(paths, parts, arrays, strict=True)
+    )
     return jax.tree.unflatten(structure, leaves)
 
 
@@ -111,11 +113,11 @@ def _are_alike(one: Any, other: Any) -> bool:  # noqa: ANN401 - any pytrees
     return structure == wanted and all(same)
 
 
-def _cut(x: Any, parts: Parts) -> Any:  # noqa: ANN401 - an array, or a dict of its parts
+def _parts(x: Any, parts: Parts) -> Any:  # noqa: ANN401 - an array, or a dict of its parts
     return {name: x[places(x.shape, part)] for name, part in parts.items()} if parts else x
 
 
-def _joined(cut: Any, parts: Parts, like: Any) -> Any:  # noqa: ANN401 - an array
+def _leaf_of(cut: Any, parts: Parts, like: Any) -> Any:  # noqa: ANN401 - an array
     if not parts:
         return cut
     out = jax.numpy.zeros(like.shape, next(iter(cut.values())).dtype)

@@ -9,7 +9,7 @@ import optax
 
 from optax_bnmask import compat
 from optax_bnmask.arguments import number_of, require_rate, require_size
-from optax_bnmask.transforms.choice import chosen, required, scheduled
+from optax_bnmask.transforms.resolved_arguments import mask_tree, required_params, value_at
 from optax_bnmask.transforms.slices import require_leaves, require_state
 from optax_bnmask.transforms.sphere import wide
 
@@ -100,11 +100,11 @@ def corrected_weight_decay(
         state: Any,  # noqa: ANN401 - a `CorrectedWeightDecayState`
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, CorrectedWeightDecayState]:
-        params = required(params, "corrected_weight_decay")
+        params = required_params(params, "corrected_weight_decay")
         require_state(state, CorrectedWeightDecayState, "corrected_weight_decay")
         require_leaves(updates, params)
-        strength = scheduled(weight_decay, state.count)
-        ratio = scheduled(learning_rate, state.count) / peak_learning_rate
+        strength = value_at(weight_decay, state.count)
+        ratio = value_at(learning_rate, state.count) / peak_learning_rate
 
         def decayed(update: Any, param: Any, decays: Any, corrects: Any) -> Any:  # noqa: ANN401
             if not decays:  # False, or None where there is no gradient
@@ -119,8 +119,8 @@ def corrected_weight_decay(
             decayed,
             updates,
             params,
-            chosen(mask, updates),
-            chosen(corrected, updates, "corrected"),
+            mask_tree(mask, updates),
+            mask_tree(corrected, updates, "corrected"),
             is_leaf=lambda node: node is None,
         )
         return updates, CorrectedWeightDecayState(jnp.asarray(optax.safe_increment(state.count)))

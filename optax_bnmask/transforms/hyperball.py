@@ -10,27 +10,27 @@ import optax
 from optax_bnmask.arguments import require_flag, require_rate, require_size
 from optax_bnmask.labels import whole
 from optax_bnmask.paths import tree_index
-from optax_bnmask.transforms.choice import required, scheduled
+from optax_bnmask.transforms.resolved_arguments import required_params, value_at
 from optax_bnmask.transforms.slices import (
-    by_path,
+    axes_by_path,
     check_paths,
-    check_some,
+    check_some_known,
     chosen_leaves,
-    paired,
     require_path,
     require_state,
-    summed,
+    summed_axes,
+    weight_norm_and_axes,
 )
 from optax_bnmask.transforms.sphere import (
     LIFT,
     exponent,
-    inner,
-    largest,
+    inner_product,
+    max_abs,
+    nonzero,
     norm,
-    or_1,
-    scaled,
     step_to,
     sum_of_squares,
+    times_power_of_2,
     wide,
 )
 
@@ -133,15 +133,15 @@ def hyperball(
     require_rate(learning_rate, "learning_rate")
     for argument, flag in (("exact_angle", exact_angle), ("flip_sign", flip_sign)):
         require_flag(flag, argument)
-    axes = by_path(axes)
-    given = _required(radius)
+    axes = axes_by_path(axes)
+    given = _radii(radius)
     check_paths(axes, mask, "axes")
     check_paths(given, mask, "radius")
-    rule = _turned_exactly if exact_angle else _turned
+    rule = _exact_step if exact_angle else _published_step
     sign = 1 if flip_sign else -1
 
     def radius_of(path: str, leaf: jax.Array) -> jax.Array:
-        at_init = norm(leaf, summed(path, leaf, axes))
+        at_init = norm(leaf, summed_axes(path, leaf, axes))
         of_path = given.get(path, given.get(whole(path)))
         wanted = of_path if isinstance(radius, Mapping) else radius
         return at_init if wanted is None else jnp.full_like(at_init, wanted)
@@ -150,8 +150,8 @@ def hyperball(
         count = jnp.zeros([], jnp.int32)
         if not tree_index(params).leaves:  # so `optax.tree_map_params` calls `init`
             return HyperballState(count, jnp.zeros([]))
-        check_some(axes, params, "axes")
-        check_some(given, params, "radius")
+        check_some_known(axes, params, "axes")
+        check_some_known(given, params, "radius")
         leaves = chosen_leaves(mask, params)
         return HyperballState(count, {path: radius_of(path, x) for path, x in leaves.items()})
 
@@ -160,15 +160,15 @@ def hyperball(
         state: Any,  # noqa: ANN401 - a `HyperballState`
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, HyperballState]:
-        weights = tree_index(required(params, "hyperball")).leaves
+        weights = tree_index(required_params(params, "hyperball")).leaves
         require_state(state, HyperballState, "hyperball")
         tree = tree_index(updates, "updates").leaves
-        angle = jnp.asarray(scheduled(learning_rate, state.count))
+        angle = jnp.asarray(value_at(learning_rate, state.count))
         for path, update in chosen_leaves(mask, updates, "updates").items():
-            weight, held, over = paired(
+            weight, held, over = weight_norm_and_axes(
                 path, update, weights, state.radius, axes=axes, transform="hyperball"
             )
-            size, eta = largest(update, over), (sign * angle).astype(held.dtype)
+            size, eta = max_abs(update, over), (sign * angle).astype(held.dtype)
             turned = rule(update, exponent(size), weight, held, eta, axes=over)
             still = (size == 0) | (held == 0)
             tree[path] = jnp.where(still, 0, turned).astype(update.dtype)
@@ -179,7 +179,7 @@ def hyperball(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _required(radius: float | Mapping[str, float] | None) -> dict[str, float]:
+def _radii(radius: float | Mapping[str, float] | None) -> dict[str, float]:
     """The radii by path, empty if `radius` is no mapping; fails unless each is a size."""
     given = dict(radius) if isinstance(radius, Mapping) else {}
     for path in given:
@@ -190,7 +190,7 @@ def _required(radius: float | Mapping[str, float] | None) -> dict[str, float]:
     return given
 
 
-def _turned(
+def _published_step(
     update: jax.Array,
     unit: jax.Array,
     weight: jax.Array,
@@ -199,18 +199,18 @@ def _turned(
     *,
     axes: tuple[int, ...],
 ) -> jax.Array:
-    """The step of the published rule, from an update in units of ``2**unit``."""
+    """The step of arXiv:2606.16899; the update's largest entry is about ``2**unit``."""
     at = exponent(radius)
-    length = jnp.sqrt(sum_of_squares(scaled(update, -unit), axes))
-    pace = -angle * scaled(radius, -at) / or_1(length)
+    length = jnp.sqrt(sum_of_squares(times_power_of_2(update, -unit), axes))
+    pace = -angle * times_power_of_2(radius, -at) / nonzero(length)
 
     def heading(k: int) -> jax.Array:
-        return (pace / 2**k).astype(wide(weight).dtype) * scaled(update, 2 * k - unit)
+        return (pace / 2**k).astype(wide(weight).dtype) * times_power_of_2(update, 2 * k - unit)
 
     return step_to(radius, weight, jnp.ones_like(radius), heading, axes)
 
 
-def _turned_exactly(
+def _exact_step(
     update: jax.Array,
     unit: jax.Array,
     weight: jax.Array,
@@ -225,19 +225,23 @@ def _turned_exactly(
     entry, and an eps or so from the sums. A part across `w` that is no larger turns nothing.
     """
     at = exponent(radius)
-    squared_norm = sum_of_squares(scaled(weight, -at), axes)
-    radial = inner(scaled(update, 1 - unit), scaled(weight, 1 - at), axes) / 4 / or_1(squared_norm)
+    squared_norm = sum_of_squares(times_power_of_2(weight, -at), axes)
+    radial = (
+        inner_product(times_power_of_2(update, 1 - unit), times_power_of_2(weight, 1 - at), axes)
+        / 4
+        / nonzero(squared_norm)
+    )
     # A power of two above the largest would be infinite.
     room = jnp.clip(jnp.finfo(radius.dtype).maxexp - 2 + unit, 0, LIFT)
     lift = jnp.where((at > 0) & (unit > -at), room, 0)
-    turn = scaled(update, lift - unit)
-    turn -= scaled(radial, lift - at).astype(wide(weight).dtype) * wide(weight)
+    turn = times_power_of_2(update, lift - unit)
+    turn -= times_power_of_2(radial, lift - at).astype(wide(weight).dtype) * wide(weight)
     # Rounding leaves something of a large radial part, which would falsify the angle: remove it.
-    left = inner(turn, scaled(weight, 2 - at), axes) / 4 / or_1(squared_norm)
+    left = inner_product(turn, times_power_of_2(weight, 2 - at), axes) / 4 / nonzero(squared_norm)
     remains = sum_of_squares(turn, axes) - jnp.square(left) * squared_norm
     across = jnp.sqrt(jnp.maximum(remains, 0))
-    pace = jnp.sin(angle) / or_1(across)
-    share = jnp.cos(angle) / or_1(jnp.sqrt(squared_norm)) + pace * left
+    pace = jnp.sin(angle) / nonzero(across)
+    share = jnp.cos(angle) / nonzero(jnp.sqrt(squared_norm)) + pace * left
 
     def heading(k: int) -> jax.Array:
         return (-pace * 2**k).astype(turn.dtype) * turn
@@ -245,4 +249,4 @@ def _turned_exactly(
     step = step_to(radius, weight, share, heading, axes)
     along = jnp.abs(radial) * jnp.sqrt(squared_norm)
     rounding = float(jnp.finfo(update.dtype).eps) / 2 + 1.5 * float(jnp.finfo(radius.dtype).eps)
-    return jnp.where(scaled(across, -lift) <= rounding * along, 0, step)
+    return jnp.where(times_power_of_2(across, -lift) <= rounding * along, 0, step)

@@ -13,10 +13,15 @@ from optax_bnmask.analysis import Analysis
 from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.paths import tree_index
 from optax_bnmask.record import require_analysis
-from optax_bnmask.transforms.choice import required
+from optax_bnmask.transforms.resolved_arguments import required_params
 from optax_bnmask.transforms.slices import require_state
 from optax_bnmask.transforms.sphere import norm, split, sum_of_squares, wide
-from optax_bnmask.transforms.undecayed import joined, part_of, remembers, without
+from optax_bnmask.transforms.undecayed import (
+    gain_state,
+    holds_gains,
+    with_gain_state,
+    with_zero_gains,
+)
 from optax_bnmask.vocabulary import Role, Scale
 
 
@@ -133,7 +138,7 @@ def monitor_scale(
     )
 
     def init_fn(params: optax.Params) -> MonitorScaleState:
-        return _initial(inner, params, _known(params, analysis), gains, weights)
+        return _initial(inner, params, _known_leaves(params, analysis), gains, weights)
 
     def update_fn(
         updates: optax.Updates,
@@ -141,9 +146,9 @@ def monitor_scale(
         params: optax.Params | None = None,
         **extra_args: Any,  # noqa: ANN401 - whatever `inner` asks for
     ) -> tuple[optax.Updates, MonitorScaleState]:
-        params = required(params, "monitor_scale")
+        params = required_params(params, "monitor_scale")
         require_state(state, MonitorScaleState, "monitor_scale")
-        gradients = _known(updates, analysis)
+        gradients = _known_leaves(updates, analysis)
         if not gradients:
             steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
             return steps, state._replace(inner_state=inner_state)
@@ -152,8 +157,8 @@ def monitor_scale(
         # What this computes for the other leaves alone is unused, and the compiler drops it.
         undecayed, decay_state = inner.update(
             updates,
-            joined(state.inner_state, state.decay_state, before, split_off),
-            without(split_off, params),
+            with_gain_state(state.inner_state, state.decay_state, before, split_off),
+            with_zero_gains(split_off, params),
             **extra_args,
         )
         data = tree_index(undecayed).leaves
@@ -165,14 +170,14 @@ def monitor_scale(
             # As an operand of the branch, the update would be stored in each step, due or not.
             return measured(inner.update(updates, state.inner_state, params, **extra_args)[0])
 
-        kept = state[3:]
+        kept = state[3:]  # the measured values, from `gain_rate` on
         if every > 1:
             kept = jax.lax.cond(state.step_count % every == 0, again, lambda: kept)
-            updates = _after(kept, updates)
+            updates = _computed_after(kept, updates)
         steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
         values = kept if every > 1 else measured(steps)
         count = jnp.asarray(optax.safe_increment(state.step_count))
-        undecayed_part = part_of(decay_state, before, split_off)
+        undecayed_part = gain_state(decay_state, before, split_off)
         return steps, MonitorScaleState(inner_state, undecayed_part, count, *values)
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
@@ -189,7 +194,7 @@ def _initial(
     if not leaves:  # so `optax.tree_map_params` calls `init`
         return MonitorScaleState(inner.init(params), *(jnp.zeros([]) for _ in range(6)))
     apart = gains.intersection(leaves)
-    if apart and remembers(inner, params, apart):
+    if apart and holds_gains(inner, params, apart):
         warnings.warn(
             "`monitor_scale` cannot tell what decay takes from gains: the state of the watched "
             "optimizer holds their values, or several leaves in one array. `gain_rate` stays "
@@ -208,7 +213,7 @@ def _initial(
     return MonitorScaleState(
         inner_state=inner_state,
         # Arrays of their own each: a buffer that is in the state twice cannot be donated.
-        decay_state=tuple(map(jnp.copy, part_of(inner_state, leaves, apart))),
+        decay_state=tuple(map(jnp.copy, gain_state(inner_state, leaves, apart))),
         step_count=jnp.zeros([], jnp.int32),
         gain_rate={
             # Made of the leaf: inside of `jax.shard_map` it varies, as what is measured does.
@@ -249,7 +254,7 @@ def _updated(old: dict[str, jax.Array], new: dict[str, jax.Array]) -> dict[str, 
     return old | {path: value.astype(old[path].dtype) for path, value in new.items()}
 
 
-def _after(values: Any, updates: optax.Updates) -> optax.Updates:  # noqa: ANN401 - any pytree
+def _computed_after(values: Any, updates: optax.Updates) -> optax.Updates:  # noqa: ANN401 - any pytree
     """The updates unchanged, but so that XLA must compute `values`, none of them negative, first.
 
     Otherwise all that the optimizer overwrites, and the measuring branch might still have to read,
@@ -278,9 +283,9 @@ def _motion(weight: jax.Array, update: jax.Array, gradient: jax.Array) -> _Motio
     axes = tuple(range(weight.ndim))
     squared_norm = sum_of_squares(weight, axes)
     step, slope = (split(x, weight, squared_norm, axes) for x in (update, gradient))
-    norm, turn = jnp.sqrt(squared_norm), jnp.sqrt(step.squared_turn)
+    norm, turn = jnp.sqrt(squared_norm), jnp.sqrt(step.squared_tangent)
     along = norm * (1 + step.radial)
-    fall = jnp.sqrt(slope.squared_turn) * squared_norm
+    fall = jnp.sqrt(slope.squared_tangent) * squared_norm
     rate = jnp.where(fall > 0, turn / jnp.where(fall > 0, fall, 1), 0)
     values = jnp.hypot(along, turn), rate, jnp.arctan2(turn, along)
     return _Motion(*(jnp.reshape(value, ()) for value in values))
@@ -293,7 +298,7 @@ def _gain_rate(update: jax.Array, data: jax.Array) -> jax.Array:
     return jnp.mean(jnp.where(both > 0, push / jnp.where(both > 0, both, 1), 1))
 
 
-def _known(tree: Any, analysis: Analysis) -> dict[str, jax.Array]:  # noqa: ANN401 - any pytree
+def _known_leaves(tree: Any, analysis: Analysis) -> dict[str, jax.Array]:  # noqa: ANN401 - any pytree
     """The leaves by path, each of which the analysis must know."""
     leaves = tree_index(tree).leaves
     for path in leaves:

@@ -8,27 +8,27 @@ import jax.numpy as jnp
 import optax
 
 from optax_bnmask.paths import tree_index
-from optax_bnmask.transforms.choice import required
+from optax_bnmask.transforms.resolved_arguments import required_params
 from optax_bnmask.transforms.slices import (
-    by_path,
+    axes_by_path,
     check_paths,
-    check_some,
+    check_some_known,
     chosen_leaves,
-    paired,
     require_state,
-    summed,
+    summed_axes,
+    weight_norm_and_axes,
 )
 from optax_bnmask.transforms.sphere import (
     LIFT,
     exponent,
-    farthest,
-    inner,
-    largest,
+    inner_product,
+    max_abs,
+    max_ratio_exponent,
+    nonzero,
     norm,
-    or_1,
-    scaled,
     step_to,
     sum_of_squares,
+    times_power_of_2,
     wide,
 )
 
@@ -105,16 +105,16 @@ def keep_norm(
       the weight); Kodryan et al., Training Scale-Invariant Neural Networks on the Sphere, 2022,
       arXiv:2209.03695 (the sphere, at a fixed radius).
     """
-    axes = by_path(axes)
+    axes = axes_by_path(axes)
     check_paths(axes, mask, "axes")
 
     def init_fn(params: optax.Params) -> KeepNormState:
         if not tree_index(params).leaves:  # so `optax.tree_map_params` calls `init`
             return KeepNormState(jnp.zeros([]))
-        check_some(axes, params, "axes")
+        check_some_known(axes, params, "axes")
         leaves = chosen_leaves(mask, params)
         return KeepNormState(
-            {path: norm(leaf, summed(path, leaf, axes)) for path, leaf in leaves.items()}
+            {path: norm(leaf, summed_axes(path, leaf, axes)) for path, leaf in leaves.items()}
         )
 
     def update_fn(
@@ -122,41 +122,41 @@ def keep_norm(
         state: Any,  # noqa: ANN401 - a `KeepNormState`
         params: optax.Params | None = None,
     ) -> tuple[optax.Updates, KeepNormState]:
-        weights = tree_index(required(params, "keep_norm")).leaves
+        weights = tree_index(required_params(params, "keep_norm")).leaves
         require_state(state, KeepNormState, "keep_norm")
         tree = tree_index(updates, "updates").leaves
         for path, update in chosen_leaves(mask, updates, "updates").items():
-            weight, kept_norm, over = paired(
+            weight, kept_norm, over = weight_norm_and_axes(
                 path, update, weights, state.kept_norm, axes=axes, transform="keep_norm"
             )
-            tree[path] = _turned(update, weight, kept_norm, over)
+            tree[path] = _step(update, weight, kept_norm, over)
         return jax.tree.unflatten(jax.tree.structure(updates), tree.values()), state
 
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def _turned(
+def _step(
     update: jax.Array, weight: jax.Array, kept_norm: jax.Array, axes: tuple[int, ...]
 ) -> jax.Array:
     """The update that takes `weight` along the sphere of radius `kept_norm`.
 
     An update of zero stays zero; where the norm is 0, the update passes as it is.
     """
-    size = largest(update, axes)
+    size = max_abs(update, axes)
     at, of = exponent(kept_norm), exponent(size)
-    squared_norm = sum_of_squares(scaled(weight, -at), axes)
-    along = inner(scaled(update, -of), scaled(weight, 1 - at), axes) / 2
-    radial = along / or_1(squared_norm)
+    squared_norm = sum_of_squares(times_power_of_2(weight, -at), axes)
+    along = inner_product(times_power_of_2(update, -of), times_power_of_2(weight, 1 - at), axes) / 2
+    radial = along / nonzero(squared_norm)
     # ``w + u_t`` in units of the larger of both, so that its square neither overflows nor vanishes.
-    far = farthest(kept_norm.dtype)
+    far = max_ratio_exponent(kept_norm.dtype)
     ratio = jnp.clip(of - at, -3 * far, far)
     larger = jnp.maximum(ratio, 0)
     moves = (size > 0) & (kept_norm > 0) & (squared_norm > 0)
     lift = jnp.where(moves & (at > 0), LIFT, 0)
-    share = scaled(jnp.ones_like(kept_norm), lift - larger)
+    share = times_power_of_2(jnp.ones_like(kept_norm), lift - larger)
     # Where nothing moves, `turn` is the update itself, so that the two can share one buffer.
-    pull = jnp.where(moves, scaled(radial, ratio - larger - at + lift), 0)
-    turn = scaled(update, jnp.where(moves, ratio - larger - of + lift, 0))
+    pull = jnp.where(moves, times_power_of_2(radial, ratio - larger - at + lift), 0)
+    turn = times_power_of_2(update, jnp.where(moves, ratio - larger - of + lift, 0))
     turn -= pull.astype(wide(weight).dtype) * wide(weight)
     turned = step_to(kept_norm, weight, share, lambda k: turn * 2**k, axes)
     return jnp.where(moves, turned, turn).astype(update.dtype)

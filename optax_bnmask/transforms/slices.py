@@ -14,7 +14,7 @@ from optax_bnmask.errors import PathError, StructureError
 from optax_bnmask.labels import whole
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import nearest, tree_index
-from optax_bnmask.transforms.choice import chosen
+from optax_bnmask.transforms.resolved_arguments import mask_tree
 
 
 def check_paths(paths: Iterable[str], mask: Any, argument: str) -> None:  # noqa: ANN401 - any mask
@@ -34,11 +34,11 @@ def check_paths(paths: Iterable[str], mask: Any, argument: str) -> None:  # noqa
             )
 
 
-def check_some(paths: Collection[str], params: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
-    """Fails if there are paths, but none of a leaf of the params or of a part of one.
+def check_some_known(paths: Collection[str], params: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
+    """Fails if there are paths, and none of them is of a leaf of the params or of a part of one.
 
-    Single paths may be of other leaves: frozen ones, which the optimizer does not get. Nothing is
-    checked where the params have `optax.MaskedNode` holes, since the paths may be those of holes.
+    Some may be of other leaves: frozen ones, which the optimizer does not get. Nothing is checked
+    where the params have `optax.MaskedNode` holes, as the paths may be those of holes.
 
     Raises:
       PathError: None of them is.
@@ -71,7 +71,7 @@ def _is_hole(node: object) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
-def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a user passed
+def axes_by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a user passed
     """The argument `axes`, a mapping from paths to axes.
 
     Raises:
@@ -94,7 +94,7 @@ def by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a u
 def chosen_leaves(mask: Any, tree: Any, argument: str = "params") -> dict[str, jax.Array]:  # noqa: ANN401 - any pytrees
     """The leaves, by path, that the mask chooses and that have a norm: of floating dtype."""
     leaves = tree_index(tree, argument).leaves
-    flags = jax.tree.leaves(chosen(mask, tree))
+    flags = jax.tree.leaves(mask_tree(mask, tree))
     pairs = zip(leaves.items(), flags, strict=True)
     return {
         path: jnp.asarray(leaf)
@@ -103,7 +103,7 @@ def chosen_leaves(mask: Any, tree: Any, argument: str = "params") -> dict[str, j
     }
 
 
-def paired(
+def weight_norm_and_axes(
     path: str,
     update: jax.Array,
     params: Mapping[str, Any],
@@ -112,14 +112,14 @@ def paired(
     axes: Mapping[str, tuple[int, ...]],
     transform: str,
 ) -> tuple[jax.Array, jax.Array, tuple[int, ...]]:
-    """The weight at a path of the updates, its norm in the state, and the axes that this sums over.
+    """The weight at a path, its norm in the state, and the axes that the norm sums over.
 
     Raises:
       StructureError: One of them is missing, or has another shape than the others ask for.
     """
     _require_leaf(path, update, params)
     weight, held = jnp.asarray(params[path]), norms.get(path)
-    over = summed(path, weight, axes)
+    over = summed_axes(path, weight, axes)
     wanted = tuple(1 if a in over else n for a, n in enumerate(weight.shape))
     if held is None or jnp.shape(held) != wanted:
         found = "no norm" if held is None else f"norms of shape {jnp.shape(held)}, not {wanted},"
@@ -170,11 +170,10 @@ def require_state(state: Any, kind: type, transform: str) -> None:  # noqa: ANN4
         )
 
 
-def summed(path: str, leaf: jax.Array, axes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-    """The axes of a leaf that its norm is a sum over: all but those in `axes`.
+def summed_axes(path: str, leaf: jax.Array, axes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+    """The axes of a leaf that its norm sums over: all but those that `axes` gives for its path.
 
-    What `axes` says of a leaf holds for those of its parts, inside of `by_blocks`, that it does not
-    name.
+    Inside of `by_blocks`, a part of a leaf that `axes` does not name has the axes of the leaf.
 
     Raises:
       StructureError: An axis that the leaf does not have.

@@ -16,27 +16,27 @@ import jax
 import jax.numpy as jnp
 
 LIFT = 20
-"""The power of two that scales up the part of an update across a weight `w`, where `w` is large.
+"""The power of two that the part of an update across a large weight `w` is scaled up by.
 
-That part is the update less a multiple of `w`, whose factor could underflow. To scale `w` down
-instead would be one more array to store.
+That part is the update minus a multiple of `w`, whose factor could underflow otherwise. To scale
+`w` down instead would take one more array.
 """
 
 
 class Split(NamedTuple):
     """An update `u` of a weight `w`, taken apart: ``u = radial * w + u_t``, ``<u_t, w> = 0``.
 
-    Each but `turn` has the weight's shape, with 1 in place of each axis that was summed over.
+    Each but `tangent` has the weight's shape, with 1 in place of each axis that was summed over.
 
     Attributes:
       radial: ``<u, w> / <w, w>``; 0 where `w` is zero.
-      turn: ``u_t``, of the weight's shape.
-      squared_turn: ``<u_t, u_t>``.
+      tangent: ``u_t``, of the weight's shape.
+      squared_tangent: ``<u_t, u_t>``.
     """
 
     radial: jax.Array
-    turn: jax.Array
-    squared_turn: jax.Array
+    tangent: jax.Array
+    squared_tangent: jax.Array
 
 
 def wide(x: jax.Array) -> jax.Array:
@@ -49,12 +49,12 @@ def sum_of_squares(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     return jnp.sum(jnp.square(jnp.abs(wide(x))), axes, keepdims=True)
 
 
-def inner(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def inner_product(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The real part of ``<x, y>`` over some axes, which are kept with length 1."""
     return jnp.sum(jnp.real(jnp.conj(wide(x)) * wide(y)), axes, keepdims=True)
 
 
-def largest(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def max_abs(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """The largest ``|x|`` over some axes, which are kept with length 1."""
     return jnp.max(jnp.abs(wide(x)), axes, keepdims=True, initial=0)
 
@@ -75,7 +75,7 @@ def exponent(size: jax.Array) -> jax.Array:
     return jnp.where(size > 0, power, 0).astype(jnp.int32)
 
 
-def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
+def times_power_of_2(x: jax.Array, by: jax.Array) -> jax.Array:
     """``x * 2**by``, exactly, for `by` up to the dtype's largest exponent; 0 below the smallest."""
     x = wide(x)
     info = jnp.finfo(x.dtype)
@@ -84,12 +84,12 @@ def scaled(x: jax.Array, by: jax.Array) -> jax.Array:
     return x * power.astype(x.dtype)
 
 
-def or_1(x: jax.Array) -> jax.Array:
-    """The divisor, or 1 where it is 0."""
+def nonzero(x: jax.Array) -> jax.Array:
+    """A divisor, with 1 where it is 0."""
     return jnp.where(x == 0, 1, x)
 
 
-def farthest(dtype: Any) -> int:  # noqa: ANN401 - a dtype
+def max_ratio_exponent(dtype: Any) -> int:  # noqa: ANN401 - a dtype
     """The exponent of 2 above which ``|update| / |weight|`` is clipped: 40 in float32.
 
     A weight 2**-40 times as long as the update vanishes in rounding beside it, so that a larger
@@ -101,8 +101,8 @@ def farthest(dtype: Any) -> int:  # noqa: ANN401 - a dtype
 
 def norm(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """``|x|`` over some axes, which are kept with length 1."""
-    unit = exponent(largest(x, axes))
-    return scaled(jnp.sqrt(sum_of_squares(scaled(x, -unit), axes)), unit)
+    unit = exponent(max_abs(x, axes))
+    return times_power_of_2(jnp.sqrt(sum_of_squares(times_power_of_2(x, -unit), axes)), unit)
 
 
 def split(
@@ -123,10 +123,10 @@ def split(
     Returns:
       The `Split`.
     """
-    along = inner(update, weight, axes)
+    along = inner_product(update, weight, axes)
     radial = jnp.where(squared_norm > 0, along / jnp.where(squared_norm > 0, squared_norm, 1), 0)
-    turn = wide(update) - radial.astype(wide(weight).dtype) * wide(weight)
-    return Split(radial, turn, sum_of_squares(turn, axes))
+    tangent = wide(update) - radial.astype(wide(weight).dtype) * wide(weight)
+    return Split(radial, tangent, sum_of_squares(tangent, axes))
 
 
 def step_to(
@@ -153,11 +153,11 @@ def step_to(
       The step, of the weight's shape; 0 where there is nothing to normalise.
     """
     unit, share = exponent(radius), share.astype(wide(weight).dtype)  # w' = w / 2**unit
-    there = scaled(share, 1 - unit) * wide(weight) + heading(1)
+    there = times_power_of_2(share, 1 - unit) * wide(weight) + heading(1)
     length = jnp.sqrt(sum_of_squares(there, axes)) / 2
     nothing = length == 0  # false of NaN, which must propagate
     length = jnp.where(nothing, 1, length)
-    stretch = scaled(radius, -unit) / length
+    stretch = times_power_of_2(radius, -unit) / length
     # Not the difference of two vectors: of a small step that would keep the rounding of `w` only.
     pace = (radius / length / 4).astype(share.dtype)
     step = (stretch.astype(share.dtype) * share - 1) * wide(weight) + pace * heading(2)

@@ -1,9 +1,9 @@
-"""The update that an optimizer would make, from its present state, had gains never been decayed.
+"""What an optimizer would do to gains, the scales of normalisers, had they never been decayed.
 
-An update depends on its leaf's values through decay alone, or nearly. So the gains are passed as
-zeros, and what the state keeps for them (momentum, second moments) is kept a second time, apart.
-Everything else in the state, and all other leaves, are those of the optimizer itself: counts, norms
-over all leaves, rates that adapt, steps that are skipped.
+An update depends on the values of its leaf through decay alone, or nearly. So the optimizer is run
+with zeros for the gains, and with a second copy of what its state keeps for them (momentum, second
+moments). All other leaves, and the rest of the state, are its own: counts, norms over all leaves,
+rates that adapt, steps that are skipped.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -18,27 +18,27 @@ from optax_bnmask.labels import whole
 from optax_bnmask.paths import tree_index
 
 
-def without(gains: frozenset[str], tree: Any) -> Any:  # noqa: ANN401 - any pytree
+def with_zero_gains(gains: frozenset[str], tree: Any) -> Any:  # noqa: ANN401 - any pytree
     """The tree with zeros in the place of the gains, which so have nothing to decay."""
     kept: Mapping[str, jax.Array] = tree_index(tree).leaves
     changed = (jnp.zeros_like(x) if path in gains else x for path, x in kept.items())
     return jax.tree.unflatten(jax.tree.structure(tree), changed)
 
 
-def _places(
+def _are_of_gains(
     state: Any,  # noqa: ANN401 - any pytree
     paths: Iterable[str],
     gains: frozenset[str],
 ) -> list[bool]:
-    """Which leaves of an optimizer's state belong to gains.
+    """For each leaf of an optimizer's state, whether it belongs to a gain.
 
-    State that is kept by leaf has the path of its leaf at its end, as in ``"0/mu/norm/scale"``, or
-    that of a part of it, inside of `by_blocks`. Of several that fit, the longest is meant.
+    The path of such a leaf ends in the path of the gain, as in ``"0/mu/norm/scale"``, or in that of
+    a part of it, inside of `by_blocks`. If it ends in several paths of params, the longest counts.
     """
     known, longest = frozenset(paths), max((path.count("/") for path in paths), default=0)
 
     def end_of(keys: list[str]) -> str:
-        """The longest end of a path that is a leaf's."""
+        """The longest end of a path that is the path of a leaf of the params."""
         starts = range(max(0, len(keys) - longest - 1), len(keys))
         return next((end for start in starts if (end := "/".join(keys[start:])) in known), "")
 
@@ -52,17 +52,17 @@ def _places(
     return [owner(path) in gains for path in tree_index(state, "state").leaves]
 
 
-def part_of(
+def gain_state(
     state: Any,  # noqa: ANN401 - any pytree
     paths: Collection[str],
     gains: frozenset[str],
 ) -> tuple[jax.Array, ...]:
     """The leaves of a state that belong to gains; a tuple, as `tree_get` finds no names in it."""
-    flags = _places(state, paths, gains)
+    flags = _are_of_gains(state, paths, gains)
     return tuple(x for x, own in zip(jax.tree.leaves(state), flags, strict=True) if own)
 
 
-def joined(
+def with_gain_state(
     state: Any,  # noqa: ANN401 - any pytree
     part: Iterable[jax.Array],
     paths: Collection[str],
@@ -70,13 +70,13 @@ def joined(
 ) -> Any:  # noqa: ANN401 - as `state`
     """A state with other leaves in the place of those that belong to gains."""
     leaves, structure = jax.tree.flatten(state)
-    others, flags = iter(part), _places(state, paths, gains)
+    others, flags = iter(part), _are_of_gains(state, paths, gains)
     return jax.tree.unflatten(
         structure, [next(others) if own else x for x, own in zip(leaves, flags, strict=True)]
     )
 
 
-def remembers(
+def holds_gains(
     inner: optax.GradientTransformationExtraArgs,
     params: Any,  # noqa: ANN401 - any pytree
     gains: frozenset[str],
@@ -111,7 +111,7 @@ def remembers(
     jaxpr = compat.open_jaxpr(traced)
     copies = _reached(jaxpr, jaxpr.invars[-len(own) :], own, only=_COPIES)
     mixed = _reached(jaxpr, jaxpr.invars[: len(own)], own)
-    owned = _places(state, paths, frozenset(paths))
+    owned = _are_of_gains(state, paths, frozenset(paths))
     return any(
         _is_in(x, copies) or (_is_in(x, mixed) and not is_owned and _is_several(x.aval))
         for x, is_owned in zip(jaxpr.outvars, owned, strict=True)

@@ -1,4 +1,4 @@
-"""Resolves what transformations are given: a mask, the params, a number or a schedule."""
+"""Arguments of transformations, resolved: a mask, the params, a number or a schedule."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from optax_bnmask.arguments import described
 from optax_bnmask.errors import StructureError, first_line
 
 
-def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401 - any pytrees
+def mask_tree(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401 - any pytrees
     """A mask as the tree of bools that it stands for.
 
     Args:
@@ -51,7 +51,7 @@ def chosen(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN401
         ) from error
 
 
-def required(params: Any, transform: str) -> Any:  # noqa: ANN401 - any pytree
+def required_params(params: Any, transform: str) -> Any:  # noqa: ANN401 - any pytree
     """The params that a transformation cannot do without.
 
     Raises:
@@ -65,6 +65,6 @@ def required(params: Any, transform: str) -> Any:  # noqa: ANN401 - any pytree
     return params
 
 
-def scheduled(rate: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
+def value_at(rate: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
     """A number, or a schedule's value at a step."""
     return rate(count) if callable(rate) else rate
