@@ -6,7 +6,7 @@ decay of 1e-7. Tracing with float64 leaves would not do, as a mask may go by the
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,6 @@ def _as_written(value: Any) -> Any:  # noqa: ANN401 - an array
     return jnp.asarray(exact, np.float64)  # infinite, or not a number
 
 
-_INTERPRETER: Final = Interpreter({}, RunLog(), widen=_as_written)
-
-
 def evaluate(short: ShortProgram, *values: Any) -> list[Any]:  # noqa: ANN401 - arrays
     """The results of a program, each operation in float64, or in its own dtypes if it insists.
 
@@ -49,7 +46,8 @@ def evaluate(short: ShortProgram, *values: Any) -> list[Any]:  # noqa: ANN401 - 
       Its outputs, in the same wide dtypes.
     """
     known = {label: _as_written(value) for label, value in short.constants.items()}
-    return _results(short, values, constants=known, results_of=_INTERPRETER.results_of)
+    interpreter = Interpreter({}, RunLog(), widen=_as_written)
+    return _results(short, values, constants=known, results_of=interpreter.results_of)
 
 
 def over_runs(short: ShortProgram) -> Callable[[list[Any]], list[Any]]:
