@@ -19,7 +19,7 @@ _LARGEST: Final = 1 << 22
 
 def known_of(value: Any) -> tuple[float | None, int]:  # noqa: ANN401 - a literal's or a constant's value
     """The number that a constant of one entry is, else `None`; and the flags of the constant."""
-    array = _entries(value)
+    array = entries_of(value)
     if array is None:
         return None, 0
     if array.size == 1 and not np.iscomplexobj(array):
@@ -32,8 +32,8 @@ def known_of(value: Any) -> tuple[float | None, int]:  # noqa: ANN401 - a litera
     return None, (ANY_DEGREE if trivial else solid) | (NONNEG if bool(np.all(array >= 0)) else 0)
 
 
-def _entries(value: Any) -> Any:  # noqa: ANN401 - as above
-    """The entries of a constant in NumPy, if they are numbers that can and may be looked at."""
+def entries_of(value: Any) -> Any:  # noqa: ANN401 - as above
+    """The entries of a constant in NumPy; `None` if they are no numbers, or too many to look at."""
     readable = isinstance(getattr(value, "shape", ()), tuple) and is_readable(value)
     dtype = getattr(value, "dtype", None)
     if not readable or (dtype is not None and not _is_number(dtype)):

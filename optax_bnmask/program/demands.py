@@ -228,16 +228,7 @@ class Axes:
 
     def _cut_dynamically(self, e: Equation) -> Cut:
         """A slice at computed places, as far as these are known numbers."""
-        shape, sizes = self.tape.shapes[e.ins[0]], e.params["slice_sizes"]
-        bounds: list[tuple[int, int] | None] = []
-        for n, size, place in zip(shape, sizes, e.ins[1:], strict=True):
-            start = 0 if size == n else self.facts.numbers[place]
-            if start is None:
-                bounds.append(None)
-            else:
-                low = min(max(int(start), 0), n - size)
-                bounds.append((low, low + size))
-        return self._cut_along(e, bounds)
+        return self._cut_along(e, dynamic_bounds(self.facts, e))
 
     def _cut_along(self, e: Equation, bounds: list[tuple[int, int] | None]) -> Cut:
         own, axes = self.of[e.ins[0]], list[Atom]()
@@ -298,3 +289,14 @@ _SPECIAL: Mapping[Any, Any] = {
 def _without(m: Any, refused: set[int], rank: int) -> Map:  # noqa: ANN401 - a map, or `SAME`
     pairs = {q: q for q in range(rank)} if m == SAME else m
     return {q: r for q, r in pairs.items() if r not in refused}
+
+
+def dynamic_bounds(facts: Facts, e: Equation) -> list[tuple[int, int] | None]:
+    """The bounds of a slice at computed places, by axis; `None` where the place is not known."""
+    shape, sizes = facts.tape.shapes[e.ins[0]], e.params["slice_sizes"]
+    bounds: list[tuple[int, int] | None] = []
+    for n, size, place in zip(shape, sizes, e.ins[1:], strict=True):
+        start = 0 if size == n else facts.numbers[place]
+        low = None if start is None else min(max(int(start), 0), n - size)
+        bounds.append(None if low is None else (low, low + size))
+    return bounds

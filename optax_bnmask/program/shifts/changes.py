@@ -137,3 +137,8 @@ def without(places: Places, axes: Sequence[int]) -> Places:
 def aligned(of_axes: tuple[T, ...], rank: int, *, same: T) -> tuple[T, ...]:
     """What is known of each axis; for a scalar beside an array of that rank, `same` of each."""
     return of_axes or (same,) * rank
+
+
+def every_place(shape: Sequence[int]) -> Places:
+    """The places of a change that varies along all axes of more than one entry."""
+    return tuple([a if n > 1 else None for a, n in enumerate(shape)])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from optax_bnmask import compat
 from optax_bnmask.program.registry import PIN, Kind
-from optax_bnmask.program.shifts.changes import Changes, Places, plus, times
+from optax_bnmask.program.shifts.changes import Changes, Places, every_place, plus, times
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import MOVE, RESHAPE, Equation
 
@@ -143,7 +143,7 @@ def _behind_moves(shifts: Shifts, x: int) -> tuple[int, Places]:
     So a factor of shape (32, 1) is the same one broadcast to (32, 8).
     """
     tape = shifts.tape
-    places = tuple([a if n > 1 else None for a, n in enumerate(tape.full[x])])
+    places = every_place(tape.full[x])
     while (e := tape.writers.get(x)) is not None and e.op is MOVE:
         (x,) = e.ins
         back = {q: a for a, q in e.params["to"].items() if tape.full[x][a] > 1}
@@ -189,8 +189,7 @@ def square(shifts: Shifts, e: Equation) -> Changes | None:
     if x in shifts.means:
         (((mean, places), c),) = shifts.means[x].items()
         return {(mean, places): c * c}
-    places = tuple([a if n > 1 else None for a, n in enumerate(shifts.tape.full[x])])
-    return {(shifts.square(x, frozenset()), places): 1}
+    return {(shifts.square(x, frozenset()), every_place(shifts.tape.full[x])): 1}
 
 
 @shifting(Kind.NONLINEAR)

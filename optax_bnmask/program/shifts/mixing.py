@@ -11,7 +11,7 @@ from optax_bnmask.program.maps import operand_map
 from optax_bnmask.program.registry import Kind, Law
 from optax_bnmask.program.rules.indexing import filling
 from optax_bnmask.program.rules.shaping import windowed
-from optax_bnmask.program.shifts.changes import Changes, Term, alive, moved, without
+from optax_bnmask.program.shifts.changes import Changes, Term, alive, every_place, moved, without
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import COLLECT, CONTRACT, Equation
 
@@ -47,15 +47,11 @@ def _summed(shifts: Shifts, e: Equation, gone: Sequence[int], kept: dict[int, in
         e, [mixed], lambda constant: [q not in back or constant[back[q]] for q in range(rank)]
     )
     if not alive(mixed):
-        whole = {(shifts.square(x, frozenset()), _identity(shape)): 1}
+        whole = {(shifts.square(x, frozenset()), every_place(shape)): 1}
         (mean, c), *_ = (shifts.means.get(x) or whole).items()
         if (over := _mean_over(shifts, mean, gone)) is not None:
             shifts.means[e.out] = _placed({over: c * count}, kept, rank)
     return out
-
-
-def _identity(shape: Sequence[int]) -> tuple[int | None, ...]:
-    return tuple([a if n > 1 else None for a, n in enumerate(shape)])
 
 
 def _placed(changes: Changes, kept: dict[int, int], rank: int) -> Changes:

@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from optax_bnmask import compat
+from optax_bnmask.program.demands import dynamic_bounds
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.maps import operand_map, regrouped
 from optax_bnmask.program.registry import Kind, Law, Map
@@ -190,13 +191,7 @@ def _bounds(step: _Step) -> list[tuple[int, int, int] | None]:
     e, facts = step.e, step.facts
     if e.op is SLICE:
         return [(*b, s) for b, s in zip(e.params["bounds"], e.params["strides"], strict=True)]
-    out: list[tuple[int, int, int] | None] = []
-    sizes = e.params["slice_sizes"]
-    for n, size, at in zip(facts.tape.shapes[e.ins[0]], sizes, e.ins[1:], strict=True):
-        start = 0 if size == n else facts.numbers[at]
-        low = None if start is None else min(max(int(start), 0), n - size)
-        out.append(None if low is None else (low, low + size, 1))
-    return out
+    return [bound and (*bound, 1) for bound in dynamic_bounds(facts, e)]
 
 
 def _joined(step: _Step) -> Indices | None:

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence, Set
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.program.constants import is_readable
+from optax_bnmask.program.constants import entries_of
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE
 from optax_bnmask.program.registry import Kind
@@ -19,8 +19,6 @@ from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import DATA, View, renamed
 
 _DOT, _DYNAMIC_SLICE = (compat.primitive(f"{name}_p") for name in ("dot_general", "dynamic_slice"))
-_LARGEST: Final = 1 << 22
-"""Constant arrays with more entries than this are not looked into."""
 
 
 def uses(
@@ -97,9 +95,9 @@ def _kind(e: Equation) -> Kind:
 
 def _has_unit_rows(value: Any) -> bool:  # noqa: ANN401 - a captured array
     """Whether each row of an array is 1 in one place and else 0, as those of ``eye(n)`` are."""
-    if np.ndim(value) < 2 or np.size(value) > _LARGEST or not is_readable(value):
+    array = entries_of(value)
+    if array is None or array.ndim < 2:
         return False
-    array = np.asarray(value)
     return bool(np.all((array == 0) | (array == 1)) and np.all(array.sum(-1) == 1))
 
 
