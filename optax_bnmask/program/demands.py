@@ -176,18 +176,19 @@ class Axes:
 
     def _not_unified(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
         """Unifies axes of an operand with those of the result; returns those where that fails."""
-        pairs = m.items() if m != SAME else enumerate(range(len(own)))
-        return {
-            r for q, r in pairs if axes[r] is not own[q] and not self._unify_at(axes, r, own[q])
-        }
+        refused: set[int] = set()
+        for q, r in m.items() if m != SAME else enumerate(range(len(own))):
+            if axes[r] is None:
+                axes[r] = own[q]
+            elif not self._are_unified(axes[r], own[q]):
+                refused.add(r)
+        return refused
 
-    def _unify_at(self, axes: list[Any], place: int, axis: Atom) -> bool:
-        """Unifies an axis with the one at a place of the result, if any; whether that succeeds."""
-        if axes[place] is None:
-            axes[place] = axis
-        elif axes[place] is not axis:
+    def _are_unified(self, one: Atom, other: Atom) -> bool:
+        """Makes two axes the same; whether that succeeds."""
+        if one is not other:
             try:
-                self.indices.unify(axes[place], axis)
+                self.indices.unify(one, other)
             except Mismatch:
                 return False
         return True
@@ -258,7 +259,7 @@ class Axes:
             flat.update(
                 q
                 for q, own in enumerate(self.of[x])
-                if q != axis and not self._unify_at(axes, q, own)
+                if q != axis and not self._are_unified(axes[q], own)
             )
         pieces = [
             self.of[x][axis] if x in self.of else Atom(self.tape.shapes[x][axis]) for x in e.ins

@@ -190,21 +190,19 @@ class Tape:
 
         literal = compat.Literal
 
-        def read(atom: Any) -> int:  # noqa: ANN401 - a variable or a literal
-            if type(atom) is not literal:
-                return env[atom]
+        def constant(atom: Any) -> int:  # noqa: ANN401 - a literal
             x = self.value(atom.aval)
             self.literals[x] = atom.val
             return x
 
         for eqn in inner.eqns:
-            given = tuple([read(atom) for atom in eqn.invars])
+            given = tuple([constant(a) if type(a) is literal else env[a] for a in eqn.invars])
             lower = LOWERINGS.get(eqn.primitive)
             outs = lower(Writer(self, frame, eqn), *given) if lower else None
             if outs is None:
                 outs = self._copy(eqn, given, frame)
             env.update(zip(eqn.outvars, outs, strict=True))
-        return [read(atom) for atom in inner.outvars]
+        return [constant(a) if type(a) is literal else env[a] for a in inner.outvars]
 
     def _copy(self, eqn: Any, given: tuple[int, ...], frame: Frame) -> list[int]:  # noqa: ANN401
         """Writes an equation of a jaxpr as it is, once for each of its results."""
