@@ -1,7 +1,8 @@
 """The decision: from what is known of each leaf to a mask, or labels, that Optax takes."""
 
+import operator
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import compress
 from typing import Any
 
@@ -68,6 +69,24 @@ class Mask(Labels):
     def __invert__(self) -> "Mask":
         """The mask of the other leaves."""
         return Mask({path: not decays for path, decays in self._by_path.items()})
+
+    def __and__(self, other: "Mask") -> "Mask":
+        """The mask of the leaves that decay in both."""
+        return self._joined(other, operator.and_)
+
+    def __or__(self, other: "Mask") -> "Mask":
+        """The mask of the leaves that decay in either."""
+        return self._joined(other, operator.or_)
+
+    def _joined(self, other: "Mask", join: Callable[[bool, bool], bool]) -> "Mask":
+        if not isinstance(other, Mask):
+            raise wrong_kind("other", "a `Mask`", other, "`analysis.select(...)` makes one.")
+        if strange := sorted(self._by_path.keys() ^ other._by_path.keys()):
+            raise PathError(
+                f"Two masks must be of the same leaves to be joined. Only one of them has "
+                f"{strange[0]!r}. Make both from the same params."
+            )
+        return Mask({path: join(decays, other[path]) for path, decays in self._by_path.items()})
 
     def __repr__(self) -> str:
         exempted, chosen = self.exempted, self.decayed
@@ -189,6 +208,12 @@ def labels_of(
     """Implements `Analysis.labels`."""
     names = checked(categories, analysis.evidence, "categories")
     label = categories if isinstance(categories, Mapping) else {name: name for name in names}
+    if not names or default in label.values():
+        found = f"{default!r} for both" if names else "none"
+        raise CategoryError(
+            f"`labels` must tell at least one category from the default. Found {found}. Name some "
+            f"of {', '.join(map(repr, CATEGORIES))}, and a default of another name."
+        )
     return Labels(
         {
             leaf.path: next((label[name] for name in names if is_in(leaf, name)), default)

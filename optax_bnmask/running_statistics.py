@@ -176,6 +176,28 @@ def refuse_state(tree: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
         )
 
 
+def refuse_shapes(params: Any) -> None:  # noqa: ANN401 - any pytree
+    """Fails where all leaves are integers: the shapes of arrays, which JAX takes for trees."""
+    leaves = jax.tree.leaves(params)
+    if leaves and all(isinstance(x, int) and not isinstance(x, bool) for x in leaves):
+        raise StructureError(
+            f"`params` must be a tree of arrays. Found {len(leaves)} integers and no array. If "
+            f"these are shapes, pass `jax.ShapeDtypeStruct(shape, dtype)` for each, as "
+            f"`jax.eval_shape` does."
+        )
+
+
+def refuse_averages(tree: TreeIndex) -> None:
+    """Fails where params hold the running averages of Haiku's BatchNorm: a pair with the state."""
+    kept = next((path for path in tree.scopes if path.endswith(_HAIKU)), None)
+    if kept is not None:
+        raise StructureError(
+            f"`params` must be the tree that the optimizer updates. Found a running average at "
+            f"{kept!r}. Of the pair that `init` returns pass the first, and the second as "
+            f"`batch_stats`."
+        )
+
+
 def beside(params: Any, batch_stats: Any) -> Any:  # noqa: ANN401 - any pytree
     """The statistics with a level ``"params"`` around them if the params have one.
 

@@ -22,6 +22,8 @@ from optax_bnmask.running_statistics import (
     is_own,
     may_hold_statistics,
     parted,
+    refuse_averages,
+    refuse_shapes,
     refuse_state,
     refuse_variables,
     statistics,
@@ -73,6 +75,7 @@ def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytre
     """The verdicts on each scope."""
     refuse_state(params, "params")
     refuse_state(batch_stats, "batch_stats")
+    refuse_shapes(params)
     params, batch_stats = parted(params, batch_stats)
     batch_stats = beside(params, batch_stats)
     refuse_variables(params, batch_stats)
@@ -88,9 +91,11 @@ def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytre
             f"{described(kept.leaves[''])}. Pass `variables['batch_stats']`, or leave it out."
         )
     found = statistics(kept)
+    refuse_averages(tree)
     _refuse_within(tree)
     _refuse_swapped(tree, kept, found)
     _refuse_twice(tree, kept, found)
+    _refuse_flat(tree, kept, found)
     _refuse_strangers(tree, found)
     known: dict[object, tuple[Verdict, ...]] = {}
     rulings: list[tuple[Verdict, ...]] = []
@@ -174,6 +179,19 @@ def _refuse_misfit(path: str, name: str, shapes: dict[str, Shape], shape: Shape)
             f"`params` and `batch_stats` must be of one model. {leaf!r} has shape "
             f"{shapes[name]}, but 'mean' and 'var' at {path!r} have shape {shape}. Were both taken "
             f"from the same `variables`?"
+        )
+
+
+def _refuse_flat(tree: TreeIndex, kept: TreeIndex, found: Statistics) -> None:
+    """Fails where all statistics are at the top, and none of them can be of a leaf."""
+    if list(kept.scopes) != [""] or "" not in found.refused:
+        return
+    names = kept.scopes[""]
+    if "" not in tree.scopes or all("." in name for name in names):
+        raise StructureError(
+            f"`batch_stats` must be the tree of statistics beside `params`. Found "
+            f"{', '.join(map(repr, names))} at its top, and not both a 'mean' and a 'var'. Pass it "
+            f"nested as the model returns it; in flat dicts join keys by '/'."
         )
 
 

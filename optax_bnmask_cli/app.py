@@ -149,6 +149,7 @@ def demo(*, seeds: int, epochs: int, out: Path) -> None:
 @click.option("--stats", metavar="PATH", help="Where in a checkpoint the running statistics are.")
 @click.option(
     "--exempt",
+    multiple=True,
     metavar="CATEGORIES",
     help="Show the mask that exempts these: norm, bias, gain, embedding, scale_invariant, "
     "jointly_invariant, with commas between.",
@@ -168,7 +169,7 @@ def inspect(
     arguments: Sequence[str],
     params: str | None,
     stats: str | None,
-    exempt: str | None,
+    exempt: Sequence[str],
     explain: Sequence[str],
     form: str,
     debug: bool,
@@ -195,7 +196,7 @@ def inspect(
         )
 
         if explain:
-            require_explanations_alone(exempt, form)
+            require_explanations_alone(form, decides=bool(exempt))
         analysis = with_warnings_printed(
             lambda: inspected(subject, inputs, arguments, params=params, stats=stats)
         )

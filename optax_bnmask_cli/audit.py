@@ -26,7 +26,7 @@ def audited(factory: str) -> Audit:
         made = imported_factory(factory)()
     except (StructureError, PathError, CategoryError):
         raise
-    except Exception as error:  # anything may come out of a user's factory
+    except (Exception, SystemExit) as error:  # anything may come out of a user's factory
         raise StructureError(
             f"{factory!r} must return (tx, params) or (tx, params, analysis). It is called without "
             f"arguments, and {described_error(error)}. --debug shows the whole traceback."

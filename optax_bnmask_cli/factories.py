@@ -69,7 +69,7 @@ def spelling_advice(subject: str) -> str:
     return "Put a colon between the module and the function in it."
 
 
-def described_error(error: Exception) -> str:
+def described_error(error: BaseException) -> str:
     """What a user's code raised, and at which of its lines."""
     frames = traceback.extract_tb(error.__traceback__)
     own = [
@@ -87,7 +87,7 @@ def _imported(name: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:  # anything may come out of a user's module
+    except (Exception, SystemExit) as error:  # anything may come out of a user's module
         if isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}."):
             raise StructureError(
                 f"There must be a module {name!r}. No module is called {error.name!r}. "

@@ -88,7 +88,7 @@ def _traced(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> An
         return _analysis(factory, make, arrays, named)
     except StructureError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         given = ", ".join([*inputs, *arguments]) or "no inputs at all"
         raise StructureError(
             f"{factory!r} must make a model that runs on what the command gives it. With {given} "
@@ -140,10 +140,13 @@ def _shape(text: str) -> jax.ShapeDtypeStruct:
     sizes, _, dtype = text.partition(":")
     try:
         shape = tuple(int(size) for size in sizes.split(",") if size.strip())
+        if min(shape, default=1) < 1:
+            raise ValueError
         return jax.ShapeDtypeStruct(shape, jnp.dtype(dtype or "float32"))
     except (TypeError, ValueError):
         raise StructureError(
-            f"An input is given as its sizes, '8,224,224,3', and perhaps a dtype, '8,128:int32'. "
+            f"An input is given as its sizes, '8,224,224,3', each at least 1, and perhaps a dtype, "
+            f"'8,128:int32'. "
             f"Found {text!r}."
         ) from None
 
@@ -153,6 +156,7 @@ def _argument(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals or not name.isidentifier():
         raise StructureError(f"An argument is given as 'name=value', 'train=True'. Found {text!r}.")
+    value = {"true": "True", "false": "False", "none": "None"}.get(value, value)
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -1,6 +1,7 @@
 """How the commands speak: formats, exit codes, sentences on the standard error."""
 
 import contextlib
+import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -37,10 +38,16 @@ def errors_printed(*, debug: bool) -> Iterator[None]:
 
 
 def with_warnings_printed(function: Callable[[], T]) -> T:
-    """Calls a function, prints its `UserWarning`s on the standard error, and returns its result."""
+    """Calls a function, prints its `UserWarning`s on the standard error, and returns its result.
+
+    What users' code prints goes there, too: the standard output is for the command's own.
+    """
     from optax_bnmask.families import folded_lines  # noqa: PLC0415 - as above
 
-    with warnings.catch_warnings(record=True) as caught:
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         warnings.simplefilter("always", UserWarning)
         result = function()
     said = [str(warning.message) for warning in caught if warning.category is UserWarning]

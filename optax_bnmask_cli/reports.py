@@ -55,10 +55,10 @@ def _show(
         print(text_of(document))  # noqa: T201 - as above
 
 
-def require_explanations_alone(exempt: str | None, form: str) -> None:
+def require_explanations_alone(form: str, *, decides: bool) -> None:
     """Raises where options beside `--explain` ask for what it does not show."""
-    if exempt is not None or form != "text":
-        found = "--exempt" if exempt is not None else f"--format {form}"
+    if decides or form != "text":
+        found = "--exempt" if decides else f"--format {form}"
         raise StructureError(
             f"--explain says in text what leaves are, and not what is decided of them. Found it "
             f"beside {found}. Leave out the one or the other."
@@ -89,8 +89,9 @@ def _print_wrapped(line: str) -> None:
         print(folded)  # noqa: T201 - as above
 
 
-def mask_for(analysis: Analysis, exempt: str | None) -> Mask | None:
+def mask_for(analysis: Analysis, exempt: Collection[str]) -> Mask | None:
     """The mask for categories that are listed with commas; none where nothing was asked."""
-    if exempt is None:
+    if not exempt:
         return None
-    return analysis.decay_mask(exempt=[name.strip() for name in exempt.split(",") if name.strip()])
+    names = [name.strip() for listed in exempt for name in listed.split(",")]
+    return analysis.decay_mask(exempt=[name for name in names if name])

@@ -64,6 +64,32 @@ def test_an_argument_reaches_the_function_as_a_literal():
     assert "integer_pow: scales by c**3" in result.stdout
 
 
+@pytest.mark.parametrize("word", ["True", "true"])
+def test_true_may_be_spelt_as_in_a_shell(word):
+    assert findings("inspected:linen", "--input", "16,4", "--arg", f"train={word}") == NORMALISED
+
+
+def test_what_a_factory_prints_is_kept_out_of_json():
+    result = inspect("inspected:talks", "--input", "16,4", "--format", "json")
+    assert len(json.loads(result.stdout)["leaves"]) == 2
+    assert result.stderr == "loading\n"
+
+
+def test_exempt_may_be_given_twice():
+    once = document(
+        "inspected:linen", "--input", "16,4", "--arg", "train=True", "--exempt", "norm,bias"
+    )
+    twice = document(
+        *("inspected:linen", "--input", "16,4", "--arg", "train=True"),
+        *("--exempt", "norm", "--exempt", "bias"),
+    )
+    assert twice["decays"] == once["decays"]
+    assert [path for path, decays in once["decays"].items() if decays] == [
+        "dense/kernel",
+        "head/kernel",
+    ]
+
+
 def test_an_input_may_name_its_dtype():
     assert findings("inspected:lookup", "--input", "3:int32") == {
         "table": ("embedding", "sensitive")
@@ -134,7 +160,10 @@ def test_inference_mode_is_a_warning_beside_the_report():
         ("inspected:raises", [], "raised KeyError: 'no weights', at inspected.py:"),
         ("inspected:pair", ["--input", "16,9"], "With 16,9 it raised TypeError"),
         ("inspected:pair", ["--input", "16,9"], "with its dtype if that is not float32"),
+        ("inspected:exits", [], "raised SystemExit: 3, at inspected.py:"),
         ("inspected:pair", ["--input", "16,x"], "An input is given as its sizes"),
+        ("inspected:pair", ["--input", "0,4"], "each at least 1"),
+        ("inspected:pair", ["--input", "-1,4"], "each at least 1"),
         ("inspected:pair", ["--input", "16,4:float33"], "Found '16,4:float33'"),
         ("inspected:pair", ["--input", "16,4", "--arg", "3"], "given as 'name=value'"),
         ("inspected:pair", ["--input", "16,4", "--explain", "nope*"], "'nope*' matches none"),

@@ -293,3 +293,10 @@ def test_analysis_names_an_unknown_path_and_explains_a_known_one():
     assert "post/scale" in analysis
     with pytest.raises(PathError, match="no leaf 'post/scael'; the nearest are 'post/scale'"):
         analysis.explain("post/scael")
+
+
+def test_masks_of_the_same_leaves_are_joined():
+    one, other = Mask({"a": True, "b": True, "c": False}), Mask({"a": True, "b": False, "c": False})
+    assert one & other == other
+    assert one | other == one
+    assert one & ~other == Mask({"a": False, "b": True, "c": False})

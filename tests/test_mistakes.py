@@ -355,6 +355,51 @@ MISTAKES = {
         "`path` must be where a checkpoint is. Found a dict. Of params in memory"),
     "a checkpoint that is not there": (
         lambda: analyze_checkpoint("/no/such"), StructureError, "'/no/such': No such file"),
+    # what no mistake of its own kind stands above for
+    "shapes for params": (
+        lambda: bnmask.decay_mask(jax.tree.map(jnp.shape, FLAX)), StructureError,
+        "Found 7 integers and no array.* pass `jax.ShapeDtypeStruct"),
+    "shapes for params, traced": (
+        lambda: bnmask.analyze(fn, jax.tree.map(jnp.shape, PARAMS), X), StructureError,
+        "Found 3 integers and no array"),
+    "a list for statistics": (
+        lambda: bnmask.decay_mask(FLAX, [jnp.zeros(4)]), StructureError,
+        "`batch_stats` must be the tree.* Found '0' at its top, and not both a 'mean' and a 'var'"),
+    "statistics joined by dots": (
+        lambda: bnmask.decay_mask({"bn.scale": jnp.ones(4)}, {"bn.mean": jnp.ones(4)}),
+        StructureError, "Found 'bn.mean' at its top.* in flat dicts join keys by '/'"),
+    "both that Haiku's `init` returns": (
+        lambda: bnmask.decay_mask(({"bn": {"scale": jnp.ones(4)}},
+                                   {"bn/~/mean_ema": {"average": jnp.ones(4)}})),
+        StructureError, "Found a running average at '1/bn/~/mean_ema'.* pass the first"),
+    "categories with yes and no": (
+        lambda: bnmask.decay_mask(FLAX, exempt={"norm": False}), TypeError,
+        "`exempt` must be a collection of categories. Found a dict"),
+    "labels of nothing": (
+        lambda: ANALYSIS.labels(categories=()), CategoryError, "at least one .* Found none"),
+    "a default that is a category": (
+        lambda: ANALYSIS.labels(categories=("norm",), default="norm"), CategoryError,
+        "at least one category from the default. Found 'norm' for both"),
+    "a mask and a bool": (
+        lambda: MASK & True, TypeError, "`other` must be a `Mask`. Found True"),
+    "masks of two models": (
+        lambda: MASK | STRUCTURE.decay_mask(), PathError, "must be of the same leaves"),
+    "a module's `apply`": (
+        lambda: bnmask.analyze(NET.apply, FLAX, X), TypeError,
+        "`fn` must be a function.* `apply` takes variables: pass the module to"),
+    "a class for a function": (
+        lambda: bnmask.analyze(Net, FLAX, X), TypeError, "Found the class Net"),
+    "a class for a shape": (
+        lambda: bnmask.analyze(fn, PARAMS, jax.ShapeDtypeStruct), TypeError,
+        "must be an array. Found the class ShapeDtypeStruct. Give its shape"),
+    "a batch of nothing": (
+        lambda: bnmask.analyze(fn, PARAMS, jnp.ones((0, 5))), StructureError,
+        r"Every argument of `fn` must hold an entry. Argument '0' has the shape \(0, 5\)"),
+    "mutable for Linen": (
+        lambda: bnmask.analyze_linen(NET, VARIABLES, X, mutable=["batch_stats"]), TypeError,
+        "`mutable` must be left out"),
+    "a sphere of radius 0": (
+        lambda: bnmask.hyperball(0.1, True, radius=0), ValueError, "`radius` must be above 0"),
 }  # fmt: skip
 
 

@@ -153,7 +153,7 @@ def _with_final_rates(found: list[Behaviour]) -> list[Behaviour]:
     some = any(each.rate for each in found)
     found = [
         each
-        if each.rate or (some and (each.norm_kept or not each.only_decay_is_odd))
+        if each.rate or each.norm_kept or (some and not each.only_decay_is_odd)
         else dataclasses.replace(
             each,
             rate=each.rate_under_gradient,

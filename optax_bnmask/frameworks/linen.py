@@ -84,6 +84,13 @@ def linen_call(
             f"`variables` must hold the collection 'params'. Found {found}. Pass the whole of what "
             f"`module.init` returned, not `variables['params']`."
         )
+    if "mutable" in kwargs:
+        raise wrong_kind(
+            "mutable",
+            "left out",
+            kwargs["mutable"],
+            "All collections beside 'params' may change, and what they change to is no output.",
+        )
     params = variables["params"]
     others = {name: tree for name, tree in variables.items() if name != "params"}
     if rngs is None:

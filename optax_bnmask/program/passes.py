@@ -13,7 +13,7 @@ from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import LeafExponents, free_parts, leaf_exponents
 from optax_bnmask.program.rules import load
-from optax_bnmask.program.running import running_statistics
+from optax_bnmask.program.running import means_of_one, running_statistics
 from optax_bnmask.program.shifts import Flatness, Shifts
 from optax_bnmask.program.shifts.candidates import Candidates
 from optax_bnmask.program.solve import Solution
@@ -122,6 +122,7 @@ def _analysis_of(program: Program) -> Analysis:
         notes=(
             *_narrowing_outputs(program, axes, found, found_by),
             *map(str, running),
+            *means_of_one(tape),
         ),
         proof=Explainer(
             program,

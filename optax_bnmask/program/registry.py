@@ -175,5 +175,5 @@ def known(*, keeps: int = ~0, adds: int = 0) -> Callable[..., int]:
 ANYTHING: Final = known(keeps=0, adds=MAY_BE_0)
 """For `Rule.facts`: nothing is known of the result."""
 
-UNRULED: Final = Rule(Kind.OPAQUE, PIN, known(keeps=0))
+UNRULED: Final = Rule(Kind.OPAQUE, PIN, ANYTHING)
 """In the place of the rule of a primitive that has none: no operand may scale."""

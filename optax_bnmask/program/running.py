@@ -21,7 +21,10 @@ from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
 from optax_bnmask.vocabulary import Scale
 
-_STOP = compat.primitive("stop_gradient_p")
+_STOP, _SUB = compat.primitive("stop_gradient_p"), compat.primitive("sub_p")
+_VIEWS = frozenset({Kind.VIEW, Kind.CAST})
+_SCALED = _VIEWS | {Kind.QUOTIENT, Kind.PRODUCT}
+"""What leads from a mean that is subtracted back to its sum."""
 
 
 class Running(NamedTuple):
@@ -91,6 +94,44 @@ def running_statistics(program: Program, tape: Tape, given: Sequence[Equation]) 
     return out or [Running(place, corrects=False, is_place=True) for place in places]
 
 
+def means_of_one(tape: Tape) -> list[str]:
+    """Notes on means that are subtracted from what they are of, and are of a single entry each.
+
+    With a batch of one example BatchNorm subtracts each entry from itself, and normalises nothing.
+    """
+
+    def behind(x: int, kinds: Set[Kind]) -> int:
+        while (e := tape.writers.get(x)) is not None and e.kind in kinds:
+            x = e.ins[0]
+        return x
+
+    def is_of_one(e: Equation, x: int) -> bool:
+        mean = tape.writers.get(behind(e.ins[1], _SCALED))
+        return (
+            mean is not None
+            and mean.kind is Kind.REDUCTION
+            and behind(mean.ins[0], _VIEWS) == x
+            and tape.shapes[x] != tape.shapes[mean.out]
+            and prod(tape.shapes[x]) == prod(tape.shapes[mean.out])
+        )
+
+    centred: dict[int, list[Equation]] = {}
+    for e in tape.equations:
+        if e.op is _SUB:
+            centred.setdefault(behind(e.ins[0], _VIEWS), []).append(e)
+    places = [
+        e.where
+        for x, several in centred.items()
+        if all(is_of_one(e, x) for e in several)  # a mean over devices may be subtracted beside it
+        for e in several
+    ]
+    return [
+        f"the mean subtracted at {place} is of a single entry, as with a batch of one example: "
+        f"nothing is normalised there; trace it with a batch of two or more"
+        for place in dict.fromkeys(places)
+    ]
+
+
 def _within(scope: str, scopes: Set[str]) -> str:
     """The longest tail of an argument's scope that is a scope of the params; else all of it."""
     parts = scope.split("/")
@@ -135,7 +176,8 @@ def _orthogonal(program: Program, tape: Tape) -> tuple[str, ...]:
     The gradient of such a leaf is orthogonal to it, though its scale reaches the outputs.
     """
     cut = copy.copy(tape)
-    cut.__dict__.pop("writers", None)  # cached from the equations, of which some go
+    for name in ("writers", "readers"):  # cached from the equations, of which some go
+        cut.__dict__.pop(name, None)
     cut.equations = [e for e in tape.equations if e.op is not _STOP]
     live = needed(cut, cut.outs)
     cut.equations = [e for e in cut.equations if live[e.out]]

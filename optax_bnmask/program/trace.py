@@ -12,7 +12,7 @@ from optax_bnmask import compat
 from optax_bnmask.arguments import described, is_array, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import tree_index
-from optax_bnmask.running_statistics import refuse_variables
+from optax_bnmask.running_statistics import refuse_shapes, refuse_variables
 from optax_bnmask.wording import counted
 
 
@@ -71,11 +71,13 @@ def traced(
     """
     _require_function(fn)
     refuse_variables(params, None)
+    refuse_shapes(params)
     leaves = tree_index(params, "params").leaves
     flat_params, params_def = jax.tree.flatten(params)
     _require_arrays(leaves)
     keyed, rest_def = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
     dynamic = [(keys, value) for keys, value in keyed if is_array(value)]
+    _require_entries(keyed)
     static = [None if is_array(value) else value for _, value in keyed]
 
     def flat(param_leaves: Sequence[Any], arrays: Sequence[Any]) -> list[Any]:
@@ -133,10 +135,34 @@ def _require_function(fn: object) -> None:
                 fn,
                 f"For a module use `bnmask.analyze_{name}` or `verify_{name}`.",
             )
-    if not callable(fn):
+    owner, name = getattr(fn, "__self__", None), getattr(fn, "__name__", "")
+    if name == "apply" and is_of(owner, "flax.linen", "Module"):
+        raise wrong_kind(
+            "fn",
+            "a function `fn(params, *args)`",
+            fn,
+            "A module's `apply` takes variables: pass the module to `bnmask.analyze_linen` or "
+            '`verify_linen`, or `lambda params, x: module.apply({"params": params}, x)`.',
+        )
+    if isinstance(fn, type) or not callable(fn):
         raise wrong_kind(
             "fn", "a function `fn(params, *args)`", fn, "The order is `fn, params, *args`."
         )
+
+
+def _require_entries(keyed: Sequence[tuple[Any, Any]]) -> None:
+    """Fails on an argument that is a class, or an array without entries, which proves anything."""
+    for keys, value in keyed:
+        name = _name(keys[1:] if len(keys) > 1 else keys)
+        if isinstance(value, type) and is_array(value):
+            raise wrong_kind(
+                f"argument {name}", "an array", value, "Give its shape and its dtype, too."
+            )
+        if is_array(value) and 0 in value.shape:
+            raise StructureError(
+                f"Every argument of `fn` must hold an entry. Argument {name!r} has the shape "
+                f"{tuple(value.shape)}. Give the shapes of a batch as it is trained."
+            )
 
 
 def _call_in_words(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_bnmask.arguments import require_flag, require_rate, require_size
+from optax_bnmask.arguments import number_of, require_flag, require_rate, require_size
 from optax_bnmask.labels import whole
 from optax_bnmask.paths import tree_index
 from optax_bnmask.transforms.resolved_arguments import required_params, value_at
@@ -106,7 +106,7 @@ def hyperball(
     Raises:
       TypeError: `learning_rate` is neither a number nor a schedule, `axes` no such mapping, or
         `exact_angle` or `flip_sign` no bool.
-      ValueError: `learning_rate`, or a `radius`, is negative or not finite.
+      ValueError: `learning_rate`, or a `radius`, is negative or not finite, or a `radius` is 0.
       PathError: `axes` or `radius` names a leaf that `mask`, being a `Mask`, does not know; on
         `init`: it names none of the leaves.
       StructureError: On `init`: an axis that the leaf does not have.
@@ -187,6 +187,11 @@ def _radii(radius: float | Mapping[str, float] | None) -> dict[str, float]:
     for each in given.values() if isinstance(radius, Mapping) else [radius]:
         if each is not None:
             require_size(each, "radius")
+            if number_of(each) == 0:
+                raise ValueError(
+                    "`radius` must be above 0: on a sphere of radius 0 every weight is 0. Found 0. "
+                    "Leave it out to keep the norm of `init`."
+                )
     return given
 
 

@@ -215,6 +215,20 @@ def test_norms_that_are_kept_do_not_decay():
     assert audit.decayed == set(MASK.decayed) - {"conv/kernel"}
 
 
+@pytest.mark.parametrize(
+    "tx",
+    [
+        optax.chain(optax.adam(RATE), bnmask.keep_norm(True)),
+        optax.chain(optax.scale_by_adam(), bnmask.hyperball(1e-2, True)),
+    ],
+    ids=["keep_norm", "hyperball"],
+)
+def test_norms_that_are_kept_where_nothing_decays_are_no_decay(tx):
+    assert kinds(audited(tx)) == ["nothing_decayed"]
+    with pytest.raises(AssertionError):
+        bnmask.assert_decays(tx, PARAMS, ANALYSIS)
+
+
 def test_frozen_leaves_are_told_apart_and_nothing_is_expected_of_them():
     labels = {name: "frozen" if name == "conv" else "trained" for name in PARAMS}
     tx = optax.partition({"trained": adamw(MASK), "frozen": optax.set_to_zero()}, labels)

@@ -330,3 +330,17 @@ def test_value_of_a_surrounding_trace_that_the_function_closes_over_is_some_cons
         "b": "sensitive",
         "w": "invariant",
     }
+
+
+@pytest.mark.parametrize("examples", [1, 2])
+def test_a_batch_of_one_is_noted_where_it_leaves_nothing_to_normalise(examples):
+    def net(p, x):
+        z = x @ p["w"]
+        z = (z - z.mean(0)) * jax.lax.rsqrt(z.var(0) + 1e-5)
+        return jnp.tanh(z * p["g"][None])
+
+    params = {"w": jnp.ones((4, 8)), "g": jnp.ones(8)}
+    analysis = bnmask.analyze(net, params, jnp.ones((examples, 4)))
+    assert (analysis["w"].scale is bnmask.Scale.INVARIANT) == (examples == 2)
+    said = "is of a single entry, as with a batch of one example"
+    assert [said in note for note in analysis.notes] == [True] * (examples == 1)

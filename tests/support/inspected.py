@@ -81,4 +81,13 @@ def raises():
     raise KeyError("no weights")
 
 
+def exits():
+    raise SystemExit(3)
+
+
+def talks():
+    print("loading")  # noqa: T201 - what it must not do to JSON
+    return pair()
+
+
 number = 3
