@@ -1,222 +1,196 @@
-"""Flax's msgpack: walked from value to value, stepping over the arrays' bytes.
+"""Flax's msgpack: read value by value with the library of msgpack, stepping over arrays' bytes.
 
-The library of msgpack builds every value that it meets; for a checkpoint that is every array. This
-reader looks only at what says how long things are. A length is believed once the file is that long,
-so it takes no more memory than the names do.
+Its `Unpacker` reads the heads of dicts and lists, the names and the numbers. It would also build
+every string of bytes that it meets, and in a checkpoint these are the arrays: wherever one begins,
+it is left behind, and another goes on where the bytes end. So no array is ever held, or even read.
+A length is believed once the file is that long.
 """
 
+import mmap
 import struct
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Any, BinaryIO, Final, NamedTuple
+
+import jax
+import msgpack
 
 from optax_bnmask.checkpoints.stored import (
     DEEPEST,
     MOST_ENTRIES,
-    Kind,
-    Tree,
+    Keys,
+    Leaves,
     array,
     bytes_of,
-    checked,
     refuse,
     shown,
 )
 
-_KIND: Final = Kind.MSGPACK
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 """The extension types of `flax.serialization`."""
-_LONGEST: Final = 64 * 1024
-"""Bytes of a name or a string; nothing else is ever copied."""
 _CHUNKED: Final = "__msgpack_chunked_array__"
+_LONGEST: Final = 64 * 1024
+"""Bytes of a name or a string."""
+_AT_ONCE: Final = 512
+"""Bytes that are read where a value begins; it is rarely longer, but for arrays."""
 
-_WHOLE, _SIGNED = (">B", ">H", ">I", ">Q"), (">b", ">h", ">i", ">q")
-_NUMBERS: Final = dict(zip(range(0xCA, 0xD4), (">f", ">d", *_WHOLE, *_SIGNED), strict=True))
-"""How a number is written, by its first byte."""
-_LENGTHS: Final = {
-    first + index: (kind, form)
-    for first, kind, forms in (
-        (0xC4, "bin", _WHOLE[:3]),
-        (0xC7, "ext", _WHOLE[:3]),
-        (0xD9, "str", _WHOLE[:3]),
-        (0xDC, "list", _WHOLE[1:3]),
-        (0xDE, "map", _WHOLE[1:3]),
-    )
-    for index, form in enumerate(forms)
+_MAPS: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
+_LISTS: Final = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])
+_FIXED: Final = 0xD4
+"""The first byte of an extension of one byte; those after it are of 2, 4, 8 and 16."""
+_HEADS: Final = {
+    0xC4: ">B",
+    0xC5: ">H",
+    0xC6: ">I",  # bytes: their length
+    0xC7: ">Bb",
+    0xC8: ">Hb",
+    0xC9: ">Ib",  # extensions: their length and their code
+    **dict.fromkeys(range(_FIXED, _FIXED + 5), ">b"),  # extensions: their code
 }
-"""What a value is and how its length is written, by its first byte."""
-_SHORT: Final = (
-    *((first, "", first) for first in range(0x80)),
-    *((0x80 + length, "map", length) for length in range(0x10)),
-    *((0x90 + length, "list", length) for length in range(0x10)),
-    *((0xA0 + length, "str", length) for length in range(0x20)),
-    *((0xD4 + power, "ext", 1 << power) for power in range(5)),
-    *((first, "", first - 0x100) for first in range(0xE0, 0x100)),
-    *((0xC0, "", None), (0xC2, "", False), (0xC3, "", True)),
-)
-_HEADS: Final = {first: (kind, length) for first, kind, length in _SHORT}
-"""What a value is and how long, where its first byte says it all."""
+"""What follows the first byte of bytes and extensions, by that byte."""
 
 
-class _Bytes:
-    """Marks the place of bytes that were stepped over."""
+class _Bytes(NamedTuple):
+    """Bytes that were stepped over."""
 
-    def __init__(self, length: int) -> None:
-        self.length = length
+    length: int
 
 
-def msgpack_tree(data: Any) -> Tree:  # noqa: ANN401 - bytes or a memory map
-    """The tree of a file that `flax.serialization.to_bytes` wrote.
-
-    Args:
-      data: The file's bytes; a memory map will do, of which only a few pages are then touched.
-
-    Returns:
-      The tree.
-
-    Raises:
-      StructureError: The bytes are not such a file, or claim what it cannot hold.
-    """
-    walk = _Walk(data)
-    tree = walk.value(0)
-    if walk.at != len(data):
-        refuse(_KIND, f"After {walk.at:,} of its {len(data):,} bytes it ends")
+def msgpack_leaves(file: BinaryIO, size: int) -> Leaves:
+    """What a file of `flax.serialization.to_bytes` of some size holds."""
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
+        walk = _Walk(data)
+        tree = walk.value(0)
+        if walk.at != size:
+            refuse(f"After {walk.at:,} of its {size:,} bytes it ends")
     if not isinstance(tree, dict):
-        refuse(_KIND, f"It must hold a dict, and holds {shown(tree)}", "")
-    return _plain(tree)
+        refuse(f"It must hold a dict, and holds {shown(tree)}", "")
+    return dict(_leaves((), tree))
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - a tree or a leaf
-    """What was read as a `Tree`: numbers as arrays of shape ``()``, strings as descriptions."""
+def _leaves(keys: Keys, value: Any) -> Iterable[tuple[Keys, Any]]:  # noqa: ANN401 - what was read
+    """The leaves of what was read; lists are dicts of their numbers, as Flax itself has them."""
     match value:
+        case list():
+            yield from _leaves(keys, {str(index): child for index, child in enumerate(value)})
+        case dict() if value:
+            for key, child in value.items():
+                yield from _leaves((*keys, key), child)
         case dict():
-            return {key: _plain(child) for key, child in value.items()}
-        case list():  # as Flax itself names what stands in a list
-            return {str(index): _plain(child) for index, child in enumerate(value)}
+            yield keys, None
         case bool() | int() | float():
             dtype = {bool: "bool", int: "int32", float: "float32"}[type(value)]
-            return array(_KIND, "a number", (), dtype)
-        case str():
-            return "a string"
-        case _Bytes():
-            return "a string of bytes"
-    return value
+            yield keys, array("a number", (), dtype)
+        case str() | _Bytes():
+            yield keys, "a string" if isinstance(value, str) else "a string of bytes"
+        case jax.ShapeDtypeStruct():
+            yield keys, value
 
 
 class _Walk:
-    """A place in the bytes, and the reading of what is there."""
+    """A place in the file, and the reading of what is there."""
 
-    def __init__(self, data: Any, at: int = 0, end: int | None = None) -> None:  # noqa: ANN401
+    def __init__(self, data: mmap.mmap) -> None:
         self.data = data
-        self.at = at
-        self.end = len(data) if end is None else end
         self.values = 0
+        self.jump(0)
 
-    def skip(self, length: int) -> int:
-        """Steps over bytes that must be there; returns where they begin."""
-        begin = self.at
-        if length > self.end - begin:
-            refuse(_KIND, f"At byte {begin:,} it claims {length:,} more of {self.end:,}")
-        self.at = begin + length
-        return begin
+    @property
+    def at(self) -> int:
+        """The place."""
+        return self.start + self.unpacker.tell()
 
-    def number(self, form: str) -> Any:  # noqa: ANN401 - an int or a float
-        """A number of fixed length."""
-        return struct.unpack_from(form, self.data, self.skip(struct.calcsize(form)))[0]
+    def jump(self, at: int) -> None:
+        """Goes to another place."""
+        self.data.seek(at)
+        self.start = at
+        longest = _LONGEST + _AT_ONCE
+        self.unpacker = msgpack.Unpacker(self.data, read_size=_AT_ONCE, max_buffer_size=longest)
+
+    def room(self, count: int, of: str = "more") -> int:
+        """The place, if as many bytes follow it; a value takes one at least."""
+        at, size = self.at, len(self.data)
+        if count > size - at:
+            refuse(f"At byte {at:,} it claims {count:,} {of}, and ends at {size:,}")
+        return at
+
+    def unpacked(self, read: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever is there
+        """What the library reads here."""
+        at = self.at
+        try:
+            return read()
+        except UnicodeDecodeError:
+            refuse(f"The string at byte {at:,} is no text")
+        except msgpack.BufferFull:
+            refuse(f"At byte {at:,} is a string of more than {_LONGEST:,} bytes, no name", "")
+        except (ValueError, msgpack.UnpackException):
+            refuse(f"What is at byte {at:,} is cut off, or one that msgpack never writes")
 
     def value(self, depth: int) -> Any:  # noqa: ANN401 - whatever is there
         """The value that begins here."""
+        at = self.room(1)
         self.values += 1
         if depth > DEEPEST or self.values > 4 * MOST_ENTRIES:
-            refuse(_KIND, f"At byte {self.at:,} it is nested too deep or has too many values", "")
-        kind, length = self.head()
-        match kind:
-            case "map":
-                return self.mapping(length, depth)
-            case "list":
-                self.room(length)
-                return [self.value(depth + 1) for _ in range(length)]
-            case "str":
-                return self.text(length)
-            case "bin":
-                self.skip(length)
-                return _Bytes(length)
-            case "ext":
-                return self.extension(length)
-        return length  # a number or a constant is its own head
-
-    def head(self) -> tuple[str, Any]:
-        """The kind and the length of the value that begins here; of a number, ``""`` and itself."""
-        first = self.number(">B")
+            refuse(f"At byte {at:,} it is nested too deep or has too many values", "")
+        first = self.data[at]
+        if first in _MAPS:
+            return self.mapping(depth)
+        if first in _LISTS:
+            count = self.unpacked(self.unpacker.read_array_header)
+            self.room(count, "values")
+            return [self.value(depth + 1) for _ in range(count)]
         if first in _HEADS:
-            return _HEADS[first]
-        if first in _LENGTHS:
-            kind, form = _LENGTHS[first]
-            return kind, self.number(form)
-        if first in _NUMBERS:
-            return "", self.number(_NUMBERS[first])
-        return refuse(_KIND, f"At byte {self.at - 1:,} there is one that msgpack never writes")
+            return self.stepped_over(first)
+        return self.unpacked(self.unpacker.unpack)
 
-    def room(self, count: int) -> None:
-        """Fails if there cannot be so many values: each takes a byte at least."""
-        if count > self.end - self.at:
-            refuse(_KIND, f"At byte {self.at:,} it claims {count:,} values in what is left of it")
-
-    def text(self, length: int) -> str:
-        """A string."""
-        begin = self.skip(length)
-        if length > _LONGEST:
-            refuse(_KIND, f"At byte {begin:,} there is a string of {length:,} bytes, no name", "")
-        try:
-            return bytes(self.data[begin : self.at]).decode()
-        except UnicodeDecodeError:
-            return refuse(_KIND, f"The string at byte {begin:,} is no text")
-
-    def mapping(self, count: int, depth: int) -> Any:  # noqa: ANN401 - a dict or a chunked array
+    def mapping(self, depth: int) -> Any:  # noqa: ANN401 - a dict or a chunked array
         """A dict, whose keys must differ, or an array that Flax cut into chunks."""
-        self.room(2 * count)
-        found: Tree = {}
+        count = self.unpacked(self.unpacker.read_map_header)
+        self.room(2 * count, "values")
+        found: dict[str, Any] = {}
         for _ in range(count):
             key = self.value(depth + 1)
             if not isinstance(key, str | int):
-                refuse(_KIND, f"At byte {self.at:,} a key is {shown(key)}, no name")
-            if checked(_KIND, str(key)) in found:
-                refuse(_KIND, f"The key {shown(key)} stands twice in one dict", "")
+                refuse(f"At byte {self.at:,} a key is {shown(key)}, no name")
+            if str(key) in found:
+                refuse(f"The key {shown(key)} stands twice in one dict", "")
             found[str(key)] = self.value(depth + 1)
         return _joined(found) if _CHUNKED in found else found
 
-    def extension(self, length: int) -> Any:  # noqa: ANN401 - a leaf
-        """An array, of which only the shape and the dtype are read."""
-        code = self.number(">b")
-        begin = self.skip(length)
+    def stepped_over(self, first: int) -> Any:  # noqa: ANN401 - a leaf or the length of bytes
+        """Bytes or an extension, of which no more than the shape and the dtype is read."""
+        head = struct.Struct(_HEADS[first])
+        at = self.room(1 + head.size) + 1
+        length, code = (*head.unpack_from(self.data, at), None)[:2]
+        if first >= _FIXED:
+            length, code = 1 << first - _FIXED, length
+        self.jump(at + head.size)
+        end = self.room(length) + length
+        found = _Bytes(length) if code is None else self.extension(code, end)
+        self.jump(end)
+        return found
+
+    def extension(self, code: int, end: int) -> Any:  # noqa: ANN401 - a leaf
+        """An array, which is a list of its shape, its dtype and its bytes."""
+        at = self.at
         if code == _COMPLEX:
-            return array(_KIND, "a number", (), "complex64")
+            return array("a number", (), "complex64")
         if code not in (_NDARRAY, _SCALAR):
-            refuse(_KIND, f"At byte {begin:,} there is an extension {code}, which Flax has not", "")
-        inner = _Walk(self.data, begin, self.at)
-        kind, count = inner.head()
-        parts = [inner.value(DEEPEST - 1) for _ in range(3)] if (kind, count) == ("list", 3) else []
-        if not parts or inner.at != inner.end or not isinstance(parts[2], _Bytes):
-            refuse(_KIND, f"At byte {begin:,} an array must have a shape, a dtype and its bytes")
-        dtype = parts[1] if isinstance(parts[1], str) else repr(parts[1])
-        leaf = array(_KIND, f"the array at byte {begin:,}", parts[0], dtype)
-        if bytes_of(leaf) != parts[2].length:
-            refuse(
-                _KIND,
-                f"The array at byte {begin:,} has {parts[2].length:,} bytes, and its shape "
-                f"{shown(leaf.shape)} of {leaf.dtype} needs {bytes_of(leaf):,}",
-            )
-        return leaf
+            refuse(f"At byte {at:,} there is an extension {code}, which Flax has not", "")
+        match self.value(DEEPEST - 2):  # a list, of a list, of numbers: there is nothing deeper
+            case [shape, dtype, _Bytes(held)] if self.at == end:
+                return array(f"the array at byte {at:,}", shape, dtype, held)
+        return refuse(f"At byte {at:,} an array must have a shape, a dtype and its bytes")
 
 
-def _joined(found: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a leaf
+def _joined(found: dict[str, Any]) -> Any:  # noqa: ANN401 - a leaf
     """The array whose chunks Flax stored one by one: msgpack holds no more than 4 GiB at once."""
     shape, chunks = found.get("shape"), found.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
-        refuse(_KIND, "An array in chunks must have a shape and chunks")
+        refuse("An array in chunks must have a shape and chunks")
     first, *_ = parts = list(chunks.values())
     if any(getattr(part, "dtype", 0) != getattr(first, "dtype", 1) for part in parts):
-        refuse(_KIND, "The chunks of an array must be arrays of one dtype")
-    sizes = [shape.get(str(axis), -1) for axis in range(len(shape))]
-    leaf = array(_KIND, "an array in chunks", sizes, first.dtype.name)
+        refuse("The chunks of an array must be arrays of one dtype")
+    leaf = array("the array", [shape.get(str(i)) for i in range(len(shape))], first.dtype.name)
     if bytes_of(leaf) != sum(map(bytes_of, parts)):
-        refuse(_KIND, f"The chunks of an array of shape {shown(leaf.shape)} do not fill it")
+        refuse(f"The chunks of an array of shape {shown(leaf.shape)} do not fill it")
     return leaf

@@ -108,12 +108,15 @@ MSGPACK = {
     "map_of_four_billion": (b"\xdf\xff\xff\xff\xff", "claims 8,589,934,590 values"),
     "list_of_four_billion": (NAME + b"\xdd\xff\xff\xff\xff", "claims 4,294,967,295 values"),
     "bytes_of_four_gigabytes": (NAME + b"\xc6\xff\xff\xff\xff", "claims 4,294,967,295 more"),
-    "string_of_four_gigabytes": (NAME + b"\xdb\xff\xff\xff\xff", "claims 4,294,967,295 more"),
+    "string_of_four_gigabytes": (NAME + b"\xdb\xff\xff\xff\xff", "at byte 3 is cut off"),
     "extension_of_four_gigabytes": (
         NAME + b"\xc9\xff\xff\xff\xff\x01",
         "claims 4,294,967,295 more",
     ),
-    "a_long_string": (msgpack.packb({"w": "a" * 100_000}), "a string of 100,000 bytes, no name"),
+    "a_long_string": (
+        msgpack.packb({"w": "a" * 100_000}),
+        "a string of more than 65,536 bytes, no name",
+    ),
     "nested_deep_maps": (NAME * 100_000 + b"\xc0", "nested too deep"),
     "nested_deep_lists": (NAME + b"\x91" * 100_000 + b"\xc0", "nested too deep"),
     "nested_extensions": (
