@@ -50,8 +50,8 @@ def located(
         )
     where = "".join(f", {part}" for part in found)
     notes = [f"read from a checkpoint ({kind}{where}), params at {_name(place)}"]
-    is_state = all(keys[-1] == "value" and len(keys) > 1 for keys in chosen)
-    chosen, statistics = _unboxed(chosen, is_state=is_state), _unboxed(statistics)
+    is_state = _is_state(chosen)
+    chosen, statistics = _unboxed(chosen), _unboxed(statistics)
     if beside is not None:
         notes[0] += f"; running statistics at {_name(beside)}"
     elif statistics := _statistics_among(chosen):
@@ -73,7 +73,7 @@ def _names_below(leaves: Leaves) -> dict[Keys, dict[str, None]]:
     for keys, leaf in leaves.items():
         for depth, key in enumerate(keys):
             tree.setdefault(keys[:depth], {})[key] = None
-        if leaf is None:
+        if isinstance(leaf, dict):
             tree.setdefault(keys, {})
     return tree
 
@@ -84,7 +84,7 @@ def _below(leaves: Leaves, place: Keys) -> Leaves:
     return {
         keys[depth:]: leaf
         for keys, leaf in leaves.items()
-        if keys[:depth] == place and leaf is not None
+        if keys[:depth] == place and leaf not in (None, {})
     }
 
 
@@ -129,22 +129,27 @@ def _told(leaves: Leaves, tree: _Branches, path: str, argument: str) -> Keys:
     places = {"/".join(keys): keys for keys in (*leaves, *tree)} | {"": (), ".": ()}
     if path in places:
         return places[path]
-    known = max((name for name in places if path.startswith(f"{name}/")), key=len, default="")
+    above = [name for name, keys in places.items() if keys in tree and path.startswith(f"{name}/")]
+    known = max(above, key=len, default="")
     rest = path[len(known) :].removeprefix("/")
     raise StructureError(
         f"`{argument}` must be where something is in the checkpoint. Nothing is called {rest!r}"
-        f"{nearest(rest, list(tree.get(places[known], ())))}. A place is written with '/', as in "
+        f"{nearest(rest, list(tree[places[known]]))}. A place is written with '/', as in "
         f"'state/params'."
     )
 
 
-def _unboxed(leaves: Leaves, *, is_state: bool = False) -> Leaves:
-    """The leaves without the level ``value`` of boxes.
+def _is_state(leaves: Leaves) -> bool:
+    """Whether this is a state of NNX, where every array is in a Variable: under ``value``."""
+    return bool(leaves) and all(keys[-1] == "value" and len(keys) > 1 for keys in leaves)
 
-    In a state of NNX every array is in a Variable, and so under ``value``. Elsewhere that may be a
-    name like any other, but for the params that Linen's partitioning boxes.
+
+def _unboxed(leaves: Leaves) -> Leaves:
+    """The leaves without the level ``value`` of Variables, or of Linen's boxes for its params.
+
+    Elsewhere that may be a name like any other.
     """
-    tree = _names_below(leaves)
+    tree, is_state = _names_below(leaves), _is_state(leaves)
 
     def is_box(place: Keys) -> bool:
         return tree[place].keys() == {"value"} and (is_state or bool(_BOXED & {*place[-1:]}))
@@ -174,7 +179,8 @@ def _without_streams(leaves: Leaves) -> Leaves:
         is_named = {"count", "key"} <= names.keys() <= {"count", "key", "tag"}
         return is_named and jnp.issubdtype(dtype, jnp.integer)
 
-    streams = {place for place, names in _names_below(leaves).items() if is_stream(place, names)}
+    tree = _names_below(leaves)
+    streams = {place for place, names in tree.items() if place and is_stream(place, names)}
     return {keys: leaf for keys, leaf in leaves.items() if keys[:-1] not in streams}
 
 

@@ -11,7 +11,6 @@ import struct
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, Final, NamedTuple
 
-import jax
 import msgpack
 
 from optax_bnmask.checkpoints.stored import (
@@ -75,14 +74,12 @@ def _leaves(keys: Keys, value: Any) -> Iterable[tuple[Keys, Any]]:  # noqa: ANN4
         case dict() if value:
             for key, child in value.items():
                 yield from _leaves((*keys, key), child)
-        case dict():
-            yield keys, None
         case bool() | int() | float():
             dtype = {bool: "bool", int: "int32", float: "float32"}[type(value)]
             yield keys, array("a number", (), dtype)
         case str() | _Bytes():
             yield keys, "a string" if isinstance(value, str) else "a string of bytes"
-        case jax.ShapeDtypeStruct():
+        case _:
             yield keys, value
 
 

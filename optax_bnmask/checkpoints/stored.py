@@ -18,8 +18,8 @@ import jax.numpy as jnp
 Keys = tuple[str, ...]
 """The keys on the way to a place in a checkpoint, from the outermost."""
 Leaves = dict[Keys, Any]
-"""By place, a `jax.ShapeDtypeStruct`, a `str` that says what else is there, or `None` for a branch
-that holds nothing."""
+"""By place, a `jax.ShapeDtypeStruct`, a `str` that says what else is there, `None` for nothing, or
+``{}`` for a branch that holds nothing."""
 
 DEEPEST: Final = 64
 """No model nests its modules deeper; a file that does is built to exhaust whoever reads it."""

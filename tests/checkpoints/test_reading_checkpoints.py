@@ -114,6 +114,18 @@ def test_an_nnx_state_brings_its_statistics_and_loses_its_random_streams(writer,
     assert any("were taken for running statistics" in note for note in analysis.notes)
 
 
+def test_statistics_that_nnx_kept_apart_lose_their_boxes_too(tmp_path):
+    def boxed(tree):
+        return {
+            key: boxed(child) if isinstance(child, dict) else {"value": child}
+            for key, child in tree.items()
+        }
+
+    stored = checkpoints.read(files.flax_msgpack(tmp_path / "both", boxed(files.VARIABLES)))
+    assert shapes(stored.params) == shapes(files.PARAMS)
+    assert shapes(stored.batch_stats) == shapes(files.STATS)
+
+
 def test_the_params_have_the_paths_that_the_model_gives_them(tmp_path):
     """So a mask from the checkpoint fits the model."""
     import optax_bnmask as bnmask
