@@ -113,6 +113,15 @@ MSGPACK = {
         NAME + b"\xc9\xff\xff\xff\xff\x01",
         "claims 4,294,967,295 more",
     ),
+    "array_beyond_its_extension": (
+        NAME + b"\xc7\x03\x01\x93\x91\x02" + msgpack.packb("float32") + msgpack.packb(b"\0" * 8),
+        "must have a shape, a dtype and its bytes",
+    ),
+    "numbers_without_end": (NAME + b"\x91" * 20 + b"\xdd\x00\x00\x10\x00", "claims 4,096 values"),
+    "a_long_string_that_is_there": (
+        msgpack.packb({"w": "a" * (20 << 20)}),
+        "a string of more than 65,536 bytes",
+    ),
     "a_long_string": (
         msgpack.packb({"w": "a" * 100_000}),
         "a string of more than 65,536 bytes, no name",
@@ -279,6 +288,14 @@ def test_a_zip_that_lies_of_itself_is_refused(at, value, said, tmp_path):
     data[start : start + 4 if at > 8 else start + 2] = struct.pack("<I" if at > 8 else "<H", value)
     path.write_bytes(data)
     refused(path, said)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_a_zip_that_says_how_much_memory_to_take_is_refused(method, tmp_path):
+    """LZMA's header does, up to four gigabytes; numpy never writes it."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method) as archive:
+        archive.writestr("w.npy", files.npy())
+    refused(tmp_path / "x.npz", "'w.npy' is compressed as numpy never does")
 
 
 def test_a_zip_bomb_is_not_unpacked(tmp_path):

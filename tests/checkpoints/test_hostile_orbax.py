@@ -6,8 +6,11 @@ import shutil
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from optax_bnmask import checkpoints
+from optax_bnmask.errors import StructureError
 from tests.support.checkpoints import stored_files as files
 from tests.support.checkpoints.hostile import DEEP, refused
 from tests.support.checkpoints.peak_memory import little_memory
@@ -166,6 +169,52 @@ def test_a_link_in_a_store_that_leads_outside_is_refused(store, tmp_path):
     (store / "manifest.ocdbt").rename(tmp_path / "elsewhere")
     (store / "manifest.ocdbt").symlink_to(tmp_path / "elsewhere")
     refused(store, "'manifest.ocdbt' is a link to a place outside of it")
+
+
+@pytest.mark.parametrize("kind", ["outside", "loop", "pipe", "dangling", "directory_outside"])
+def test_nothing_that_a_store_could_name_leads_outside_or_keeps_waiting(kind, store, tmp_path):
+    """Its manifest may name files in any directory below it, not only in `d`."""
+    (store / "named").mkdir()
+    path = store / "named" / "data"
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "data").touch()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(
+            {
+                "outside": tmp_path / "elsewhere" / "data",
+                "loop": path,
+                "dangling": tmp_path / "nowhere",
+                "directory_outside": tmp_path / "elsewhere",
+            }[kind]
+        )
+    refused(store, "'named/data' is a link to a place outside of it, or no plain file")
+
+
+@pytest.mark.parametrize("kind", ["plain", "store"])
+@settings(
+    max_examples=200,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_damage_anywhere_is_a_sentence_or_does_not_matter(kind, data, saved, tmp_path):
+    path = tmp_path / "step"
+    shutil.rmtree(path, ignore_errors=True)
+    shutil.copytree(saved[kind == "store"], path)
+    files_of_it = sorted(file for file in path.rglob("*") if file.is_file())
+    damaged = data.draw(st.sampled_from(files_of_it))
+    content = bytearray(damaged.read_bytes())
+    for _ in range(data.draw(st.integers(0, 3)) if content else 0):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    size = data.draw(st.one_of(st.just(len(content)), st.integers(0, len(content))))
+    damaged.write_bytes(content[:size])
+    try:
+        checkpoints.analyze_checkpoint(path)
+    except StructureError as error:
+        assert str(error).isprintable()  # noqa: PT017 - or no error at all
 
 
 @pytest.mark.parametrize("name", ["manifest.ocdbt", "d/*"])
