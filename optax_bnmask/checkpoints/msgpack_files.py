@@ -37,13 +37,9 @@ _LISTS: Final = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])
 _FIXED: Final = 0xD4
 """The first byte of an extension of one byte; those after it are of 2, 4, 8 and 16."""
 _HEADS: Final = {
-    0xC4: ">B",
-    0xC5: ">H",
-    0xC6: ">I",  # bytes: their length
-    0xC7: ">Bb",
-    0xC8: ">Hb",
-    0xC9: ">Ib",  # extensions: their length and their code
-    **dict.fromkeys(range(_FIXED, _FIXED + 5), ">b"),  # extensions: their code
+    **dict(zip(range(0xC4, 0xC7), (">B", ">H", ">I"), strict=True)),  # bytes: their length
+    **dict(zip(range(0xC7, 0xCA), (">Bb", ">Hb", ">Ib"), strict=True)),  # extensions: and a code
+    **dict.fromkeys(range(_FIXED, _FIXED + 5), ">b"),  # extensions of fixed length: a code
 }
 """What follows the first byte of bytes and extensions, by that byte."""
 

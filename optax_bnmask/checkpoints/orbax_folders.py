@@ -65,14 +65,8 @@ def orbax_leaves(root: Path) -> tuple[Leaves, tuple[str, ...]]:
 
 def _names(place: Path) -> list[str]:
     """The names of the directories within one, without those still being written."""
-    try:
-        return sorted(
-            entry.name
-            for entry in place.iterdir()
-            if entry.is_dir() and _UNFINISHED not in entry.name
-        )
-    except OSError as error:
-        refuse(f"{shown(place.name)} cannot be listed: {error.strerror}")
+    found = [entry.name for entry in place.iterdir() if entry.is_dir()]
+    return sorted(name for name in found if _UNFINISHED not in name)
 
 
 def _items(place: Path) -> list[str]:
@@ -117,7 +111,10 @@ def _item(place: Path, root: Path) -> Leaves:
         refuse("It has no 'manifest.ocdbt', by which its arrays are found")
     file = "zarr.json" if metadata.get("use_zarr3") is True else ".zarray"
     files = {keys: f"{_place(keys)}/{file}" for keys, what in found if what == "array"}
-    texts = (_in_store if one_store else _in_folders)(place, root, list(files.values()))
+    if one_store:
+        texts = _in_store(place, root, list(files.values()))
+    else:  # each array has a directory of its own
+        texts = (_small_file(place / name, root, _LARGEST) for name in files.values())
     arrays = {keys: _array(keys, text) for keys, text in zip(files, texts, strict=True)}
     return placed((keys, arrays.get(keys, what)) for keys, what in found if what != "hole")
 
@@ -153,11 +150,6 @@ def _array(keys: Keys, text: bytes) -> Any:  # noqa: ANN401 - a leaf
         kind, size = code.groups()
         dtype = "bool" if kind == "b" else f"{_KINDS[kind]}{8 * int(size)}"
     return array("/".join(keys), found.get("shape"), dtype)
-
-
-def _in_folders(place: Path, root: Path, names: Sequence[str]) -> Iterable[bytes]:
-    """The descriptions of arrays that have a directory each."""
-    return (_small_file(place / name, root, _LARGEST) for name in names)
 
 
 def _in_store(place: Path, root: Path, names: Sequence[str]) -> Iterable[bytes]:

@@ -20,13 +20,13 @@ from optax_bnmask.checkpoints.stored import (
 _DTYPES: Final = {
     "BOOL": "bool",
     "BF16": "bfloat16",
+    "C64": "complex64",
     "F8_E4M3": "float8_e4m3fn",
     "F8_E5M2": "float8_e5m2",
     "F8_E8M0": "float8_e8m0fnu",
     **{f"F{bits}": f"float{bits}" for bits in (16, 32, 64)},
     **{f"I{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"U{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-    "C64": "complex64",
 }
 
 

@@ -40,16 +40,12 @@ _DTYPES: Final = frozenset(
 
 
 class Kind(enum.StrEnum):
-    """How a checkpoint is stored."""
+    """How a checkpoint is stored; `read` says what writes each."""
 
     ORBAX = "Orbax"
-    """A directory that Orbax wrote."""
     MSGPACK = "Flax msgpack"
-    """A file of `flax.serialization.to_bytes`."""
     SAFETENSORS = "safetensors"
-    """A file of the safetensors library."""
     NPZ = "npz"
-    """A file of `numpy.savez`."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

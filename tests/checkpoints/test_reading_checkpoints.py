@@ -193,6 +193,13 @@ def test_places_may_be_told(tmp_path):
     assert list(roles(path, params="ema/a/b/head")) == ["bias", "kernel"]
 
 
+def test_a_key_with_a_slash_is_told_from_a_way_of_two_keys(tmp_path):
+    tree = {"a": {"c": np.ones(3)}, "a/b": files.PARAMS}
+    assert (
+        roles(files.flax_msgpack(tmp_path / "x", tree), params="a/b").keys() == files.ROLES.keys()
+    )
+
+
 def test_the_top_may_be_told(tmp_path):
     path = files.flax_msgpack(
         tmp_path / "x", {"params": {"kernel": np.ones((2, 3))}, "w": np.ones(3)}
