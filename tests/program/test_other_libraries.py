@@ -89,16 +89,3 @@ def test_a_primitive_of_ones_own_is_ruled_by_one_line():
         del RULES[doubled]
     assert after.unhandled == {}
     assert str(after["w"].scale) == "invariant"
-
-
-def test_a_value_of_a_primitive_without_a_rule_may_be_zero_so_that_nothing_guards_against_it():
-    vanishing = core.Primitive("vanishing")
-    vanishing.def_abstract_eval(lambda x: x)
-
-    def net(p, x):
-        z = p["w"] * vanishing.bind(x)
-        return p["w"] / jnp.where(z != 0, z, 1)  # `w`, and not 1, where the value is 0
-
-    analysis = bnmask.analyze(net, {"w": jnp.ones(3)}, jnp.ones(3))
-    assert analysis["w"].scale is bnmask.Scale.SENSITIVE
-    assert analysis.assumptions == ()
