@@ -176,9 +176,9 @@ def refuse_state(tree: Any, argument: str) -> None:  # noqa: ANN401 - any pytree
         )
 
 
-def refuse_shapes(params: Any) -> None:  # noqa: ANN401 - any pytree
+def refuse_shapes(tree: TreeIndex) -> None:
     """Fails where all leaves are integers: the shapes of arrays, which JAX takes for trees."""
-    leaves = jax.tree.leaves(params)
+    leaves = tree.leaves.values()
     if leaves and all(isinstance(x, int) and not isinstance(x, bool) for x in leaves):
         raise StructureError(
             f"`params` must be a tree of arrays. Found {len(leaves)} integers and no array. If "

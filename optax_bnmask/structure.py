@@ -75,7 +75,6 @@ def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytre
     """The verdicts on each scope."""
     refuse_state(params, "params")
     refuse_state(batch_stats, "batch_stats")
-    refuse_shapes(params)
     params, batch_stats = parted(params, batch_stats)
     batch_stats = beside(params, batch_stats)
     refuse_variables(params, batch_stats)
@@ -91,6 +90,7 @@ def _read(params: Any, batch_stats: Any) -> Reading:  # noqa: ANN401 - any pytre
             f"{described(kept.leaves[''])}. Pass `variables['batch_stats']`, or leave it out."
         )
     found = statistics(kept)
+    refuse_shapes(tree)
     refuse_averages(tree)
     _refuse_within(tree)
     _refuse_swapped(tree, kept, found)

@@ -146,8 +146,7 @@ def _shape(text: str) -> jax.ShapeDtypeStruct:
     except (TypeError, ValueError):
         raise StructureError(
             f"An input is given as its sizes, '8,224,224,3', each at least 1, and perhaps a dtype, "
-            f"'8,128:int32'. "
-            f"Found {text!r}."
+            f"'8,128:int32'. Found {text!r}."
         ) from None
 
 

@@ -71,8 +71,9 @@ def traced(
     """
     _require_function(fn)
     refuse_variables(params, None)
-    refuse_shapes(params)
-    leaves = tree_index(params, "params").leaves
+    tree = tree_index(params, "params")
+    refuse_shapes(tree)
+    leaves = tree.leaves
     flat_params, params_def = jax.tree.flatten(params)
     _require_arrays(leaves)
     keyed, rest_def = jax.tree_util.tree_flatten_with_path((tuple(args), dict(kwargs)))
