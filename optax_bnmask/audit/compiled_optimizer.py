@@ -22,7 +22,7 @@ from optax_bnmask.audit.patterns import (
     uneven_checkerboard,
 )
 from optax_bnmask.audit.update import Update
-from optax_bnmask.verify.interpreter import wide
+from optax_bnmask.verify.widening import wide
 
 Compiler = Callable[[ShortProgram], Callable[[list[Any]], list[Any]]]
 """Compiles a shortened program into a function of a list of arrays."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from optax_bnmask import compat
 from optax_bnmask.program.control import CALLS, body_of_call
-from optax_bnmask.verify.interpreter import programs_in
+from optax_bnmask.verify.widening import programs_in
 
 _SMALL: Final = 4096
 """The bytes of an array up to which arrays are compared by content; larger ones by identity."""

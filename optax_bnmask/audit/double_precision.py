@@ -15,7 +15,8 @@ from jax import lax
 
 from optax_bnmask import compat
 from optax_bnmask.audit.deduplication import ShortProgram
-from optax_bnmask.verify.interpreter import Interpreter, RunLog, widened
+from optax_bnmask.verify.interpreter import Interpreter, RunLog
+from optax_bnmask.verify.widening import widened
 
 
 def _as_written(value: Any) -> Any:  # noqa: ANN401 - an array

@@ -9,7 +9,7 @@ import numpy as np
 
 from optax_bnmask import compat
 from optax_bnmask.audit.update import Update
-from optax_bnmask.verify.interpreter import programs_in
+from optax_bnmask.verify.widening import programs_in
 
 
 class Fingerprint(NamedTuple):

@@ -100,20 +100,24 @@ def _is_real(dtype: Any) -> bool:  # noqa: ANN401 - a dtype
 
 def folded(e: Equation, numbers: Sequence[float | None]) -> tuple[float, int] | None:
     """The result of an equation all of whose operands are numbers, and its flags; or `None`."""
-    function = _FOLD.get(e.op)
-    if function is None or not e.ins:
+    if not e.ins or e.op not in _FOLD:
         return None
     dtype = e.source.outvars[e.place].aval.dtype
-    if not _is_real(dtype):
-        return None
-    try:
-        number = function(*[numbers[x] for x in e.ins])
-    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
-        return None
-    if isinstance(number, complex):
+    number = computed(e.op, [numbers[x] for x in e.ins]) if _is_real(dtype) else None
+    if number is None:
         return None
     rounded = _rounded(float(number), dtype)
     return None if rounded is None else number_of(rounded, dtype)
+
+
+def computed(op: Any, numbers: Sequence[Any]) -> float | None:  # noqa: ANN401 - as in `_FOLD`
+    """What an operation makes of numbers, unrounded; `None` if that is not known."""
+    function = _FOLD.get(op)
+    try:
+        number = function(*numbers) if function and numbers else None
+    except (ValueError, ZeroDivisionError, OverflowError, TypeError):
+        return None
+    return None if isinstance(number, complex) else number
 
 
 def _square(x: float) -> float:
@@ -128,6 +132,10 @@ def _same(x: float, *_: float) -> float:
     return x
 
 
+_KEEPING: Final = (
+    *("copy_p", "stop_gradient_p", "convert_element_type_p", "pvary_p"),
+    *("broadcast_in_dim_p", "reshape_p", "squeeze_p"),  # before they are written on a tape
+)
 _FOLD: dict[Any, Callable[..., Any]] = {
     MOVE: _same,
     RESHAPE: _same,
@@ -155,9 +163,7 @@ _FOLD: dict[Any, Callable[..., Any]] = {
             "le_p": operator.le,
             "eq_p": operator.eq,
             "ne_p": operator.ne,
-            "copy_p": _same,
-            "stop_gradient_p": _same,
-            "convert_element_type_p": _same,
+            **dict.fromkeys(_KEEPING, _same),
         }.items()
     },
 }

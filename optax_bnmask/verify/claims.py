@@ -14,9 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from optax_bnmask.analysis import Analysis
+from optax_bnmask.errors import StructureError
 from optax_bnmask.program.cones import Vector
 from optax_bnmask.program.explain import Explainer
-from optax_bnmask.vocabulary import Scale
+from optax_bnmask.vocabulary import Evidence, Scale
 
 Move = dict[int, Any]
 """Powers of 2 by leaf number: numbers, or arrays that broadcast to the leaf."""
@@ -218,3 +219,30 @@ def _scaling(analysis: Analysis, exponents: Mapping[int, Any], i: int) -> LeafSc
     others = [analysis.leaves[j].path for j in exponents if j != i]
     said = f"Scaling {analysis.leaves[i].path!r}" + (f" with {others}" if others else "")
     return LeafScaling(said, dict(exponents))
+
+
+def moved(base: Sequence[np.ndarray], move: Move) -> list[np.ndarray]:
+    """Leaves after a move."""
+    return [x * np.exp2(move[i]) if i in move else x for i, x in enumerate(base)]
+
+
+def proof_of(analysis: Analysis, leaves: Sequence[Any]) -> Explainer:
+    """The proof behind an analysis; fails if there is none, or `leaves` have other shapes."""
+    if not isinstance(analysis.proof, Explainer):
+        if Evidence.PROGRAM in analysis.evidence:
+            raise StructureError(
+                "`analysis` must come with the program that it was proved from. This one was read "
+                "from JSON or from a pickle, which hold what was found, and not the program. Call "
+                "`optax_bnmask.analyze` in this process."
+            )
+        raise StructureError(
+            "`analysis` must have been proved from a program to be verified. This one rests on "
+            "structure alone and claims nothing of scale. Use `optax_bnmask.analyze`."
+        )
+    found = [tuple(np.shape(x)) for x in leaves]
+    if found != [leaf.shape for leaf in analysis.leaves]:
+        raise StructureError(
+            f"`params` must be those of `analysis`. It knows {len(analysis.leaves)} leaves, "
+            f"`params` has {len(leaves)}, or some of other shapes. Analyse `fn` on these `params`."
+        )
+    return analysis.proof

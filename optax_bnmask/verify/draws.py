@@ -1,6 +1,8 @@
 """Draws parameters and inputs that hide nothing: no zero bias, no zero gain, no constant input."""
 
+import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
+from optax_bnmask.arguments import is_array
 from optax_bnmask.program.constants import is_readable
 from optax_bnmask.vocabulary import BIASES, GAINS, Leaf, Role
 
@@ -64,7 +67,7 @@ def _magnitude(leaf: Leaf) -> float:
     return 1.0 if leaf.role is Role.EMBEDDING else 0.5
 
 
-def drawn_input(value: Array, rng: np.random.Generator, *, keep_signs: bool) -> Array:
+def _drawn_input(value: Array, rng: np.random.Generator, *, keep_signs: bool) -> Array:
     """The value itself, or a random one where only its shape and dtype are known."""
     if not is_abstract(value):
         return value
@@ -75,3 +78,24 @@ def drawn_input(value: Array, rng: np.random.Generator, *, keep_signs: bool) -> 
         drawn = rng.normal(size=value.shape)
         return jnp.asarray(np.abs(drawn) if keep_signs else drawn, value.dtype)
     return jnp.asarray(rng.integers(0, 2, size=value.shape), value.dtype)  # valid as any index
+
+
+def drawn_inputs(given: Any, rng: np.random.Generator, *, keep_signs: bool) -> Any:  # noqa: ANN401 - pytrees
+    """Arguments with random arrays where only the shape and dtype are known."""
+    draw = functools.partial(_drawn_input, rng=rng, keep_signs=keep_signs)
+    return jax.tree.map(draw, given, is_leaf=is_abstract)
+
+
+def with_arrays(given: Any, inputs: Sequence[Any]) -> Any:  # noqa: ANN401 - pytrees
+    """A pytree of arguments whose arrays are replaced by `inputs`, in their order."""
+    leaves, rest = jax.tree.flatten(given)
+    arrays = iter(inputs)
+    return jax.tree.unflatten(rest, [next(arrays) if is_array(x) else x for x in leaves])
+
+
+def numpy_value(value: Any) -> np.ndarray:  # noqa: ANN401 - any array
+    """The NumPy array, real floats in float64; zeros where only the shape and dtype are known."""
+    if is_abstract(value):
+        return np.zeros(value.shape, value.dtype)
+    array = np.asarray(value)
+    return array.astype(np.float64) if is_float(value) and not np.iscomplexobj(array) else array

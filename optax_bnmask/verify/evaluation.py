@@ -12,14 +12,8 @@ from optax_bnmask import compat
 from optax_bnmask.arguments import is_array
 from optax_bnmask.errors import first_line
 from optax_bnmask.program.trace import traced
-from optax_bnmask.verify.interpreter import (
-    Constant,
-    Interpreter,
-    RunLog,
-    Value,
-    programs_in,
-    widened,
-)
+from optax_bnmask.verify.interpreter import Constant, Interpreter, RunLog, Value
+from optax_bnmask.verify.widening import programs_in, widened
 
 Outputs = list[np.ndarray]
 

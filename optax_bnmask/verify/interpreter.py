@@ -13,9 +13,6 @@ it was traced with, and `RunLog.narrow_dtypes` lists these.
 """
 
 import dataclasses
-import functools
-import math
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -25,23 +22,11 @@ import numpy as np
 from jax import lax
 
 from optax_bnmask import compat
-from optax_bnmask.program.constants import known_of
+from optax_bnmask.program.constants import computed, known_of
 from optax_bnmask.program.control import CALLS, body_of_call
+from optax_bnmask.verify.widening import bound, widened
 
 Array = Any
-
-
-@functools.cache
-def wide(dtype: Any) -> Any:  # noqa: ANN401 - a dtype
-    """The dtype of double precision for values of this dtype: itself if it is none of floats."""
-    if jnp.issubdtype(dtype, np.complexfloating):
-        return np.dtype(np.complex128)
-    return np.dtype(np.float64) if jnp.issubdtype(dtype, np.floating) else dtype
-
-
-def widened(x: Any) -> Any:  # noqa: ANN401 - any array, keys of random numbers among them
-    """An array in double precision if its dtype is inexact, as it is otherwise."""
-    return jnp.asarray(x, wide(x.dtype)) if compat.is_inexact(x.dtype) else x
 
 
 class Constant(NamedTuple):
@@ -132,7 +117,8 @@ class Interpreter:
             return [Value(x) for x in _NESTED[eqn.primitive](self._within(eqn), eqn.params, ins)]
         ins = [self._scaled(eqn, x) for x in ins]
         arrays = self._bind_widened(eqn, [x.array for x in ins])
-        return [Value(x, _folded(eqn.primitive.name, ins)) for x in arrays]
+        number = computed(eqn.primitive, [x.number for x in ins])
+        return [Value(x, number) for x in arrays]
 
     def _within(self, call: Any) -> "Interpreter":  # noqa: ANN401 - an equation
         return dataclasses.replace(self, calls=(*self.calls, call))
@@ -152,11 +138,8 @@ class Interpreter:
 
     def _bind_widened(self, eqn: Any, ins: Sequence[Array]) -> list[Array]:  # noqa: ANN401
         """The results of an equation that holds no other program, in double precision if it can."""
-        if _can_be_widened(eqn):
-            try:
-                return _checked_results(_WIDENED_RULES.get(eqn.primitive, _bind)(eqn, ins), eqn)
-            except (TypeError, ValueError, NotImplementedError):
-                pass  # a primitive that insists on the dtypes it was traced with
+        if (outs := bound(eqn, ins)) is not None:
+            return outs
         own = [
             jnp.asarray(x, v.aval.dtype) if compat.is_inexact(v.aval.dtype) else x
             for x, v in zip(ins, eqn.invars, strict=True)
@@ -263,114 +246,5 @@ _NESTED: Final[dict[Any, Callable[..., Sequence[Array]]]] = {
 }
 
 
-def _identity(_: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401 - an equation
-    return ins[0]
-
-
-def _bind(eqn: Any, ins: Sequence[Array]) -> Any:  # noqa: ANN401
-    """Binds the primitive, with the float dtypes among its parameters widened."""
-    params = eqn.primitive.get_bind_params(eqn.params)
-    return eqn.primitive.bind(*ins, **{name: _widened_param(name, v) for name, v in params.items()})
-
-
-def _widened_param(name: str, value: Any) -> Any:  # noqa: ANN401 - any parameter
-    if name == "precision":
-        return None  # an algorithm of `dot_general` is for one dtype
-    if name in ("dtype", "new_dtype", "preferred_element_type") and value is not None:
-        return wide(value)
-    return value
-
-
-def _cast(eqn: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401
-    """A cast, which between floats only rounds and here does nothing."""
-    return lax.convert_element_type(ins[0], wide(eqn.params["new_dtype"]))
-
-
-def _scatter(function: Callable[..., Array]) -> Callable[..., Array]:
-    """The rule of a scatter, by the function of `lax`: the parameters hold a jaxpr of one dtype."""
-
-    def scattered(eqn: Any, ins: Sequence[Array]) -> Array:  # noqa: ANN401
-        names = ("dimension_numbers", "indices_are_sorted", "unique_indices", "mode")
-        return function(*ins, **{name: eqn.params[name] for name in names})
-
-    return scattered
-
-
-_WIDENED_RULES: Final[dict[Any, Callable[..., Any]]] = {
-    compat.primitive("convert_element_type_p"): _cast,
-    compat.primitive("reduce_precision_p"): _identity,
-    compat.primitive("scatter_p"): _scatter(lax.scatter),
-    compat.primitive("scatter_add_p"): _scatter(lax.scatter_add),
-    compat.primitive("scatter_sub_p"): _scatter(lax.scatter_sub),
-    compat.primitive("scatter_mul_p"): _scatter(lax.scatter_mul),
-    compat.primitive("scatter_min_p"): _scatter(lax.scatter_min),
-    compat.primitive("scatter_max_p"): _scatter(lax.scatter_max),
-}
-
-_BITCAST: Final = compat.primitive("bitcast_convert_type_p")
-
-
-def _can_be_widened(eqn: Any) -> bool:  # noqa: ANN401
-    """Whether an equation holds neither inner programs nor dtypes that `_bind` leaves alone."""
-    if eqn.primitive in _WIDENED_RULES:
-        return True
-    if eqn.primitive is _BITCAST or any(
-        name.endswith(("avals", "shape_dtypes")) for name in eqn.params
-    ):
-        return False
-    return not programs_in(eqn.params)
-
-
-def programs_in(params: Mapping[str, Any]) -> list[Any]:
-    """The jaxprs among the parameters of an equation, alone or in sequences."""
-    found: list[Any] = []
-    for value in params.values():
-        items: Sequence[Any] = value if isinstance(value, Sequence) else (value,)
-        found += [item for item in items if hasattr(compat.open_jaxpr(item), "eqns")]
-    return found
-
-
-def _checked_results(outs: Any, eqn: Any) -> list[Array]:  # noqa: ANN401
-    """The results as a list; fails unless they have the jaxpr's shapes and its dtypes, widened."""
-    outs = list(outs) if eqn.primitive.multiple_results else [outs]
-    for x, variable in zip(outs, eqn.outvars, strict=True):
-        if x.shape != variable.aval.shape or x.dtype != wide(variable.aval.dtype):
-            raise TypeError(f"`{eqn.primitive}` gave {x.dtype}{x.shape}")
-    return outs
-
-
 def _is_near(x: float, y: float) -> bool:
     return abs(x - y) <= 0.01 * abs(y)
-
-
-def _first(x: float, *_: float) -> float:
-    return x
-
-
-_KEEPING: Final = ("broadcast_in_dim", "convert_element_type", "reshape", "squeeze", "expand_dims")
-
-_FOLD: Final[dict[str, Callable[..., float]]] = {
-    **dict.fromkeys((*_KEEPING, "copy", "copy_p", "stop_gradient", "pvary"), _first),
-    "neg": operator.neg,
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "div": operator.truediv,
-    "max": max,
-    "min": min,
-    "sqrt": math.sqrt,
-    "pow": operator.pow,
-}
-"""Constant folding: the operations that people write epsilons with, on Python numbers."""
-
-
-def _folded(primitive: str, ins: Sequence[Value]) -> float | None:
-    """The number that an operation of `_FOLD` gives, if all its operands are known numbers."""
-    numbers = [x.number for x in ins if x.number is not None]
-    if primitive not in _FOLD or not numbers or len(numbers) < len(ins):
-        return None
-    try:
-        number = _FOLD[primitive](*numbers)
-    except (ArithmeticError, TypeError, ValueError):
-        return None
-    return number if isinstance(number, (int, float)) else None

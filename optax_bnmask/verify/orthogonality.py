@@ -22,7 +22,7 @@ from optax_bnmask import compat
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.verify import claims
-from optax_bnmask.verify.trial import proof_of
+from optax_bnmask.verify.claims import proof_of
 from optax_bnmask.vocabulary import Scale
 
 Array = Any

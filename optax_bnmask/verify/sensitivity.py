@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from optax_bnmask.program.cones import Vector
-from optax_bnmask.verify.claims import group_claims, sum_of_moves, witness
-from optax_bnmask.verify.draws import is_abstract
+from optax_bnmask.verify.claims import group_claims, moved, sum_of_moves, witness
+from optax_bnmask.verify.draws import is_abstract, numpy_value
 from optax_bnmask.verify.interpreter import Constant
 from optax_bnmask.verify.outcome import Weak
-from optax_bnmask.verify.trial import DRAWS, Trial, moved, numpy_value
+from optax_bnmask.verify.trial import DRAWS, Trial
 from optax_bnmask.verify.yardstick import relative_change
 from optax_bnmask.vocabulary import BIASES, Role, Scale
 

@@ -10,17 +10,21 @@ import jax
 import numpy as np
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.arguments import is_array
-from optax_bnmask.errors import StructureError, VerificationError
-from optax_bnmask.program.explain import Explainer
+from optax_bnmask.errors import VerificationError
 from optax_bnmask.record import Assumption
-from optax_bnmask.verify.claims import Move
+from optax_bnmask.verify.claims import Move, moved, proof_of
 from optax_bnmask.verify.degeneracy import examined_inputs
-from optax_bnmask.verify.draws import drawn_input, drawn_leaf, is_abstract, is_float
+from optax_bnmask.verify.draws import (
+    drawn_inputs,
+    drawn_leaf,
+    is_abstract,
+    is_float,
+    numpy_value,
+    with_arrays,
+)
 from optax_bnmask.verify.evaluation import CompiledFunction, Outputs, inputs_of
 from optax_bnmask.verify.interpreter import Constant
 from optax_bnmask.verify.yardstick import Yardstick, yardstick_of
-from optax_bnmask.vocabulary import Evidence
 
 DRAWS = 3
 """The number of draws of parameters at which each claim is tried. A rectifier keeps a unit at 0 for
@@ -87,7 +91,7 @@ class Trial:
         self.notes: list[str] = []
         self.constants = _constants(analysis.assumptions)
         self._yardsticks: dict[tuple[int, float, bool, int], Yardstick] = {}
-        given = _drawn((tuple(args), dict(kwargs)), rng, keep_signs=False)
+        given = drawn_inputs((tuple(args), dict(kwargs)), rng, keep_signs=False)
         constants = tuple(self.constants)
         has_aux = self.proof.program.has_aux if has_aux is None else has_aux
         self.function = CompiledFunction(fn, params, *given, has_aux=has_aux, constants=constants)
@@ -95,12 +99,10 @@ class Trial:
         if not self._is_finite():  # a root or a logarithm of something negative?
             self.draws = [self._new_leaves(keep_signs=True) for _ in range(DRAWS)]
             if not self._is_finite():
-                given = _drawn((tuple(args), dict(kwargs)), rng, keep_signs=True)
+                given = drawn_inputs((tuple(args), dict(kwargs)), rng, keep_signs=True)
                 self.function.inputs = inputs_of(*given)
-        for _ in range(
-            _MAX_REDRAWS + 1
-        ):  # a rectifier may leave nothing of an example to normalise
-            if self._is_finite():
+        for _ in range(_MAX_REDRAWS + 1):
+            if self._is_finite():  # a rectifier may leave nothing of an example to normalise
                 break
             self.draws = [self._new_leaves() for _ in range(DRAWS)]
         else:
@@ -115,7 +117,7 @@ class Trial:
         self.inputs = examined_inputs(self.function.inputs, n_state, rng)
         self._varied_function = self.function
         if self.inputs.single_examples:
-            again = _filled(given, self.inputs.varied)
+            again = with_arrays(given, self.inputs.varied)
             try:
                 self._varied_function = CompiledFunction(
                     fn, params, *again, has_aux=has_aux, constants=constants
@@ -299,31 +301,6 @@ def _conclusive(errors: Sequence[float]) -> float:
     return float("inf") if still_falling else min(errors)
 
 
-def moved(base: Sequence[np.ndarray], move: Move) -> list[np.ndarray]:
-    """Leaves after a move."""
-    return [x * np.exp2(move[i]) if i in move else x for i, x in enumerate(base)]
-
-
-def numpy_value(value: Any) -> np.ndarray:  # noqa: ANN401 - any array
-    """The NumPy array, real floats in float64; zeros where only the shape and dtype are known."""
-    if is_abstract(value):
-        return np.zeros(value.shape, value.dtype)
-    array = np.asarray(value)
-    return array.astype(np.float64) if is_float(value) and not np.iscomplexobj(array) else array
-
-
-def _drawn(given: Any, rng: np.random.Generator, *, keep_signs: bool) -> Any:  # noqa: ANN401 - pytrees
-    draw = functools.partial(drawn_input, rng=rng, keep_signs=keep_signs)
-    return jax.tree.map(draw, given, is_leaf=is_abstract)
-
-
-def _filled(given: Any, inputs: Sequence[Any]) -> Any:  # noqa: ANN401 - pytrees
-    """A pytree of arguments whose arrays are replaced by `inputs`, in their order."""
-    leaves, rest = jax.tree.flatten(given)
-    arrays = iter(inputs)
-    return jax.tree.unflatten(rest, [next(arrays) if is_array(x) else x for x in leaves])
-
-
 def _constants(assumptions: Sequence[Assumption]) -> dict[Constant, str]:
     """The constants that a proof takes for 0 (``"epsilon"``) or infinity (``"infinity"``)."""
     places: dict[tuple[str, str, float], list[str]] = {}
@@ -331,25 +308,3 @@ def _constants(assumptions: Sequence[Assumption]) -> dict[Constant, str]:
         if a.kind in ("epsilon", "infinity"):
             places.setdefault((a.kind, a.primitive, a.value), []).append(a.where)
     return {Constant(name, x, frozenset(at)): kind for (kind, name, x), at in places.items()}
-
-
-def proof_of(analysis: Analysis, leaves: Sequence[Any]) -> Explainer:
-    """The proof behind an analysis; fails if there is none, or `leaves` have other shapes."""
-    if not isinstance(analysis.proof, Explainer):
-        if Evidence.PROGRAM in analysis.evidence:
-            raise StructureError(
-                "`analysis` must come with the program that it was proved from. This one was read "
-                "from JSON or from a pickle, which hold what was found, and not the program. Call "
-                "`optax_bnmask.analyze` in this process."
-            )
-        raise StructureError(
-            "`analysis` must have been proved from a program to be verified. This one rests on "
-            "structure alone and claims nothing of scale. Use `optax_bnmask.analyze`."
-        )
-    found = [tuple(np.shape(x)) for x in leaves]
-    if found != [leaf.shape for leaf in analysis.leaves]:
-        raise StructureError(
-            f"`params` must be those of `analysis`. It knows {len(analysis.leaves)} leaves, "
-            f"`params` has {len(leaves)}, or some of other shapes. Analyse `fn` on these `params`."
-        )
-    return analysis.proof
