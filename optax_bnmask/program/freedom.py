@@ -4,7 +4,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from optax_bnmask.program.equations import Component, Components, Form, System, plus, subsets
+from optax_bnmask.program.equations import NOTHING, Components, Form, System, plus, subsets
 from optax_bnmask.program.exponents import WHOLE, Degree
 from optax_bnmask.program.indices import Segments, size_of, starts_of
 from optax_bnmask.vocabulary import Block
@@ -53,27 +53,26 @@ def leaf_exponents(system: System, degree: Degree, axes: Sequence[Segments]) -> 
       axes: The segments of its axes.
     """
     ((_, components),) = degree.items()
-    components = components or {}
-    level = system.resolve(components.get((), {}))
-    if not any(c and system.resolve(form) for c, form in components.items()):
+    free = {c: g for c, f in (components or {}).items() if (g := system.resolve(f))}
+    level = free.pop((), NOTHING)
+    if not free:
         return LeafExponents(level, ())
-    parts = (tuple(_parts(system, components, p, s)) for p, s in enumerate(axes))
+    parts = (tuple(_parts(system, free, p, s)) for p, s in enumerate(axes))
     return LeafExponents(level, tuple(parts))
 
 
-def _parts(system: System, components: Components, axis: int, segments: Segments) -> Iterator[Part]:
-    whole = components.get(((axis, WHOLE),))
-    apart = None
-    if whole is not None:
-        resolved = system.resolve(whole)
-        apart = system.apart(resolved, segments) if resolved else None
-    for t, (segment, start) in enumerate(zip(segments, starts_of(segments), strict=True)):
-        if apart is not None:
-            own: Mapping[Component, Form] = apart[t]
-        else:
-            mine = (c for c in components if c and c[0] != (axis, WHOLE) and c[0][0] == axis)
-            own = {c: components[c] for c in mine}
-        found = {tuple((0, k) for _, k in c): g for c, f in own.items() if (g := system.resolve(f))}
+def _parts(system: System, free: Components, axis: int, segments: Segments) -> Iterator[Part]:
+    """The parts of an axis, by those components of a leaf that are not 0."""
+    whole = free.get(((axis, WHOLE),))
+    if whole:
+        own = [
+            {c: g for c, f in of_one.items() if (g := system.resolve(f))}
+            for of_one in system.apart(whole, segments)
+        ]
+    else:
+        mine = {tuple((0, k) for _, k in c): f for c, f in free.items() if c[0][0] == axis}
+        own = [mine] * len(segments)
+    for segment, start, found in zip(segments, starts_of(segments), own, strict=True):
         yield Part(start, size_of(segment), found, tuple(a.size for a in segment))
 
 
