@@ -7,6 +7,8 @@ label. In
     a = mul 0.1 g1      b = mul 0.1 g2      c = add a b
 
 with one label for g1 and g2, `a` and `b` have one label too: two of three operations are left.
+Branches are read with the labels of what they are given: a whole update within a `cond`, as that of
+`optax.MultiSteps`, is shortened like any other.
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -17,6 +19,8 @@ import numpy as np
 from optax_bnmask import compat
 from optax_bnmask.program.control import CALLS, body_of_call
 from optax_bnmask.verify.widening import programs_in
+
+_COND: Final = compat.primitive("cond_p")
 
 _SMALL: Final = 4096
 """The bytes of an array up to which arrays are compared by content; larger ones by identity."""
@@ -50,11 +54,14 @@ class Operation(NamedTuple):
       eqn: The equation of the jaxpr that it comes from.
       ins: The labels that it reads.
       outs: The labels that it writes.
+      branches: For a `cond`, in the place of its jaxprs: programs of `ins` but for the first, which
+        says which of them to run.
     """
 
     eqn: Any
     ins: tuple[int, ...]
     outs: tuple[int, ...]
+    branches: tuple[ShortProgram, ...] = ()
 
 
 class Labels:
@@ -160,15 +167,39 @@ class _Writer:
         """The labels of what an equation writes."""
         if eqn.primitive in CALLS and (body := body_of_call(eqn.params, len(ins))) is not None:
             return self.run(body, ins)
+        if eqn.primitive is _COND:
+            return self._chosen(eqn, ins)
         bodies = [self.labels.body(program) for program in programs_in(eqn.params)]
         kinds = tuple((var.aval.shape, var.aval.dtype) for var in eqn.outvars)
         does = self.labels.of_parameters(eqn.params, bodies)
         made = self.labels.of((eqn.primitive, does, tuple(ins), kinds))
         outs = tuple(self.labels.of((made, place)) for place in range(len(kinds)))
+        self._write(made, Operation(eqn, tuple(ins), outs))
+        return outs
+
+    def _chosen(self, eqn: Any, ins: list[int]) -> Sequence[int]:  # noqa: ANN401 - as above
+        """The labels of what a `cond` writes: one for results that are equal in each branch."""
+        which, *given = ins
+        branches = [shortened(self.labels, branch, given) for branch in eqn.params["branches"]]
+        cases = [*zip(*(branch.results for branch in branches), strict=True)]
+        distinct = dict.fromkeys(cases)
+        labels = {case: self.labels.of(("chosen", which, case)) for case in distinct}
+        short = (
+            branch._replace(results=tuple(results))
+            for branch, results in zip(branches, zip(*distinct, strict=True), strict=True)
+        )
+        reads = which, *dict.fromkeys(given)
+        self._write(
+            self.labels.of(("cond", *labels.values())),
+            Operation(eqn, reads, tuple(labels.values()), tuple(short)),
+        )
+        return [labels[case] for case in cases]
+
+    def _write(self, made: int, operation: Operation) -> None:
+        """Adds an operation, unless one of the same label was added before."""
         if made not in self._written:
             self._written.add(made)
-            self.operations.append(Operation(eqn, tuple(ins), outs))
-        return outs
+            self.operations.append(operation)
 
 
 def _needed(operations: Sequence[Operation], results: Iterable[int]) -> list[Operation]:

@@ -4,7 +4,7 @@ Optimizers that form an update as *new - old* leave rounding in it, which in flo
 decay of 1e-7. Tracing with float64 leaves would not do, as a mask may go by the dtype of a leaf.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,6 +36,10 @@ def _as_written(value: Any) -> Any:  # noqa: ANN401 - an array
     return jnp.asarray(exact, np.float64)  # infinite, or not a number
 
 
+def _as_is(value: Any) -> Any:  # noqa: ANN401 - an array
+    return value
+
+
 def evaluate(short: ShortProgram, *values: Any) -> list[Any]:  # noqa: ANN401 - arrays
     """The results of a program, each operation in float64, or in its own dtypes if it insists.
 
@@ -46,9 +50,8 @@ def evaluate(short: ShortProgram, *values: Any) -> list[Any]:  # noqa: ANN401 - 
     Returns:
       Its outputs, in the same wide dtypes.
     """
-    known = {label: _as_written(value) for label, value in short.constants.items()}
     interpreter = Interpreter({}, RunLog(), widen=_as_written)
-    return _results(short, values, constants=known, results_of=interpreter.results_of)
+    return _results(short, *values, constant=_as_written, results_of=interpreter.results_of)
 
 
 def over_runs(short: ShortProgram) -> Callable[[list[Any]], list[Any]]:
@@ -67,20 +70,28 @@ def as_traced(short: ShortProgram) -> Callable[[list[Any]], list[Any]]:
         outs = eqn.primitive.bind(*operands, **eqn.primitive.get_bind_params(eqn.params))
         return outs if eqn.primitive.multiple_results else [outs]
 
-    return jax.jit(partial(_results, short, constants=short.constants, results_of=bound))
+    def run(values: list[Any]) -> list[Any]:
+        return _results(short, *values, constant=_as_is, results_of=bound)
+
+    return jax.jit(run)
 
 
 def _results(
     short: ShortProgram,
-    values: Sequence[Any],
-    *,
-    constants: Mapping[int, Any],
+    *values: Any,  # noqa: ANN401 - arrays
+    constant: Callable[[Any], Any],
     results_of: Callable[[Any, Sequence[Any]], Sequence[Any]],
 ) -> list[Any]:
-    """The results of a program, given a function for its equations."""
-    env = dict(constants)
+    """The results of a program, given functions for its constants and its equations."""
+    env = {label: constant(value) for label, value in short.constants.items()}
     env.update(zip(short.inputs, values, strict=True))
+    run = partial(_results, constant=constant, results_of=results_of)
     for operation in short.operations:
         operands = [env[label] for label in operation.ins]
-        env.update(zip(operation.outs, results_of(operation.eqn, operands), strict=True))
+        if operation.branches:
+            branches = [partial(run, branch) for branch in operation.branches]
+            outs = lax.switch(operands[0], branches, *operands[1:])
+        else:
+            outs = results_of(operation.eqn, operands)
+        env.update(zip(operation.outs, outs, strict=True))
     return [env[label] for label in short.results]

@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 
 import optax_bnmask as bnmask
+from optax_bnmask import compat
 from optax_bnmask.audit.compiled_optimizer import CompiledOptimizer
 from optax_bnmask.audit.deduplication import Labels, shortened
 from optax_bnmask.audit.double_precision import evaluate
@@ -52,7 +53,46 @@ def test_bodies_that_do_the_same_are_the_same():
     assert len(short(lambda a, b: loop(a) + other(b), ONES, ONES, labels=[-1, -1]).operations) == 3
 
 
+def size(program):
+    """How many operations a program has, those of its branches included."""
+    inner = [branch for each in program.operations for branch in each.branches]
+    return len(program.operations) + sum(map(size, inner))
+
+
+def test_what_branches_do_to_equal_values_is_done_once():
+    def whole(x):
+        return [jnp.sin(y) for y in x], [jnp.cos(y) for y in x]
+
+    def chosen(*x):
+        return lax.cond(x[0][0] > 0, lambda x: whole(x)[0], lambda x: whole(x)[1], x)
+
+    few, many = (short(chosen, *[ONES] * n, labels=[-1] * n) for n in (1, 20))
+    assert size(few) == size(many)
+    assert len(set(many.results)) == 1
+
+
+def test_an_update_within_a_branch_is_shortened_too():
+    def operations(blocks):
+        params = {f"block{i}": {"kernel": jnp.ones((4, 3))} for i in range(blocks)}
+        tx = optax.MultiSteps(optax.adamw(1e-3), 4).gradient_transformation()
+        update = traced(tx, params)
+        labels = Labels()
+        equal = [labels.of(x.aval) for x in compat.open_jaxpr(update.steps[0]).invars]
+        return size(shortened(labels, update.steps[0], equal))
+
+    assert operations(3) == operations(30)
+
+
 PROGRAMS = {
+    "cond of pairs": lambda a, b: lax.cond(
+        a[0] > 0, lambda a, b: (a, a, b * a), lambda a, b: (b, b, a + 1), a, b
+    ),
+    "cond with constants": lambda a, b: lax.cond(
+        a[0] < 0, lambda a: 0.1 * a, lambda a: 0.3 * a + np.arange(3, dtype=np.float32), a + b
+    ),
+    "switch": lambda a, b: lax.switch(
+        jnp.int32(a[0]), [jnp.sin, jnp.cos, lambda x: lax.cond(x[1] > 0, jnp.exp, jnp.sin, x)], b
+    ),
     "cond": lambda a, b: lax.cond(a[0] > 0, jnp.sin, jnp.cos, b),
     "while": lambda a, b: lax.while_loop(lambda x: x.sum() < 9, lambda x: x + jnp.abs(a), b),
     "scan": lambda a, b: lax.scan(lambda c, x: (c * x, c + b), a[0], a, reverse=True),
