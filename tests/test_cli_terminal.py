@@ -1,5 +1,6 @@
 """What the commands show on a terminal: as wide as that is, in colours, each block once."""
 
+import functools
 import os
 import pty
 import re
@@ -13,37 +14,56 @@ HERE = Path(__file__).parent / "support"
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def on_terminal(width, *arguments):
-    """What a command prints where its standard output is a terminal of that width."""
+WIDTHS = (40, 80, 200)
+CODE = """
+import os, sys
+from optax_bnmask_cli import main
+for width in sys.stdin.read().split():
+    os.environ["COLUMNS"] = width
+    try:
+        main()
+    except SystemExit:
+        pass
+    print(end="\\f", flush=True)
+"""
+"""Runs a command once for each width: most of the time is importing JAX, which takes seconds."""
+
+
+@functools.cache
+def on_terminals(*arguments):
+    """What a command prints where its standard output is a terminal, by the terminal's width."""
     ours, theirs = pty.openpty()
-    code = "from optax_bnmask_cli import main\nmain()"
     environment = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
+    with subprocess.Popen(
+        [sys.executable, "-c", CODE, *arguments],
+        stdin=subprocess.PIPE,
         stdout=theirs,
         stderr=theirs,
         cwd=HERE,
-        env=environment | {"COLUMNS": str(width), "TERM": "xterm-256color"},
-    )
-    os.close(theirs)
-    pieces = []
-    while True:
-        try:
-            piece = os.read(ours, 1 << 16)
-        except OSError:  # so Linux says that the other end is closed
-            break
-        if not piece:
-            break
-        pieces.append(piece)
-    os.close(ours)
-    process.wait()
-    return b"".join(pieces).decode().replace("\r\n", "\n")
+        env=environment | {"TERM": "xterm-256color"},
+    ) as process:
+        os.close(theirs)
+        process.stdin.write(" ".join(map(str, WIDTHS)).encode())
+        process.stdin.close()
+        pieces = []
+        while True:
+            try:
+                piece = os.read(ours, 1 << 16)
+            except OSError:  # so Linux says that the other end is closed
+                break
+            if not piece:
+                break
+            pieces.append(piece)
+        os.close(ours)
+    *shown, rest = b"".join(pieces).decode().replace("\r\n", "\n").split("\f")
+    assert not rest
+    return dict(zip(WIDTHS, shown, strict=True))
 
 
 BLOCKS = ("inspect", "inspected:blocks", "--input", "16,8", "--exempt", "norm,bias")
 
 
-@pytest.mark.parametrize("width", [40, 80, 200])
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -54,14 +74,14 @@ BLOCKS = ("inspect", "inspected:blocks", "--input", "16,8", "--exempt", "norm,bi
     ],
 )
 def test_nothing_is_wider_than_the_terminal(arguments, width):
-    lines = COLOUR.sub("", on_terminal(width, *arguments)).splitlines()
+    lines = COLOUR.sub("", on_terminals(*arguments)[width]).splitlines()
     assert lines
     assert max(map(len, lines)) <= width
 
 
 @pytest.mark.parametrize("width", [80, 200])
 def test_repeated_blocks_are_shown_once_and_in_colours(width):
-    shown = on_terminal(width, *BLOCKS)
+    shown = on_terminals(*BLOCKS)[width]
     assert COLOUR.search(shown)
     plain = " ".join(COLOUR.sub("", shown).split())
     assert "a_block_with_a_long_name_{0..3}/dense/kernel" in plain
