@@ -93,7 +93,7 @@ def test_a_path_with_a_colon_that_exists_is_a_checkpoint(stored, tmp_path, monke
         (["{}", "--arg", "train=True"], "--input and --arg are for a model"),
         (["inspected:pair", "--params", "a"], "--params and --stats are for a checkpoint"),
         (["inspected:pair", "--stats", "a"], "--params and --stats are for a checkpoint"),
-        (["{}", "--params", "nowhere"], "Nothing is called 'nowhere'"),
+        (["{}", "--params", "nowhere"], "No branch is called 'nowhere'"),
         (["{}", "--exempt", "norms"], "'norms'"),
         (["{}", "--exempt", "scale_invariant"], "scale_invariant"),
         (["{}", "--explain", "nope"], "'nope' matches none"),

@@ -8,18 +8,18 @@ A length is believed once the file is that long.
 
 import mmap
 import struct
-from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO, Final, NamedTuple
 
+import jax
 import msgpack
 
-from optax_bnmask.checkpoints.stored import (
+from optax_bnmask.checkpoints.trees import (
     DEEPEST,
     MOST_ENTRIES,
-    Keys,
-    Leaves,
+    Tree,
     array,
     bytes_of,
+    distinct,
     refuse,
     shown,
 )
@@ -27,12 +27,15 @@ from optax_bnmask.checkpoints.stored import (
 _NDARRAY, _COMPLEX, _SCALAR = 1, 2, 3
 """The extension types of `flax.serialization`."""
 _CHUNKED: Final = "__msgpack_chunked_array__"
+_NUMBERS: Final = {bool: "bool", int: "int32", float: "float32"}
+"""What JAX makes of a number."""
 _LONGEST: Final = 64 * 1024
 """Bytes of a name or a string."""
 _AT_ONCE: Final = 512
 """Bytes that are read where a value begins; it is rarely longer, but for arrays."""
 
-_MAPS: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
+MAPS: Final = frozenset([*range(0x80, 0x90), 0xDE, 0xDF])
+"""The first bytes of dicts."""
 _LISTS: Final = frozenset([*range(0x90, 0xA0), 0xDC, 0xDD])
 _FIXED: Final = 0xD4
 """The first byte of an extension of one byte; those after it are of 2, 4, 8 and 16."""
@@ -50,33 +53,47 @@ class _Bytes(NamedTuple):
     length: int
 
 
-def msgpack_leaves(file: BinaryIO, size: int) -> Leaves:
+def msgpack_tree(file: BinaryIO, size: int) -> Tree:
     """What a file of `flax.serialization.to_bytes` of some size holds."""
     with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as data:
         walk = _Walk(data)
-        tree = walk.value(0)
+        tree = _tree(walk.value(0))
         if walk.at != size:
             refuse(f"After {walk.at:,} of its {size:,} bytes it ends")
     if not isinstance(tree, dict):
         refuse(f"It must hold a dict, and holds {shown(tree)}", "")
-    return dict(_leaves((), tree))
+    return tree
 
 
-def _leaves(keys: Keys, value: Any) -> Iterable[tuple[Keys, Any]]:  # noqa: ANN401 - what was read
-    """The leaves of what was read; lists are dicts of their numbers, as Flax itself has them."""
+def _tree(value: Any) -> Any:  # noqa: ANN401 - what was read, and a tree or a leaf
+    """The tree of what was read: lists are dicts of their numbers, as Flax itself has them."""
     match value:
         case list():
-            yield from _leaves(keys, {str(index): child for index, child in enumerate(value)})
-        case dict() if value:
-            for key, child in value.items():
-                yield from _leaves((*keys, key), child)
+            return _tree({str(index): child for index, child in enumerate(value)})
+        case dict() if _CHUNKED in value:
+            return _joined(value)
+        case dict():
+            made = {key: _tree(child) for key, child in value.items()}
+            return {key: child for key, child in made.items() if child not in (None, {})}
         case bool() | int() | float():
-            dtype = {bool: "bool", int: "int32", float: "float32"}[type(value)]
-            yield keys, array("a number", (), dtype)
+            return array("a number", (), _NUMBERS[type(value)])
         case str() | _Bytes():
-            yield keys, "a string" if isinstance(value, str) else "a string of bytes"
+            return "a string" if isinstance(value, str) else "a string of bytes"
+    return value
+
+
+def _joined(found: dict[str, Any]) -> jax.ShapeDtypeStruct:
+    """The array whose chunks Flax stored one by one: msgpack holds no more than 4 GiB at once."""
+    match found:
+        case {"shape": dict(shape), "chunks": dict(chunks)} if chunks:
+            parts = list(chunks.values())
         case _:
-            yield keys, value
+            refuse("An array in chunks must have a shape and chunks")
+    dtypes = {getattr(part, "dtype", None) for part in parts}
+    if len(dtypes) > 1 or None in dtypes:
+        refuse("The chunks of an array must be arrays of one dtype")
+    sizes = [shape.get(str(index)) for index in range(len(shape))]
+    return array("an array in chunks", sizes, parts[0].dtype.name, sum(map(bytes_of, parts)))
 
 
 class _Walk:
@@ -106,18 +123,6 @@ class _Walk:
             refuse(f"At byte {at:,} it claims {count:,} {of}, and ends at {size:,}")
         return at
 
-    def unpacked(self, read: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever is there
-        """What the library reads here."""
-        at = self.at
-        try:
-            return read()
-        except UnicodeDecodeError:
-            refuse(f"The string at byte {at:,} is no text")
-        except msgpack.BufferFull:
-            refuse(f"At byte {at:,} is a string of more than {_LONGEST:,} bytes, no name", "")
-        except (ValueError, msgpack.UnpackException):
-            refuse(f"What is at byte {at:,} is cut off, or one that msgpack never writes")
-
     def value(self, depth: int) -> Any:  # noqa: ANN401 - whatever is there
         """The value that begins here."""
         at = self.room(1)
@@ -125,29 +130,33 @@ class _Walk:
         if depth > DEEPEST or self.values > 4 * MOST_ENTRIES:
             refuse(f"At byte {at:,} it is nested too deep or has too many values", "")
         first = self.data[at]
-        if first in _MAPS:
-            return self.mapping(depth)
-        if first in _LISTS:
-            count = self.unpacked(self.unpacker.read_array_header)
-            self.room(count, "values")
-            return [self.value(depth + 1) for _ in range(count)]
         if first in _HEADS:
             return self.stepped_over(first)
-        return self.unpacked(self.unpacker.unpack)
+        try:
+            if first in MAPS:
+                return self.mapping(self.unpacker.read_map_header(), depth + 1)
+            if first in _LISTS:
+                return self.several(self.unpacker.read_array_header(), depth + 1)
+            return self.unpacker.unpack()
+        except UnicodeDecodeError:
+            refuse(f"The string at byte {at:,} is no text")
+        except msgpack.BufferFull:
+            refuse(f"At byte {at:,} is a string of more than {_LONGEST:,} bytes, no name", "")
+        except (ValueError, msgpack.UnpackException):
+            refuse(f"What is at byte {at:,} is cut off, or one that msgpack never writes")
 
-    def mapping(self, depth: int) -> Any:  # noqa: ANN401 - a dict or a chunked array
-        """A dict, whose keys must differ, or an array that Flax cut into chunks."""
-        count = self.unpacked(self.unpacker.read_map_header)
-        self.room(2 * count, "values")
-        found: dict[str, Any] = {}
-        for _ in range(count):
-            key = self.value(depth + 1)
+    def several(self, count: int, depth: int) -> list[Any]:
+        """As many values."""
+        self.room(count, "values")
+        return [self.value(depth) for _ in range(count)]
+
+    def mapping(self, count: int, depth: int) -> dict[str, Any]:
+        """A dict of as many entries."""
+        found = self.several(2 * count, depth)
+        for key in found[::2]:
             if not isinstance(key, str | int):
-                refuse(f"At byte {self.at:,} a key is {shown(key)}, no name")
-            if str(key) in found:
-                refuse(f"The key {shown(key)} stands twice in one dict", "")
-            found[str(key)] = self.value(depth + 1)
-        return _joined(found) if _CHUNKED in found else found
+                refuse(f"Before byte {self.at:,} a key is {shown(key)}, no name")
+        return distinct(zip(map(str, found[::2]), found[1::2], strict=True))
 
     def stepped_over(self, first: int) -> Any:  # noqa: ANN401 - a leaf or the length of bytes
         """Bytes or an extension, of which no more than the shape and the dtype is read."""
@@ -162,7 +171,7 @@ class _Walk:
         self.jump(end)
         return found
 
-    def extension(self, code: int, end: int) -> Any:  # noqa: ANN401 - a leaf
+    def extension(self, code: int, end: int) -> jax.ShapeDtypeStruct:
         """An array, which is a list of its shape, its dtype and its bytes."""
         at = self.at
         if code == _COMPLEX:
@@ -173,17 +182,3 @@ class _Walk:
             case [shape, dtype, _Bytes(held)] if self.at == end:
                 return array(f"the array at byte {at:,}", shape, dtype, held)
         return refuse(f"At byte {at:,} an array must have a shape, a dtype and its bytes")
-
-
-def _joined(found: dict[str, Any]) -> Any:  # noqa: ANN401 - a leaf
-    """The array whose chunks Flax stored one by one: msgpack holds no more than 4 GiB at once."""
-    shape, chunks = found.get("shape"), found.get("chunks")
-    if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
-        refuse("An array in chunks must have a shape and chunks")
-    first, *_ = parts = list(chunks.values())
-    if any(getattr(part, "dtype", 0) != getattr(first, "dtype", 1) for part in parts):
-        refuse("The chunks of an array must be arrays of one dtype")
-    leaf = array("the array", [shape.get(str(i)) for i in range(len(shape))], first.dtype.name)
-    if bytes_of(leaf) != sum(map(bytes_of, parts)):
-        refuse(f"The chunks of an array of shape {shown(leaf.shape)} do not fill it")
-    return leaf

@@ -6,20 +6,11 @@ import struct
 import warnings
 import zipfile
 import zlib
-from pathlib import PurePosixPath
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 
-from optax_bnmask.checkpoints.stored import (
-    MOST_ENTRIES,
-    DamageError,
-    Leaves,
-    array,
-    named,
-    refuse,
-    shown,
-)
+from optax_bnmask.checkpoints.trees import Tree, array, named, refuse, shown
 from optax_bnmask.errors import first_line
 
 _HEADER: Final = 64 * 1024
@@ -28,24 +19,21 @@ _DENSEST: Final = 1032
 """How many bytes one byte of deflate can hold."""
 
 
-def npz_leaves(file: BinaryIO, size: int) -> Leaves:
+def npz_tree(file: BinaryIO, size: int) -> Tree:
     """What an npz file of some size holds, from the headers of its members."""
     try:
         with zipfile.ZipFile(file) as archive:
             members = archive.infolist()
-            if len(members) > MOST_ENTRIES:
-                refuse(f"It claims {len(members):,} arrays", "")
-            arrays = [(_name(member), _array(archive, member, size)) for member in members]
+            arrays = (_array(archive, member, size) for member in members)
+            return named([_name(member) for member in members], arrays)
     except (zipfile.BadZipFile, NotImplementedError, struct.error, zlib.error, EOFError) as error:
         refuse(f"It must be a zip: {shown(str(error) or 'a member ends too early')}")
-    return named(arrays)
 
 
 def _name(member: zipfile.ZipInfo) -> str:
     """The name of a member that is a plain npy file within the archive."""
     name = member.filename
-    place = PurePosixPath(name)
-    if place.is_absolute() or ".." in place.parts or ":" in name or "\\" in name:
+    if name.startswith("/") or ".." in name.split("/") or ":" in name or "\\" in name:
         refuse(f"Its member {shown(name)} points out of it", "Nothing was unpacked.")
     if stat.S_ISLNK(member.external_attr >> 16):
         refuse(f"Its member {shown(name)} is a link", "Nothing was unpacked.")
@@ -68,10 +56,8 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, size: int) -> Any:
         start = io.BytesIO(packed.read(_HEADER))
     shape, dtype = _header(name, start)
     if dtype.hasobject:
-        refuse(
-            f"{name} holds Python objects, which only running a pickle could read",
-            "Save arrays alone.",
-        )
+        way_out = "Save arrays alone."
+        refuse(f"{name} holds Python objects, which only running a pickle could read", way_out)
     # numpy has no bfloat16 of its own and writes it as two bytes without a meaning
     known = "bfloat16" if dtype.str[1:] == "V2" else dtype.name
     return array(member.filename, shape, known, claimed - start.tell())
@@ -82,15 +68,13 @@ def _header(name: str, start: BinaryIO) -> tuple[tuple[int, ...], np.dtype[Any]]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of headers that Python 2 wrote
-            version = np.lib.format.read_magic(start)
-            if version == (1, 0):
-                shape, _, dtype = np.lib.format.read_array_header_1_0(start)
-            elif version == (2, 0):
-                shape, _, dtype = np.lib.format.read_array_header_2_0(start)
-            else:  # the third is of records whose names are no Latin
-                refuse(f"{name} is of npy's version {version}, which no plain array needs")
-    except DamageError:
-        raise
-    except Exception as error:  # its tokenizer and its parser raise errors of their own
+            match np.lib.format.read_magic(start):
+                case (1, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(start)
+                case (2, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_2_0(start)
+                case version:  # the third is of records whose names are no Latin
+                    raise ValueError(f"of npy's version {version}, which no plain array needs")
+    except Exception as error:  # numpy's tokenizer and its parser raise errors of their own
         refuse(f"{name} has no npy header: {shown(first_line(error))}")
     return shape, dtype

@@ -9,20 +9,17 @@ read here, and TensorStore is asked only for the bytes of descriptions in a stor
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from optax_bnmask.checkpoints.stored import (
-    DEEPEST,
+from optax_bnmask.checkpoints.trees import (
     LARGEST_JSON,
-    MOST_ENTRIES,
     Keys,
-    Leaves,
+    Tree,
     array,
     json_object,
-    placed,
+    nested,
     refuse,
     shown,
 )
@@ -30,60 +27,47 @@ from optax_bnmask.errors import StructureError, first_line
 
 _TREE: Final = "_METADATA"
 _UNFINISHED: Final = ".orbax-checkpoint-tmp"
+_STEP: Final = re.compile("(?:.*_)?([0-9]{1,19})", re.DOTALL)
+"""The name of a step: its number, with or without a prefix."""
 _HOLES: Final = ("None", "Dict", "List", "NamedTuple", "Tuple", "Empty")
 """What Orbax notes of nodes without arrays below them."""
 _LARGEST: Final = 1 << 20
 """Bytes of one array's description; they have a few hundred."""
 _AT_ONCE: Final = 1024
 """Descriptions that a store is asked for at once: one by one takes fifty times as long."""
-_CODE: Final = re.compile(r"[<>|=]?([biufc])([0-9]{1,2})")
-_KINDS: Final = {"i": "int", "u": "uint", "f": "float", "c": "complex"}
 
 
-def orbax_leaves(root: Path) -> tuple[Leaves, tuple[str, ...]]:
+def orbax_tree(root: Path) -> tuple[Tree, tuple[str, ...]]:
     """What an Orbax checkpoint holds, and in which parts of it that was found.
 
     The directory is that of one checkpoint, of one step of a `CheckpointManager`, or of all of its
     steps, of which the last is read. Several items of one step are the branches of one tree.
     """
     root = root.resolve()
-    place, items, notes = root, _items(root), ()
-    if not items and (steps := _steps(root)):
-        place, items = steps[max(steps)]
-        notes = (f"step {place.name}, the last",)
-    trees = {name: _item(place / name, root) for name in items}
-    match items:
-        case []:
+    notes: tuple[str, ...] = ()
+    items = _written(root, "") or _written(root, "*/")
+    if not items:
+        inner = _written(root, "*[0-9]/*/")
+        numbers = {item.parent: _STEP.fullmatch(item.parent.name) for item in inner}
+        steps = {place: int(number[1]) for place, number in numbers.items() if number}
+        if not steps:
             _refuse_strange(root)
-        case [name]:
-            return trees[name], (*notes, f"item {name!r}") if name else notes
-    leaves: Leaves = {
-        (name, *keys): leaf for name, tree in trees.items() for keys, leaf in tree.items()
-    }
-    return leaves, (*notes, f"the items {', '.join(map(repr, items))}")
+        last = max(steps, key=lambda place: (steps[place], place))
+        items = [item for item in inner if item.parent == last]
+        notes = (f"step {last.name}, the last",)
+    trees = {item.name: _item(item, root) for item in items}
+    if items == [root]:
+        return trees[root.name], notes
+    if len(items) == 1:
+        return trees[items[0].name], (*notes, f"item {items[0].name!r}")
+    kept = {name: tree for name, tree in trees.items() if tree}
+    return kept, (*notes, f"the items {', '.join(map(repr, trees))}")
 
 
-def _names(place: Path) -> list[str]:
-    """The names of the directories within one, without those still being written."""
-    found = [entry.name for entry in place.iterdir() if entry.is_dir()]
-    return sorted(name for name in found if _UNFINISHED not in name)
-
-
-def _items(place: Path) -> list[str]:
-    """The items of a step: itself, or the directories in it that hold a tree."""
-    if (place / _TREE).exists():
-        return [""]
-    return [name for name in _names(place) if (place / name / _TREE).exists()]
-
-
-def _steps(root: Path) -> dict[int, tuple[Path, list[str]]]:
-    """The steps by number, each with its items."""
-    return {
-        int(number): (root / name, items)
-        for name in _names(root)
-        if (number := name.rpartition("_")[2]).isdecimal() and len(number) < 20
-        if (items := _items(root / name))
-    }
+def _written(root: Path, pattern: str) -> list[Path]:
+    """The directories of a pattern that hold a tree and were written to the end."""
+    found = sorted(path.parent for path in root.glob(pattern + _TREE))
+    return [place for place in found if _UNFINISHED not in str(place.relative_to(root))]
 
 
 def _refuse_strange(root: Path) -> NoReturn:
@@ -99,36 +83,37 @@ def _refuse_strange(root: Path) -> NoReturn:
     refuse(f"{shown(root.name)} holds {some}, and no '_METADATA' of Orbax", way_out)
 
 
-def _item(place: Path, root: Path) -> Leaves:
+def _item(place: Path, root: Path) -> Tree:
     """What one item holds."""
     metadata = json_object(_small_file(place / _TREE, root, LARGEST_JSON), "'_METADATA'")
     listed = metadata.get("tree_metadata")
-    if not isinstance(listed, dict) or len(listed) > MOST_ENTRIES:
+    if not isinstance(listed, dict):
         refuse(f"Its 'tree_metadata' is {shown(listed)}, no list of leaves")
-    found = [_leaf(name, entry) for name, entry in listed.items()]
-    one_store = (place / "manifest.ocdbt").exists()
-    if not one_store and any((place / name).exists() for name in ("ocdbt.process_0", "d")):
-        refuse("It has no 'manifest.ocdbt', by which its arrays are found")
+    leaves = [_leaf(name, entry) for name, entry in listed.items()]
     file = "zarr.json" if metadata.get("use_zarr3") is True else ".zarray"
-    files = {keys: f"{_place(keys)}/{file}" for keys, what in found if what == "array"}
-    if one_store:
-        texts = _in_store(place, root, list(files.values()))
+    names = [f"{_place(keys)}/{file}" for keys, what in leaves if what == "array"]
+    if (place / "manifest.ocdbt").exists():
+        texts = _in_store(place, root, names)
+    elif any((place / name).exists() for name in ("ocdbt.process_0", "d")):
+        refuse("It has no 'manifest.ocdbt', by which its arrays are found")
     else:  # each array has a directory of its own
-        texts = (_small_file(place / name, root, _LARGEST) for name in files.values())
-    arrays = {keys: _array(keys, text) for keys, text in zip(files, texts, strict=True)}
-    return placed((keys, arrays.get(keys, what)) for keys, what in found if what != "hole")
+        texts = (_small_file(place / name, root, _LARGEST) for name in names)
+    arrays = map(_array, names, texts)
+    return nested(
+        (keys, next(arrays) if what == "array" else what) for keys, what in leaves if what != "hole"
+    )
 
 
-def _leaf(name: str, entry: object) -> tuple[Keys, str]:
+def _leaf(name: str, entry: Any) -> tuple[Keys, str]:  # noqa: ANN401 - whatever is there
     """The keys on the way to a leaf, and whether it is an array or what else."""
-    described = entry if isinstance(entry, dict) else {}
-    way, value = described.get("key_metadata"), described.get("value_metadata")
-    if not isinstance(way, list) or not isinstance(value, dict) or len(way) > DEEPEST:
+    try:
+        keys = tuple(str(key["key"]) for key in entry["key_metadata"])
+        value = entry["value_metadata"]
+        kind = value["value_type"]
+    except (KeyError, TypeError):
         refuse(f"'_METADATA' describes {shown(name)} by {shown(entry)}")
-    keys = tuple(str(key.get("key")) if isinstance(key, dict) else "" for key in way)
     if not keys or not all(keys):
         refuse(f"'_METADATA' gives {shown(name)} no keys")
-    kind = str(value.get("value_type"))
     if value.get("skip_deserialize") is True or kind in _HOLES:
         return keys, "hole"
     return keys, "a string" if kind == "string" else "array"
@@ -142,14 +127,10 @@ def _place(keys: Keys) -> str:
     return place
 
 
-def _array(keys: Keys, text: bytes) -> Any:  # noqa: ANN401 - a leaf
+def _array(name: str, text: bytes) -> Any:  # noqa: ANN401 - a leaf
     """An array by its description, of zarr's version 2 or 3."""
-    found = json_object(text, f"The description of {shown('.'.join(keys))}")
-    dtype = found.get("dtype", found.get("data_type"))
-    if isinstance(dtype, str) and (code := _CODE.fullmatch(dtype)):  # zarr 2 writes "<f4"
-        kind, size = code.groups()
-        dtype = "bool" if kind == "b" else f"{_KINDS[kind]}{8 * int(size)}"
-    return array("/".join(keys), found.get("shape"), dtype)
+    found = json_object(text, shown(name))
+    return array(name, found.get("shape"), found.get("dtype", found.get("data_type")))
 
 
 def _in_store(place: Path, root: Path, names: Sequence[str]) -> Iterable[bytes]:
@@ -161,7 +142,11 @@ def _in_store(place: Path, root: Path, names: Sequence[str]) -> Iterable[bytes]:
             "The arrays of this Orbax checkpoint share one store, which only TensorStore reads. "
             "It is not installed. Install `orbax-checkpoint`, which brings it."
         ) from None
-    _refuse_links(place, root)
+    for path in place.rglob("*"):
+        # a store may name files anywhere below it, so a directory must be one and no link to one
+        if not _is_inside(path, root) and (path.is_symlink() or not path.is_dir()):
+            name = shown(str(path.relative_to(root)))
+            refuse(f"{name} is a link to a place outside of it, or no plain file")
     base = place.as_uri() + "/"  # escapes what a path may hold and a URL may not
     try:
         store = tensorstore.KvStore.open({"driver": "ocdbt", "base": base}).result()
@@ -184,33 +169,22 @@ def _values(store: Any, names: Sequence[str]) -> Iterable[bytes]:  # noqa: ANN40
         yield read.result().value
 
 
-def _refuse_links(place: Path, root: Path) -> None:
-    """Fails on a link out of the checkpoint, and on what would keep a reader waiting.
-
-    A store may name files anywhere below it, so a directory must be one and no link to one.
-    """
-    for path in place.rglob("*"):
-        real = Path(os.path.realpath(path))
-        is_within = real.is_relative_to(root) and real.is_file()
-        if not is_within and (path.is_symlink() or not path.is_dir()):
-            name = shown(str(path.relative_to(root)))
-            refuse(f"{name} is a link to a place outside of it, or no plain file")
+def _is_inside(path: Path, root: Path) -> bool:
+    """Whether a path is a plain file within the root, once links are followed."""
+    real = Path(os.path.realpath(path))
+    return real.is_relative_to(root) and real.is_file()
 
 
 def _small_file(path: Path, root: Path, most: int) -> bytes:
-    """The bytes of a file of metadata: a plain one, and within the root once links are followed."""
+    """The bytes of a file of metadata: a plain one, and within the root."""
     name = shown(str(path.relative_to(root)))
     try:
-        real = path.resolve(strict=True)
-        if not real.is_relative_to(root):
-            refuse(f"{name} is a link to a place outside of it", "Copy what it links to.")
-        status = real.stat()
-        if not stat.S_ISREG(status.st_mode):  # a pipe would keep us waiting for ever
-            refuse(f"{name} is no plain file")
-        if status.st_size > most:
-            refuse(f"{name} has {status.st_size:,} bytes, too many for metadata")
-        with real.open("rb") as file:
-            return file.read(most)
-    except (OSError, RuntimeError) as error:  # Python 3.11 and 3.12 raise the latter for a loop
-        reason = getattr(error, "strerror", None) or str(error)
-        refuse(f"{name} cannot be read: {reason}")
+        if path.exists() and not _is_inside(path, root):  # a pipe would keep us waiting for ever
+            refuse(f"{name} is a link to a place outside of it or is no plain file")
+        with path.open("rb") as file:
+            text = file.read(most + 1)
+    except OSError as error:
+        refuse(f"{name} cannot be read: {error.strerror}")
+    if len(text) > most:
+        refuse(f"{name} has more than {most:,} bytes, too many for metadata")
+    return text

@@ -3,17 +3,18 @@
 import dataclasses
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import BinaryIO, Final, NoReturn
 
 from optax_bnmask.analysis import Analysis, analyze_structure
 from optax_bnmask.arguments import wrong_kind
-from optax_bnmask.checkpoints.location import located
-from optax_bnmask.checkpoints.msgpack_files import msgpack_leaves
-from optax_bnmask.checkpoints.npz_files import npz_leaves
-from optax_bnmask.checkpoints.orbax_folders import orbax_leaves
-from optax_bnmask.checkpoints.safetensors_files import safetensors_leaves
-from optax_bnmask.checkpoints.stored import DamageError, Kind, Leaves, Stored, shown
+from optax_bnmask.checkpoints.location import Stored, located
+from optax_bnmask.checkpoints.msgpack_files import MAPS, msgpack_tree
+from optax_bnmask.checkpoints.npz_files import npz_tree
+from optax_bnmask.checkpoints.orbax_folders import orbax_tree
+from optax_bnmask.checkpoints.safetensors_files import safetensors_tree
+from optax_bnmask.checkpoints.trees import DamageError, Tree, shown
 from optax_bnmask.errors import StructureError
 
 _UNVERIFIED: Final = (
@@ -26,19 +27,20 @@ _FOREIGN: Final = {
     b"\x1f\x8b": "is compressed by gzip",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd",
     b"version https://git-lfs": "is a pointer of Git LFS to a file that was not fetched",
+    **dict.fromkeys(
+        (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"),
+        "is a pickle, which could only be read by running it",
+    ),
 }
 """What else people point at, by the first bytes."""
-_READERS: Final = {
-    Kind.MSGPACK: msgpack_leaves,
-    Kind.SAFETENSORS: safetensors_leaves,
-    Kind.NPZ: npz_leaves,
-}
 
 
-def read(
+def analyze_checkpoint(
     path: str | os.PathLike[str], *, params: str | None = None, stats: str | None = None
-) -> Stored:
-    """What a checkpoint holds, by its metadata: no array is loaded and nothing in it is run.
+) -> Analysis:
+    """What the metadata of a checkpoint tell of each param's role.
+
+    No array is loaded, and nothing in the checkpoint is run.
 
     Args:
       path: An Orbax directory (also a `CheckpointManager`'s, of which the last step is read), or a
@@ -47,49 +49,12 @@ def read(
       stats: Where in it the running statistics are; without, they are looked for beside the params.
 
     Returns:
-      A `Stored`, with `jax.ShapeDtypeStruct`s for arrays.
-
-    Raises:
-      StructureError: There is no checkpoint of these kinds, it is damaged or claims what cannot be
-        true, or the params are not to be found in it.
-
-    Example:
-      >>> import pathlib, tempfile
-      >>> import flax.serialization, jax.numpy as jnp
-      >>> path = pathlib.Path(tempfile.mkdtemp(), "model.msgpack")
-      >>> variables = {"params": {"dense": {"kernel": jnp.ones((2, 3))}}}
-      >>> _ = path.write_bytes(flax.serialization.to_bytes(variables))
-      >>> stored = read(path)
-      >>> stored.kind.value, stored.params["dense"]["kernel"].shape
-      ('Flax msgpack', (2, 3))
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise wrong_kind(
-            "path",
-            "where a checkpoint is",
-            path,
-            "Of params in memory, `bnmask.analyze_structure` tells as much.",
-        )
-    kind, leaves, notes = _leaves(Path(path))
-    return located(leaves, kind, notes, params=params, stats=stats)
-
-
-def analyze_checkpoint(
-    path: str | os.PathLike[str], *, params: str | None = None, stats: str | None = None
-) -> Analysis:
-    """What the metadata of a checkpoint tell of each param's role.
-
-    Args:
-      path: The checkpoint, as for `read`.
-      params: Where in it the params are; without, they are looked for.
-      stats: Where in it the running statistics are; without, they are looked for.
-
-    Returns:
       An `Analysis` by structure, which says in its `notes` what it was read from and that no
       program verified it.
 
     Raises:
-      StructureError: As `read` and `analyze_structure`.
+      StructureError: There is no checkpoint of these kinds, it is damaged or claims what cannot be
+        true, the params are not to be found in it, or `analyze_structure` refuses them.
 
     Example:
       >>> import pathlib, tempfile
@@ -107,19 +72,30 @@ def analyze_checkpoint(
     return dataclasses.replace(analysis, notes=(*stored.notes, _UNVERIFIED, *analysis.notes))
 
 
-def _leaves(path: Path) -> tuple[Kind, Leaves, tuple[str, ...]]:
-    """The kind of a checkpoint, all that it holds, and in which parts of it that was found."""
-    kind = Kind.ORBAX
+def read(
+    path: str | os.PathLike[str], *, params: str | None = None, stats: str | None = None
+) -> Stored:
+    """What a checkpoint holds; `analyze_checkpoint` tells of the arguments and of the errors."""
+    if not isinstance(path, (str, os.PathLike)):
+        raise wrong_kind(
+            "path",
+            "where a checkpoint is",
+            path,
+            "Of params in memory, `bnmask.analyze_structure` tells as much.",
+        )
+    kind, place, notes = "Orbax", Path(path), ()
     try:
-        mode = path.stat().st_mode
+        mode = place.stat().st_mode
         if stat.S_ISDIR(mode):
-            return kind, *orbax_leaves(path)
-        if not stat.S_ISREG(mode):  # a pipe or a device would never end
-            _refuse(path, "is neither a file nor a directory")
-        with path.open("rb") as file:
-            kind = _kind(path, file.read(64))
-            file.seek(0)
-            return kind, _READERS[kind](file, os.fstat(file.fileno()).st_size), ()
+            tree, notes = orbax_tree(place)
+        elif stat.S_ISREG(mode):
+            with place.open("rb") as file:
+                kind, tree_of = _format(place, file.read(64))
+                file.seek(0)
+                tree = tree_of(file, os.fstat(file.fileno()).st_size)
+        else:  # a pipe or a device would never end
+            _refuse(place, "is neither a file nor a directory")
+        return located(tree, ", ".join([kind, *notes]), params=params, stats=stats)
     except StructureError:
         raise
     except DamageError as damage:
@@ -132,19 +108,17 @@ def _leaves(path: Path) -> tuple[Kind, Leaves, tuple[str, ...]]:
         ) from error
 
 
-def _kind(path: Path, start: bytes) -> Kind:
-    """The kind of a file, by its first bytes."""
+def _format(path: Path, start: bytes) -> tuple[str, Callable[[BinaryIO, int], Tree]]:
+    """The name and the reader of a file's format, by its first bytes."""
     for magic, what in _FOREIGN.items():
         if start.startswith(magic):
             _refuse(path, what)
-    if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        _refuse(path, "is a pickle, which could only be read by running it")
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return Kind.NPZ
+        return "npz", npz_tree
     if path.suffix == ".safetensors" or start[5:9] == b"\0\0\0{":
-        return Kind.SAFETENSORS
-    if start and (0x80 <= start[0] <= 0x8F or start[0] in (0xDE, 0xDF)):
-        return Kind.MSGPACK
+        return "safetensors", safetensors_tree
+    if start and start[0] in MAPS:
+        return "Flax msgpack", msgpack_tree
     return _refuse(path, f"begins with {start[:8]!r}" if start else "is empty")
 
 
