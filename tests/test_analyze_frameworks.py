@@ -288,9 +288,40 @@ def test_equinox_at_rest_is_warned_of():
         bnmask.analyze_equinox(fn, eqx.nn.inference_mode(net), x, state, has_aux=True)
 
 
-def test_inputs_that_are_standardised_by_given_numbers_are_no_normaliser_at_rest():
+@pytest.mark.parametrize("mean", [0.0, 0.5])
+@pytest.mark.parametrize("var", [0.0, 1.0])
+def test_statistics_that_a_function_is_closed_over_are_warned_of_whatever_they_are_now(mean, var):
+    """Those of a model that was just made are 0 and 1, or both 0 as in Haiku."""
+    mean, var = jnp.full(8, mean), jnp.full(8, var)
+
+    def fn(p, x):
+        return jnp.tanh((x @ p["w"] - mean) * (p["g"] * jax.lax.rsqrt(var + 1e-5))) @ p["head"]
+
+    params = {"w": jnp.ones((3, 8)), "g": jnp.ones(8), "head": jnp.ones((8, 2))}
+    with pytest.warns(UserWarning, match=AT_REST):
+        analysis = bnmask.analyze(fn, params, jnp.ones((4, 3)))
+    assert analysis["g"].role is Role.NORM_SCALE
+
+
+def test_a_state_of_zeros_that_a_function_is_closed_over_is_no_normaliser_at_rest():
+    carry = jnp.zeros((4, 8))
+
+    def fn(p, x):
+        hidden = jnp.tanh(x @ p["w"] - carry) * (p["g"] / jnp.sqrt(8.0))
+        return (carry - hidden) @ p["head"]
+
+    params = {"w": jnp.ones((3, 8)), "g": jnp.ones(8), "head": jnp.ones((8, 2))}
+    analysis = bnmask.analyze(fn, params, jnp.ones((4, 3)))
+    assert (analysis.notes, analysis["g"].role) == ((), Role.GAIN)
+
+
+@pytest.mark.parametrize("closed_over", [True, False])
+def test_inputs_that_are_standardised_by_given_numbers_are_no_normaliser_at_rest(closed_over):
     def fn(p, x, mean, var):
         return jnp.tanh((x - mean) * jax.lax.rsqrt(var + 1e-5) @ p["w"])
 
-    analysis = bnmask.analyze(fn, {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)), *jnp.ones((2, 3)))
+    given = (jnp.zeros(3), jnp.ones(3))
+    called = (lambda p, x: fn(p, x, *given)) if closed_over else fn
+    args = () if closed_over else given
+    analysis = bnmask.analyze(called, {"w": jnp.ones((3, 2))}, jnp.ones((4, 3)), *args)
     assert analysis.notes == ()

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from optax_bnmask import compat
-from optax_bnmask.program.flags import ANY_DEGREE, EPSILON
+from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, EPSILON
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.experts import revote_chosen
@@ -51,6 +51,18 @@ def pointwise(record: Record, e: Equation) -> View:
     )
     _keep_gauge(record, e, out)
     return out
+
+
+def root_of_captured(record: Record, e: Equation) -> View | None:
+    """The view of a root of constants, if these are arrays that are all 0 now, and else nothing.
+
+    A running variance that the program is closed over may be: what is divided by its root is
+    divided by data.
+    """
+    if e.op not in _ROOTS or not record.facts.flags[e.ins[0]] & AS_CAPTURED:
+        return None
+    record.gauges.start(e.out)
+    return View(root=_ROOTS[e.op])
 
 
 def _keep_gauge(record: Record, e: Equation, view: View) -> None:
@@ -255,10 +267,15 @@ def _taps(record: Record, e: Equation, x: View, y: View) -> Mapping[int, Factor]
 
 
 def _with_constant(record: Record, e: Equation, place: int, view: View) -> View:
-    """A leaf with a constant added is still that leaf; a normalised value no longer is."""
+    """A leaf with a constant added is still that leaf; a normalised value no longer is.
+
+    An array that the program is closed over may be a running mean though it is all 0 now.
+    """
     other = e.ins[1 - place]
-    number, every = record.facts.numbers[other], record.facts.flags[other] & ANY_DEGREE
-    if every or (number is not None and abs(number) <= EPSILON):
+    number, flags = record.facts.numbers[other], record.facts.flags[other]
+    if flags & ANY_DEGREE and flags & AS_CAPTURED and e.op is _SUB and place == 0:
+        return view._replace(centred=not view.leaves)
+    if flags & ANY_DEGREE or (number is not None and abs(number) <= EPSILON):
         return view
     out = View(
         view.leaves,

@@ -52,12 +52,19 @@ def uses(
                 views[e.out] = _NOTES[kind](record, e)
                 break
         else:
-            if e.op is CARRY:  # what a loop makes of constants is as good as data
-                record.begin(e)
-                views[e.out] = contractions.carried(record, e, DATA)
+            if view := _of_constants(record, e):
+                views[e.out] = view
         if e.op in indicating.FIRST or (indicators and not indicators.keys().isdisjoint(e.ins)):
             indicating.read(record, e, kind)
     return record
+
+
+def _of_constants(record: Record, e: Equation) -> View | None:
+    """The view of a value that is made of constants alone, if that is as good as data."""
+    if e.op is CARRY:  # what a loop makes of them
+        record.begin(e)
+        return contractions.carried(record, e, DATA)
+    return entrywise.root_of_captured(record, e)
 
 
 def _inputs(record: Record, leaves: Sequence[int | None], own: Set[int]) -> None:
