@@ -4,6 +4,7 @@ The wrong order, object, stage, mode or name, over all public functions. Those o
 are in `transforms/test_arguments.py`, those of the command line in `test_cli_*.py`.
 """
 
+import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 from flax import nnx
 
 import optax_bnmask as bnmask
-from optax_bnmask import CategoryError, PathError, StructureError, VerificationError
+from optax_bnmask import CategoryError, PathError, Role, StructureError, VerificationError
 from optax_bnmask.checkpoints import analyze_checkpoint
 from optax_bnmask.report import to_html, to_json, to_text
 
@@ -52,6 +53,7 @@ with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
     VARIABLES = NET.init({"params": KEY, "dropout": KEY}, X)
     OF_LINEN = bnmask.analyze_linen(NET, VARIABLES, X)
     OF_NNX = bnmask.analyze_nnx(NNX, X)
+    EQUINOX = eqx.nn.Linear(5, 4, key=KEY)
 FLAX, STATS = VARIABLES["params"], VARIABLES["batch_stats"]
 PARAMS = {"w": jnp.ones((5, 4)), "g": jnp.ones(4)}
 ANALYSIS = bnmask.analyze(fn, PARAMS, X)
@@ -398,6 +400,21 @@ MISTAKES = {
     "mutable for Linen": (
         lambda: bnmask.analyze_linen(NET, VARIABLES, X, mutable=["batch_stats"]), TypeError,
         "`mutable` must be left out"),
+    "no statistics for Linen": (
+        lambda: bnmask.analyze_linen(NET, {"params": FLAX}, X), StructureError,
+        "`variables` must hold every collection.* Found 'params' and no 'batch_stats'"),
+    "a module's compiled `apply`": (
+        lambda: bnmask.analyze(jax.jit(NET.apply), FLAX, X), TypeError,
+        "`fn` must be a function.* `apply` takes variables"),
+    "an Equinox model, mapped": (
+        lambda: bnmask.analyze_equinox(jax.vmap(EQUINOX), EQUINOX, X), TypeError,
+        "`fn` must be a function of the model, such as .* Found a Linear"),
+    "an Equinox model, compiled": (
+        lambda: bnmask.analyze_equinox(eqx.filter_jit(EQUINOX), EQUINOX, X), TypeError,
+        "`fn` must be a function of the model.* Found a Linear"),
+    "parameters of integers": (
+        lambda: bnmask.analyze(fn, jax.tree.map(lambda a: a.astype(int), PARAMS), X),
+        StructureError, "`params` must hold an array of floating dtype.* Found only int32"),
     "a sphere of radius 0": (
         lambda: bnmask.hyperball(0.1, True, radius=0), ValueError, "`radius` must be above 0"),
 }  # fmt: skip
@@ -418,9 +435,9 @@ UNTRACED = {
     "an argument that it does not take": lambda: bnmask.analyze(fn, PARAMS, X, train=True),
     "a choice by a value": lambda: bnmask.analyze(lambda p, x: x if x[0, 0] else p, PARAMS, X),
     "no input for Linen": lambda: bnmask.analyze_linen(NET, VARIABLES),
-    "no statistics for Linen": lambda: bnmask.analyze_linen(NET, {"params": FLAX}, X),
     "a method that is none": lambda: bnmask.analyze_linen(NET, VARIABLES, X, method="encode"),
     "a key of another name": lambda: bnmask.analyze_linen(NET, VARIABLES, X, rngs={"noise": KEY}),
+    "variables' `params` again for Linen": lambda: bnmask.analyze_linen(NET, VARIABLES, FLAX, X),
     "no input for NNX": lambda: bnmask.analyze_nnx(NNX),
     "a shape for NNX": lambda: bnmask.analyze_nnx(NNX, (3, 5)),
     "no input to verify": lambda: bnmask.verify(ANALYSIS, fn, PARAMS, key=KEY),
@@ -435,6 +452,34 @@ def test_what_the_users_own_code_raises_says_what_it_was_called_with(call):
     said = " ".join(caught.value.__notes__)
     assert "raised when the function was traced: called with the parameters, " in said
     assert "given as arrays or as `jax.ShapeDtypeStruct(shape, dtype)`" in said
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: bnmask.analyze_nnx(NNX, nnx.state(NNX, nnx.Param), X),
+        lambda: bnmask.analyze_nnx(NNX, nnx.state(NNX), X),
+        lambda: bnmask.analyze_linen(NET, VARIABLES, FLAX, X),
+        lambda: bnmask.analyze(fn, PARAMS, PARAMS, X),
+    ],
+)
+def test_parameters_that_are_given_twice_are_named(call):
+    with pytest.raises(Exception, match=r".") as caught:
+        call()
+    assert "with all leaves of the parameters, which are given already: leave it out" in " ".join(
+        caught.value.__notes__
+    )
+
+
+def test_a_compiled_function_of_an_equinox_model_is_a_function():
+    compiled = eqx.filter_jit(lambda model, x: jax.vmap(model)(x))
+    assert bnmask.analyze_equinox(compiled, EQUINOX, X)["weight"].role is Role.WEIGHT
+
+
+def test_variables_without_other_collections_may_be_the_parameters_of_apply():
+    net = nn.Dense(4)
+    analysis = bnmask.analyze(net.apply, net.init(KEY, X), X)
+    assert analysis["params/kernel"].role is Role.WEIGHT
 
 
 def test_the_mistakes_are_many():

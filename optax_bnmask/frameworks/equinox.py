@@ -1,5 +1,6 @@
 """Equinox: from a model, which is a pytree with more than arrays in it, to its parameters."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,15 @@ def analyze_equinox(
     return confirmed(equinox_call(fn, model, args, kwargs, has_aux=has_aux))
 
 
+def _holds_arrays(fn: Any) -> bool:  # noqa: ANN401 - any callable
+    """Whether a callable is a model: a module with arrays of floating dtype in it.
+
+    What `eqx.filter_jit` makes of a function is a module too, but without arrays.
+    """
+    leaves = jax.tree.leaves(fn) if is_of(fn, "equinox", "Module") else ()
+    return any(is_array(leaf) and compat.is_inexact(leaf.dtype) for leaf in leaves)
+
+
 def equinox_call(
     fn: Callable[..., Any],
     model: Any,  # noqa: ANN401 - as in `analyze_equinox`
@@ -75,11 +85,12 @@ def equinox_call(
     has_aux: bool,
 ) -> Call:
     """The `Call` of a function of a model: its arrays of floating dtype are the parameters."""
-    if not callable(fn) or is_of(fn, "equinox", "Module"):
+    innermost = inspect.unwrap(fn) if callable(fn) else fn
+    if not callable(fn) or _holds_arrays(innermost):
         raise wrong_kind(
             "fn",
             "a function of the model, such as `lambda model, x: jax.vmap(model)(x)`",
-            fn,
+            innermost,
             "The order is `fn, model, *args`.",
         )
     leaves, structure = jax.tree.flatten(model)

@@ -98,14 +98,37 @@ def linen_call(
 
     # Positional only, so that arguments of the module's own may have these names too.
     def fn(params: Any, others: Any, rngs: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        out = module.apply(
-            {"params": params, **others},
-            *args,
-            rngs=rngs,
-            method=method,
-            mutable=[*others],
-            **kwargs,
-        )
-        return out[0]
+        how = {"rngs": rngs, "method": method, **kwargs}
+        try:
+            return module.apply({"params": params, **others}, *args, mutable=[*others], **how)[0]
+        except Exception as error:
+            if missing := _missing(module, others, args, how):
+                raise StructureError(
+                    f"`variables` must hold every collection that the module reads. Found 'params' "
+                    f"and no {' and no '.join(map(repr, missing))}, which its `init` makes. Pass "
+                    f"the whole of what `module.init` returned."
+                ) from error
+            raise
 
     return Call(fn, params, (others, rngs), args, kwargs, others.get("batch_stats"), has_aux)
+
+
+def _missing(
+    module: Any,  # noqa: ANN401 - as in `analyze_linen`
+    others: Mapping[str, Any],
+    args: Sequence[Any],
+    how: Mapping[str, Any],
+) -> list[str]:
+    """The collections that `init` makes, called as `apply` was, and that are not there."""
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    keys = how["rngs"] if isinstance(how["rngs"], Mapping) else {}
+    rest = {name: value for name, value in how.items() if name != "rngs"}
+
+    def made(keys: Any) -> Any:  # noqa: ANN401 - variables
+        return module.init(keys, *args, **rest)
+
+    try:
+        whole = jax.eval_shape(made, {"params": key, **keys})
+    except Exception:  # the module does not run, whatever it is given
+        return []
+    return sorted(whole.keys() - others.keys() - {"params"})

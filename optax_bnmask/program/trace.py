@@ -1,6 +1,7 @@
 """From a function and its parameters to the program that computes its outputs."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,11 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_bnmask import compat
-from optax_bnmask.arguments import described, is_array, is_of, wrong_kind
+from optax_bnmask.arguments import is_array, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import tree_index
+from optax_bnmask.program.failed_call import note_on_failure
 from optax_bnmask.running_statistics import refuse_shapes, refuse_variables
-from optax_bnmask.wording import counted
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -69,7 +70,7 @@ def traced(
       StructureError: No output is of floating dtype, or none depends on `params`.
       TypeError: `fn` is no function.
     """
-    _require_function(fn)
+    _require_function(fn, params)
     refuse_variables(params, None)
     tree = tree_index(params, "params")
     refuse_shapes(tree)
@@ -105,7 +106,7 @@ def traced(
     except StructureError:
         raise
     except Exception as error:  # of the user's own code, and best read as it is
-        error.add_note(_call_in_words(leaves, args, kwargs))
+        error.add_note(note_on_failure(leaves, args, kwargs))
         raise
     if not any(compat.is_inexact(v.aval.dtype) for v in compat.open_jaxpr(closed).outvars):
         raise StructureError(
@@ -126,8 +127,9 @@ def traced(
     )
 
 
-def _require_function(fn: object) -> None:
-    """Fails on what is no function of parameters."""
+def _require_function(fn: Any, params: Any) -> None:  # noqa: ANN401 - whatever was passed
+    """Fails on what is no function of parameters, `jax.jit` and its kin around it or not."""
+    fn = inspect.unwrap(fn, stop=inspect.ismethod) if callable(fn) else fn
     for module, name in (("flax.linen", "linen"), ("flax.nnx", "nnx")):
         if is_of(fn, module, "Module"):
             raise wrong_kind(
@@ -137,7 +139,8 @@ def _require_function(fn: object) -> None:
                 f"For a module use `bnmask.analyze_{name}` or `verify_{name}`.",
             )
     owner, name = getattr(fn, "__self__", None), getattr(fn, "__name__", "")
-    if name == "apply" and is_of(owner, "flax.linen", "Module"):
+    whole = isinstance(params, Mapping) and "params" in params
+    if name == "apply" and not whole and is_of(owner, "flax.linen", "Module"):
         raise wrong_kind(
             "fn",
             "a function `fn(params, *args)`",
@@ -164,25 +167,6 @@ def _require_entries(keyed: Sequence[tuple[Any, Any]]) -> None:
                 f"Every argument of `fn` must hold an entry. Argument {name!r} has the shape "
                 f"{tuple(value.shape)}. Give the shapes of a batch as it is trained."
             )
-
-
-def _call_in_words(
-    leaves: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> str:
-    """A note for an error raised while tracing: what the function was called with."""
-
-    def shown(value: Any) -> str:  # noqa: ANN401 - any argument
-        if is_array(value):
-            return f"{value.dtype}{list(value.shape)}"
-        return described(value)
-
-    given = [*map(shown, args), *(f"{name}={shown(value)}" for name, value in kwargs.items())]
-    return (
-        f"This was raised when the function was traced: called with the parameters, "
-        f"{counted(len(leaves), 'leaf', 'leaves')}, and then ({', '.join(given)}). Arrays are "
-        f"given as arrays or as `jax.ShapeDtypeStruct(shape, dtype)`; all else is passed on as it "
-        f"is."
-    )
 
 
 def _name(keys: Any) -> str:  # noqa: ANN401 - the key path of a pytree
@@ -239,3 +223,10 @@ def _require_arrays(leaves: Mapping[str, Any]) -> None:
                 f"Every leaf of `params` must be an array or have a shape and a dtype. {path!r} is "
                 f"a {type(leaf).__name__}. Leave it out of the tree first and close over it."
             )
+    dtypes = {str(jnp.result_type(leaf)) for leaf in leaves.values()}
+    if not any(compat.is_inexact(jnp.dtype(dtype)) for dtype in dtypes):
+        raise StructureError(
+            f"`params` must hold an array of floating dtype: no optimizer moves others. Found only "
+            f"{', '.join(sorted(dtypes))}. Pass the tree that the optimizer updates, in the dtypes "
+            f"in which it does."
+        )
