@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 from flax import nnx
+from flax.training.train_state import TrainState
 
 import optax_bnmask as bnmask
 from optax_bnmask import CategoryError, PathError, Role, StructureError, VerificationError
@@ -59,7 +60,7 @@ PARAMS = {"w": jnp.ones((5, 4)), "g": jnp.ones(4)}
 ANALYSIS = bnmask.analyze(fn, PARAMS, X)
 STRUCTURE = bnmask.analyze_structure(FLAX, STATS)
 MASK = ANALYSIS.decay_mask()
-TX = optax.adamw(1e-3, mask=MASK)
+TX, SGD = optax.adamw(1e-3, mask=MASK), optax.sgd(0.1)
 GRADS = jax.tree.map(jnp.ones_like, PARAMS)
 
 
@@ -415,6 +416,13 @@ MISTAKES = {
     "parameters of integers": (
         lambda: bnmask.analyze(fn, jax.tree.map(lambda a: a.astype(int), PARAMS), X),
         StructureError, "`params` must hold an array of floating dtype.* Found only int32"),
+    "the state of an optimizer for params": (
+        lambda: bnmask.analyze(fn, TX.init(PARAMS), X), StructureError,
+        "the state of an optimizer. Pass `variables"),
+    "a train state for params": (
+        lambda: bnmask.analyze(lambda s, x: s.apply_fn({"params": s.params}, x),
+                               TrainState.create(apply_fn=NET.apply, params=FLAX, tx=SGD), X),
+        StructureError, "Found a TrainState, which holds its state too. Pass `state.params`"),
     "a sphere of radius 0": (
         lambda: bnmask.hyperball(0.1, True, radius=0), ValueError, "`radius` must be above 0"),
 }  # fmt: skip
@@ -469,6 +477,42 @@ def test_parameters_that_are_given_twice_are_named(call):
     assert "with all leaves of the parameters, which are given already: leave it out" in " ".join(
         caught.value.__notes__
     )
+
+
+def loss(params, x):
+    return fn(params, x).sum()
+
+
+UNLIKELY = {
+    "a training step": (
+        lambda p, x: jax.tree.map(lambda a, g: a - 0.1 * g, p, jax.grad(loss)(p, x)),
+        "arrays of the names and shapes of `params`, as a training step or a gradient does",
+    ),
+    "a step with the optimizer's state": (
+        lambda p, x: (jax.grad(loss)(p, x), {"count": x.sum()}),
+        "arrays of the names and shapes of `params`",
+    ),
+    "a gradient": (jax.grad(loss), "analyse the function whose gradient is taken"),
+    "a loss and its gradient": (jax.value_and_grad(loss), "arrays of the names and shapes"),
+    "a stray stop_gradient": (
+        lambda p, x: jax.lax.stop_gradient(loss(p, x)),
+        "no gradient of an output of floating dtype reaches any leaf, so that none is decayed",
+    ),
+    "an accuracy": (
+        lambda p, x: (fn(p, x).argmax(-1) == 0).mean(), "no gradient of an output of floating dtype"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("unlikely", "said"), UNLIKELY.values(), ids=UNLIKELY)
+def test_a_function_that_is_hardly_what_was_meant_is_noted(unlikely, said):
+    assert said in " ".join(bnmask.analyze(unlikely, PARAMS, X).notes)
+
+
+def test_models_are_not_noted():
+    of_array = bnmask.analyze(lambda w, x: w[None] * x, jnp.ones(5), jnp.ones((1, 5)))
+    named = bnmask.analyze(lambda p, x: {"w": x @ p["w"]}, {"w": jnp.ones((5, 4))}, X)
+    assert of_array.notes == named.notes == ANALYSIS.notes == ()
 
 
 def test_a_compiled_function_of_an_equinox_model_is_a_function():

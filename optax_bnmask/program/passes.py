@@ -20,6 +20,7 @@ from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
+from optax_bnmask.program.unlikely import doubts
 from optax_bnmask.program.uses.dimensions import blocks
 from optax_bnmask.program.uses.parts import parts as parts_of
 from optax_bnmask.program.uses.positions import positions
@@ -123,6 +124,7 @@ def _analysis_of(program: Program) -> Analysis:
             *_narrowing_outputs(program, axes, found, found_by),
             *map(str, running),
             *means_of_one(tape),
+            *doubts(program, tape, uses),
         ),
         proof=Explainer(
             program,

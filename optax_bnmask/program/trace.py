@@ -14,7 +14,7 @@ from optax_bnmask.arguments import is_array, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import tree_index
 from optax_bnmask.program.failed_call import note_on_failure
-from optax_bnmask.running_statistics import refuse_shapes, refuse_variables
+from optax_bnmask.running_statistics import refuse_shapes, refuse_state, refuse_variables
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -71,6 +71,7 @@ def traced(
       TypeError: `fn` is no function.
     """
     _require_function(fn, params)
+    refuse_state(params, "params")
     refuse_variables(params, None)
     tree = tree_index(params, "params")
     refuse_shapes(tree)
