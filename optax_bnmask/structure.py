@@ -124,10 +124,15 @@ def _arrays(scope: dict[str, str], leaves: dict[str, Any]) -> Arrays:
 def _described(path: str, leaf: Any) -> tuple[Shape, Any]:  # noqa: ANN401 - any leaf at all
     """The shape and the dtype of an array or a number."""
     if not isinstance(leaf, int | float | complex) and not is_array(leaf):
+        found = f"{path!r} is a {type(leaf).__name__}. Leave it out of the tree first"
+        if not path:
+            found = (
+                f"What was passed is a {type(leaf).__name__}. Pass the tree that the optimizer "
+                f"updates, `variables['params']` for Linen"
+            )
         raise StructureError(
-            f"Every leaf of `params` must be an array or have a shape and a dtype. {path!r} is a "
-            f"{type(leaf).__name__}. Leave it out of the tree first; for Equinox, "
-            f"`eqx.filter(model, eqx.is_inexact_array)`."
+            f"Every leaf of `params` must be an array or have a shape and a dtype. {found}; for "
+            f"Equinox, `eqx.filter(model, eqx.is_inexact_array)`."
         )
     return np.shape(leaf), dtype_of(leaf)
 

@@ -74,6 +74,10 @@ def app() -> None:
     """Weight-decay masks for JAX, decided from evidence instead of names."""
 
 
+_CATEGORIES: Final = (
+    "norm, bias, gain, embedding, scale_invariant, jointly_invariant, input, hidden, head, "
+    "learned, scalar, unreached, dead, or a preset, STANDARD, STRICT, WIDE, with commas between."
+)
 _format = click.option(
     "--format",
     "form",
@@ -151,8 +155,7 @@ def demo(*, seeds: int, epochs: int, out: Path) -> None:
     "--exempt",
     multiple=True,
     metavar="CATEGORIES",
-    help="Show the mask that exempts these: norm, bias, gain, embedding, scale_invariant, "
-    "jointly_invariant, with commas between.",
+    help=f"Show the mask that exempts these: {_CATEGORIES}",
 )
 @click.option(
     "--explain",
@@ -215,9 +218,15 @@ def inspect(
 )
 @click.argument("factory", metavar="MODULE:FACTORY")
 @click.option("--strict", is_flag=True, help="Fail on warnings too.")
+@click.option(
+    "--exempt",
+    multiple=True,
+    metavar="CATEGORIES",
+    help=f"What should not decay, '' for nothing; without, norm. Any of {_CATEGORIES}",
+)
 @_format
 @_debug
-def audit(*, factory: str, strict: bool, form: str, debug: bool) -> None:
+def audit(*, factory: str, strict: bool, exempt: Sequence[str], form: str, debug: bool) -> None:
     """Show what an optimizer really decays, found by running it, and what is wrong with that.
 
     MODULE:FACTORY is a function of no arguments that returns (tx, params), or
@@ -225,9 +234,10 @@ def audit(*, factory: str, strict: bool, form: str, debug: bool) -> None:
     """
     with errors_printed(debug=debug):
         from optax_bnmask_cli.audit import audited  # noqa: PLC0415 - it imports JAX
-        from optax_bnmask_cli.reports import show_audit  # noqa: PLC0415 - as above
+        from optax_bnmask_cli.reports import categories, show_audit  # noqa: PLC0415 - as above
 
-        found = with_warnings_printed(lambda: audited(factory))
+        named = categories(exempt) if exempt else None
+        found = with_warnings_printed(lambda: audited(factory, named))
         show_audit(found, form)
     warned = any(finding.severity != "note" for finding in found.findings)
     if not found.ok or (strict and warned):

@@ -1,5 +1,6 @@
 """`optax-bnmask audit`: what the optimizer that a factory makes really decays."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from optax_bnmask.analysis import Analysis, analyze_structure
@@ -8,13 +9,14 @@ from optax_bnmask.errors import CategoryError, PathError, StructureError
 from optax_bnmask_cli.factories import described_error, imported_factory
 
 
-def audited(factory: str) -> Audit:
+def audited(factory: str, exempt: Sequence[str] | None = None) -> Audit:
     """The audit of what ``package.module:factory`` makes.
 
     Args:
       factory: Where to find a function of no arguments that returns an optimizer and the params,
         ``(tx, params)``, or these and their analysis, ``(tx, params, analysis)``. Shapes will do
         for params.
+      exempt: The categories that should not decay; without, those of `audit`.
 
     Returns:
       The `Audit`.
@@ -32,7 +34,8 @@ def audited(factory: str) -> Audit:
             f"arguments, and {described_error(error)}. --debug shows the whole traceback."
         ) from error
     tx, params, analysis = _parts(factory, made)
-    return audit(tx, params, analyze_structure(params) if analysis is None else analysis)
+    known = analyze_structure(params) if analysis is None else analysis
+    return audit(tx, params, known) if exempt is None else audit(tx, params, known, exempt=exempt)
 
 
 def _parts(factory: str, made: object) -> tuple[Any, Any, Analysis | None]:

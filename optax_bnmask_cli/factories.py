@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import inspect
 import sys
 import traceback
 from collections.abc import Callable
@@ -47,7 +48,23 @@ def imported_factory(factory: str) -> Callable[[], Any]:
             f"{factory!r} must be a function of no arguments that makes the model, or a Linen "
             f"module. It is a {type(made).__name__}. Wrap it in a function."
         )
+    _require_no_arguments(factory, made)
     return made
+
+
+def _require_no_arguments(factory: str, made: Callable[..., Any]) -> None:
+    """Fails on what cannot be called without arguments."""
+    try:
+        signature = inspect.signature(made)
+    except (TypeError, ValueError):  # what is no function of Python's has no signature
+        return
+    try:
+        signature.bind()
+    except TypeError as error:
+        raise StructureError(
+            f"{factory!r} must be a function of no arguments. It takes {signature}. Write one that "
+            f"calls it with what it needs."
+        ) from error
 
 
 _FILES: Final = (".npz", ".npy", ".safetensors", ".msgpack")
@@ -58,11 +75,11 @@ _HERE: Final = Path(__file__).parent
 
 def spelling_advice(subject: str) -> str:
     """How to spell what was meant by something that names no factory."""
-    module, colon, name = subject.partition(":")
+    module, colon, name = subject.removesuffix("()").partition(":")
     if not colon and Path(subject).suffix in _FILES:
         return "Is that the path of the checkpoint?"
     if not colon:
-        module, _, name = subject.rpartition(".")
+        module, _, name = module.rpartition(".")
     spelt = f"{module.removesuffix('.py').replace('/', '.').strip('.')}:{name}"
     if spelt != subject and all(part.isidentifier() for part in spelt.replace(":", ".").split(".")):
         return f"Write {spelt!r}, if that is what you mean."

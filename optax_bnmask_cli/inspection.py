@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.arguments import is_of
+from optax_bnmask.arguments import described, is_of
 from optax_bnmask.checkpoints import analyze_checkpoint
 from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.linen import analyze_linen
@@ -106,7 +106,7 @@ def _analysis(
 ) -> Analysis:
     """The analysis by the function for what the factory makes: a pair, a Linen or an NNX module."""
     made = _made(make)
-    if isinstance(made, tuple) and len(made) == 2 and callable(made[0]):
+    if _is_pair(made):
         return analyze(made[0], made[1], *arrays, **named)
     if is_of(made, "flax.linen", "Module"):
         keys = {name: jax.eval_shape(lambda: jax.random.key(0)) for name in ("params", "dropout")}
@@ -117,9 +117,21 @@ def _analysis(
 
         return analyze_nnx(nnx.eval_shape(make), *arrays, **named)
     raise StructureError(
-        f"{factory!r} must make a Linen module, an NNX module, or a pair (fn, params). It made a "
-        f"{type(made).__name__}. Write a function of no arguments that returns one of these."
+        f"{factory!r} must make a Linen module, an NNX module, or a pair (fn, params). It made "
+        f"{_in_words(made)}. Write a function of no arguments that returns one of these."
     )
+
+
+def _is_pair(made: Any) -> bool:  # noqa: ANN401 - whatever the user's factory made
+    """Whether this is a pair of a function and something else, its parameters."""
+    return isinstance(made, tuple) and len(made) == 2 and callable(made[0])
+
+
+def _in_words(made: Any) -> str:  # noqa: ANN401 - as above
+    """What a factory made; of a tuple, what its parts are."""
+    if type(made) is not tuple:
+        return described(made)
+    return f"({', '.join(type(part).__name__ for part in made)})"
 
 
 def _made(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's factory makes
@@ -128,11 +140,10 @@ def _made(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's
 
     def keep() -> Any:  # noqa: ANN401 - the parameters, if there are any
         made.append(make())
-        pair = made[0] if isinstance(made[0], tuple) and len(made[0]) == 2 else (None, None)
-        return pair[1]
+        return made[0][1] if _is_pair(made[0]) else None
 
     params = jax.eval_shape(keep)
-    return (made[0][0], params) if isinstance(made[0], tuple) and len(made[0]) == 2 else made[0]
+    return (made[0][0], params) if _is_pair(made[0]) else made[0]
 
 
 def _shape(text: str) -> jax.ShapeDtypeStruct:

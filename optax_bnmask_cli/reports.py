@@ -9,6 +9,7 @@ from rich.console import Console
 from optax_bnmask.analysis import Analysis
 from optax_bnmask.audit import Audit
 from optax_bnmask.audit.outcome import audit_document
+from optax_bnmask.categories import STANDARD, STRICT, WIDE
 from optax_bnmask.errors import StructureError
 from optax_bnmask.mask import Mask
 from optax_bnmask.paths import matches
@@ -93,5 +94,11 @@ def mask_for(analysis: Analysis, exempt: Collection[str]) -> Mask | None:
     """The mask for categories that are listed with commas; none where nothing was asked."""
     if not exempt:
         return None
-    names = [name.strip() for listed in exempt for name in listed.split(",")]
-    return analysis.decay_mask(exempt=[name for name in names if name])
+    return analysis.decay_mask(exempt=categories(exempt))
+
+
+def categories(listed: Collection[str]) -> list[str]:
+    """The categories that are listed with commas, those of presets in the place of their names."""
+    presets = {"STANDARD": STANDARD, "STRICT": STRICT, "WIDE": WIDE}
+    names = [name.strip() for some in listed for name in some.split(",")]
+    return [part for name in names if name for part in presets.get(name, (name,))]

@@ -45,6 +45,15 @@ def test_strict_fails_on_warnings_too():
     assert run("audit", "optimizers:masked", "--strict").exit_code == 0
 
 
+def test_exempt_says_what_should_not_decay():
+    assert run("audit", "optimizers:unmasked", "--exempt", "").exit_code == 0
+    assert run("audit", "optimizers:unmasked", "--exempt", "bias").exit_code == 0
+    assert run("audit", "optimizers:unmasked", "--exempt", "bias,norm").exit_code == 1
+    assert run("audit", "optimizers:unmasked", "--exempt", "STANDARD").exit_code == 1
+    wrong = run("audit", "optimizers:masked", "--exempt", "norms")
+    assert (wrong.exit_code, "Found 'norms'" in wrong.stderr) == (2, True)
+
+
 def test_formats():
     record = json.loads(run("audit", "optimizers:unmasked", "--format", "json").stdout)
     assert record["ok"] is False

@@ -6,6 +6,7 @@ import jax
 import pytest
 from click.testing import CliRunner
 
+from optax_bnmask.categories import CATEGORIES
 from optax_bnmask_cli.app import app
 
 pytestmark = pytest.mark.usefixtures("modules_of_a_user")
@@ -90,6 +91,19 @@ def test_exempt_may_be_given_twice():
     ]
 
 
+def test_exempt_may_name_a_preset():
+    model = ("inspected:linen", "--input", "16,4", "--arg", "train=True")
+    by_name = document(*model, "--exempt", "STANDARD")
+    assert by_name["decays"] == document(*model, "--exempt", "norm,bias")["decays"]
+
+
+@pytest.mark.parametrize("command", ["inspect", "audit"])
+def test_help_lists_every_category_and_preset(command):
+    said = CliRunner().invoke(app, [command, "--help"]).stdout
+    listed = set(" ".join(said.split()).replace(",", " ").split())
+    assert {*CATEGORIES, "STANDARD", "STRICT", "WIDE"} <= listed
+
+
 def test_an_input_may_name_its_dtype():
     assert findings("inspected:lookup", "--input", "3:int32") == {
         "table": ("embedding", "sensitive")
@@ -155,7 +169,11 @@ def test_inference_mode_is_a_warning_beside_the_report():
         ("inspected:absent", [], "'inspected' has no attribute 'absent'"),
         ("no_such_module:model", [], "No module is called 'no_such_module'"),
         ("inspected:number", [], "must be a function of no arguments"),
-        ("inspected:nothing_known", [], "It made a str"),
+        ("inspected:nothing_known", [], "It made 'a string'"),
+        ("inspected:swapped", ["--input", "4,4"], "(fn, params). It made (dict, function)"),
+        ("inspected:with_a_width", ["--input", "4,4"], "no arguments. It takes (width). Write"),
+        ("inspected:linen()", [], "Write 'inspected:linen', if that is what you mean"),
+        ("inspected:pair", ["--exempt", "STANDRD", "--input", "16,4"], "Found 'STANDRD'"),
         ("inspected:pair", [], "With no inputs at all it raised TypeError"),
         ("inspected:raises", [], "raised KeyError: 'no weights', at inspected.py:"),
         ("inspected:pair", ["--input", "16,9"], "With 16,9 it raised TypeError"),

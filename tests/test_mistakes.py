@@ -4,10 +4,15 @@ The wrong order, object, stage, mode or name, over all public functions. Those o
 are in `transforms/test_arguments.py`, those of the command line in `test_cli_*.py`.
 """
 
+import io
+import tempfile
+from pathlib import Path
+
 import equinox as eqx
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 from flax import nnx
@@ -68,6 +73,20 @@ def stepped(tx, params=PARAMS):
     return tx.update(params, tx.init(params), params)
 
 
+def written(name, content):
+    """A file of that name and content."""
+    path = Path(tempfile.mkdtemp(), name)
+    path.write_bytes(content)
+    return path
+
+
+def npz():
+    """A checkpoint with its params below ``state/params``."""
+    file = io.BytesIO()
+    np.savez(file, **{"state/params/kernel": np.ones((2, 3))})
+    return written("model.npz", file.getvalue())
+
+
 MISTAKES = {
     # decay_mask, analyze_structure
     "params and statistics swapped": (
@@ -99,7 +118,7 @@ MISTAKES = {
         "`batch_stats` must be the tree of statistics.* Found a Mask"),
     "a module for params": (
         lambda: bnmask.decay_mask(NET, STATS), StructureError,
-        "Every leaf of `params` must be an array.* is a Net"),
+        r"Every leaf of `params` must be an array.* is a Net. Pass.* `variables\['params'\]`"),
     "None for params": (
         lambda: bnmask.decay_mask(None), StructureError,
         "`params` must hold an array. Found a NoneType without any. Pass the tree"),
@@ -423,6 +442,17 @@ MISTAKES = {
         lambda: bnmask.analyze(lambda s, x: s.apply_fn({"params": s.params}, x),
                                TrainState.create(apply_fn=NET.apply, params=FLAX, tx=SGD), X),
         StructureError, "Found a TrainState, which holds its state too. Pass `state.params`"),
+    "keys for a place in a checkpoint": (
+        lambda: analyze_checkpoint(npz(), params=["state", "params"]), TypeError,
+        "`params` must be a string. Found a list.* written with '/', as in 'state/params'"),
+    "a number for the place of statistics": (
+        lambda: analyze_checkpoint(npz(), stats=1), TypeError, "`stats` must be a string. Found 1"),
+    "a report for a checkpoint": (
+        lambda: analyze_checkpoint(written("report.json", ANALYSIS.to_json().encode())),
+        StructureError, "is JSON: a report is read by `Analysis.from_json`"),
+    "the report of an audit for that of an analysis": (
+        lambda: bnmask.Analysis.from_json(bnmask.audit(TX, PARAMS, ANALYSIS).to_json()),
+        StructureError, "must be of the schema.*, an analysis.* another report. Pass what"),
     "a sphere of radius 0": (
         lambda: bnmask.hyperball(0.1, True, radius=0), ValueError, "`radius` must be above 0"),
 }  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import jax.numpy as jnp
 
+from optax_bnmask.arguments import wrong_kind
 from optax_bnmask.checkpoints.trees import Keys, Tree, nested, shown
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import nearest
@@ -127,6 +128,10 @@ def _stats_place(branches: _Branches, params: Keys) -> Keys | None:
 
 def _told(branches: _Branches, path: str, argument: str) -> Keys:
     """The place that a path names; a key may hold a ``/`` itself."""
+    if not isinstance(path, str):
+        raise wrong_kind(
+            argument, "a string", path, "The place is written with '/', as in 'state/params'."
+        )
     places = {"/".join(keys): keys for keys in branches} | {".": ()}
     if path in places:
         return places[path]

@@ -119,6 +119,8 @@ def _format(path: Path, start: bytes) -> tuple[str, Callable[[BinaryIO, int], Tr
         return "safetensors", safetensors_tree
     if start and start[0] in MAPS:
         return "Flax msgpack", msgpack_tree
+    if start.lstrip()[:1] in (b"{", b"["):
+        _refuse(path, "is JSON: a report is read by `Analysis.from_json` and `optax-bnmask diff`")
     return _refuse(path, f"begins with {start[:8]!r}" if start else "is empty")
 
 

@@ -125,6 +125,11 @@ def fields_of(text: str) -> dict[str, Any]:
     if "schema" not in whole:
         raise wrong("have a field `schema`", sorted(whole))
     if (schema := checked(str, whole["schema"], "schema")) != SCHEMA:
+        if not schema.startswith(SCHEMA.rstrip("0123456789")):
+            raise StructureError(
+                f"`text` must be of the schema {SCHEMA!r}, an analysis. It is of {schema!r}, "
+                f"another report. Pass what `Analysis.to_json` or `optax-bnmask inspect` wrote."
+            )
         raise StructureError(
             f"`text` must be of the schema {SCHEMA!r}. It is of {schema!r}. Read it with the "
             f"version of optax_bnmask that wrote it, or write it anew with this one."

@@ -90,4 +90,12 @@ def talks():
     return pair()
 
 
+def swapped():
+    return {"kernel": jnp.ones((4, 8))}, _normalised
+
+
+def with_a_width(width):
+    return nn.Dense(width)
+
+
 number = 3
