@@ -169,14 +169,45 @@ def verify_nnx(
     return _verified(analysis, call, key=key, factor=factor)
 
 
+@overload
 def verify_haiku(
-    *given: Any,  # noqa: ANN401 - as in `analyze_haiku`
+    transformed: Any,  # noqa: ANN401 - as in `analyze_haiku`
+    params: Any,  # noqa: ANN401 - as in `analyze_haiku`
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the function takes
     key: Any,  # noqa: ANN401 - a key of either kind
     factor: float = 256.0,
     state: Any = None,  # noqa: ANN401 - Haiku's nested mapping
     rng: Any = None,  # noqa: ANN401 - a key of either kind
     has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the function takes
+) -> Verification: ...
+
+
+@overload
+def verify_haiku(
+    analysis: Analysis,
+    transformed: Any,  # noqa: ANN401 - as in `analyze_haiku`
+    params: Any,  # noqa: ANN401 - as in `analyze_haiku`
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the function takes
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    state: Any = None,  # noqa: ANN401 - Haiku's nested mapping
+    rng: Any = None,  # noqa: ANN401 - a key of either kind
+    has_aux: bool = False,
+    **kwargs: Any,  # noqa: ANN401 - whatever the function takes
+) -> Verification: ...
+
+
+def verify_haiku(
+    *given: Any,
+    key: Any,
+    factor: float = 256.0,
+    state: Any = None,
+    rng: Any = None,
+    has_aux: bool = False,
+    **kwargs: Any,
 ) -> Verification:
     """`verify` for Haiku: ``verify_haiku([analysis,] transformed, params, *args, key=...)``.
 
@@ -216,12 +247,39 @@ def verify_haiku(
     return _verified(analysis, call, key=key, factor=factor)
 
 
+@overload
 def verify_equinox(
-    *given: Any,  # noqa: ANN401 - as in `analyze_equinox`
+    fn: Callable[..., Any],
+    model: Any,  # noqa: ANN401 - any pytree
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the function takes
     key: Any,  # noqa: ANN401 - a key of either kind
     factor: float = 256.0,
     has_aux: bool = False,
     **kwargs: Any,  # noqa: ANN401 - whatever the function takes
+) -> Verification: ...
+
+
+@overload
+def verify_equinox(
+    analysis: Analysis,
+    fn: Callable[..., Any],
+    model: Any,  # noqa: ANN401 - any pytree
+    /,
+    *args: Any,  # noqa: ANN401 - whatever the function takes
+    key: Any,  # noqa: ANN401 - a key of either kind
+    factor: float = 256.0,
+    has_aux: bool = False,
+    **kwargs: Any,  # noqa: ANN401 - whatever the function takes
+) -> Verification: ...
+
+
+def verify_equinox(
+    *given: Any,
+    key: Any,
+    factor: float = 256.0,
+    has_aux: bool = False,
+    **kwargs: Any,
 ) -> Verification:
     """`verify` for an Equinox model: ``verify_equinox([analysis,] fn, model, *args, key=...)``.
 
