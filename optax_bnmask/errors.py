@@ -1,5 +1,7 @@
 """The errors this library raises: each is also the builtin a caller would expect."""
 
+from itertools import takewhile
+
 
 class StructureError(ValueError):
     """The trees do not fit together: the message names the leaf and the way out."""
@@ -22,5 +24,10 @@ class VerificationError(AssertionError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, for quoting it in one of ours."""
-    return str(error).strip().partition("\n")[0]
+    """The first line of another library's error, for quoting it in one of ours.
+
+    Lines below it that are indented belong to it, as where JAX breaks a line before a key path.
+    """
+    first, *below = str(error).strip().splitlines() or [""]
+    indented = takewhile(lambda line: line[:1].isspace(), below)
+    return " ".join([first, *map(str.strip, indented)])

@@ -13,6 +13,7 @@ from optax_bnmask.audit.entries import (
     UNTOUCHED,
     Entries,
     entries_of,
+    is_divided,
     parts_of,
     strongest,
 )
@@ -34,12 +35,9 @@ _ALONG: Final = 0.5
 _PARALLEL: Final = 1 - 1e-9
 """The least cosine between a leaf and a part of its update that is nothing but a decay."""
 
-_FEW: Final = 8
-"""Leaves of fewer entries are too small to correlate their losses with their gradients."""
-
-_INVERSE: Final = 0.95
-"""The correlation, of logarithms, between losses and inverse gradients from which on it is not
-chance."""
+_SAME_NORM: Final = 1e-12
+"""Norms that differ relatively by less are equal. Rounding makes a difference of 1e-16 to 2e-14; a
+step of Adam across a leaf with entries of size 1, half the square of the learning rate."""
 
 _RECOMPUTED: Final = 0.05
 """A larger pull to the params of `init` is none: the step computes the params from the state."""
@@ -62,7 +60,7 @@ class StepReading(NamedTuple):
       moved_by_gradient: Whether the gradient's sign makes a difference.
       adds_raw_gradient: Whether the update is the gradient itself.
       divided_by_gradient: Whether entries with larger gradients lose a smaller share.
-      norm_kept: Whether a gradient moves it and leaves its norm as it was.
+      norm_kept: Whether a gradient moves it and leaves its norm as it was, or as it is held.
       finite: Whether the updates with no gradient are finite, and those with one.
       entries: What it does entry by entry.
     """
@@ -103,7 +101,8 @@ class Behaviour:
       moved_by_gradient: Whether a gradient moves it.
       adds_raw_gradient: Whether the gradient itself is added to it.
       divided_by_gradient: Whether entries with larger gradients lose a smaller share, in any step.
-      norm_kept: Whether gradients turn it and leave its norm as it was.
+      norm_kept: Whether gradients turn it and leave its norm as it was, or as it is held.
+      norm_held: Whether `keep_norm` or `hyperball` is to hold its norm.
       not_finite: Whether its updates are not finite, with a gradient and without.
       has_trust_ratio: Whether its steps are as long with a gradient as without, as a trust ratio
         makes them. Then `rate` is that under a gradient.
@@ -132,6 +131,7 @@ class Behaviour:
     divided_by_gradient: bool
     norm_kept: bool
     not_finite: bool
+    norm_held: bool = False
     has_trust_ratio: bool = False
     too_small_to_tell: bool = False
     lowest_rate: float = 0.0
@@ -148,10 +148,18 @@ class StepReader:
       shape: Their shape.
       scale: What the patterns of the params were multiplied with.
       gradient_scale: What the patterns of the gradients were multiplied with.
+      held_norm: The norm that they are held at in each run, if they are.
     """
 
-    def __init__(self, shape: tuple[int, ...], scale: float, gradient_scale: float) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        scale: float,
+        gradient_scale: float,
+        held_norm: np.ndarray | None = None,
+    ) -> None:
         self._shape = shape
+        self._held_norm = held_norm
         self._params = scale * checkerboard(shape).ravel()
         self._uneven_params = scale * uneven_checkerboard(shape).ravel()
         self._gradient = gradient_scale * gradient_pattern(shape).ravel()
@@ -171,8 +179,6 @@ class StepReader:
         apart = plus - minus
         size = np.max(np.abs(u[[*GRADIENT, *OPPOSITE_GRADIENT]]), initial=0)
         moved = bool(np.max(np.abs(apart), initial=0) > UNTOUCHED * size)
-        length = np.linalg.norm(params)
-        lengthened = np.abs(np.linalg.norm(params + plus[0]) - length)
         rate, uneven = _pull(quiet, params), _pull(u[list(UNEVEN_PARAMS)], self._uneven_params)
         under_gradient = _pull(plus, params)
         entries = entries_of(u, params, self._uneven_params, self._shape)
@@ -193,8 +199,8 @@ class StepReader:
             step_sizes=_step_sizes(apart[0] / 2, gradient),
             moved_by_gradient=moved,
             adds_raw_gradient=moved and np.allclose(plus[0], gradient, rtol=1e-9, atol=0),
-            divided_by_gradient=_is_divided(plus, params, gradient),
-            norm_kept=moved and bool(lengthened < 1e-9 * length),
+            divided_by_gradient=is_divided(plus, params, gradient),
+            norm_kept=moved and self._keeps_norm(plus[0]),
             finite=(bool(np.isfinite(quiet).all()), bool(np.isfinite(plus).all())),
             entries=entries,
         )
@@ -202,6 +208,8 @@ class StepReader:
     def behaviour(self, readings: Sequence[StepReading]) -> Behaviour:
         """The `Behaviour` of a leaf over all steps that were read."""
         made = _behaviour_without_parts(readings)
+        if self._held_norm is not None:
+            return _held(made)
         moving = [reading.entries for reading in readings if reading.moved_by_gradient]
         if not moving:
             return made
@@ -211,6 +219,12 @@ class StepReader:
         return dataclasses.replace(
             made, lowest_rate=lowest_rate, erased_part=erased_part, random=random
         )
+
+    def _keeps_norm(self, update: np.ndarray) -> bool:
+        """Whether an update of the first run with a gradient leaves the norm that should be."""
+        held = self._held_norm
+        wanted = np.linalg.norm(self._params) if held is None else held[GRADIENT[0]]
+        return bool(np.abs(np.linalg.norm(self._params + update) - wanted) < _SAME_NORM * wanted)
 
     def _pull_to_start(self, change: np.ndarray) -> float:
         """The share of the way to the params of `init`, from what these change in the update."""
@@ -232,19 +246,6 @@ def _step_sizes(update: np.ndarray, gradient: np.ndarray) -> tuple[float, float]
     sizes = [float(np.sum(np.abs(x))) for x in (update, gradient)]
     share = sizes[0] / sizes[1] if sizes[1] else 0.0
     return _or_0(share), _or_0(float(np.linalg.norm(update)))
-
-
-def _is_divided(pair: np.ndarray, params: np.ndarray, gradient: np.ndarray) -> bool:
-    """Whether entries lose a smaller share of themselves the larger their gradient is.
-
-    They do where a decay is divided by the root of a mean of squares that the gradient is in, and
-    not where the whole leaf is scaled, as by clipping or a trust ratio.
-    """
-    shares = (pair[1] - pair[0]) / 2 / np.where(params == 0, 1, params)
-    if params.size < _FEW or not (np.all(np.isfinite(shares)) and np.all(shares > 0)):
-        return False
-    x, y = np.log(np.abs(gradient)), np.log(shares)
-    return bool(np.std(y) > STEADY and np.corrcoef(x, y)[0, 1] < -_INVERSE)
 
 
 def _pull(pair: np.ndarray, params: np.ndarray, least_cosine: float = _ALONG) -> float:
@@ -303,6 +304,16 @@ def _behaviour_without_parts(readings: Sequence[StepReading]) -> Behaviour:
         has_trust_ratio=first.entries.has_trust_ratio and proportional,
         too_small_to_tell=first.entries.too_small_to_tell,
         lowest_rate=rate or under_gradient,
+    )
+
+
+def _held(found: Behaviour) -> Behaviour:
+    """The behaviour of a leaf whose norm is to be held: what sets that back is no decay."""
+    found = dataclasses.replace(found, norm_held=True, rate_under_gradient=0.0)
+    if not found.norm_kept:
+        return found
+    return dataclasses.replace(
+        found, rate=0.0, lowest_rate=0.0, proportional=True, pulled_to=0.0, pulled_to_start=0.0
     )
 
 

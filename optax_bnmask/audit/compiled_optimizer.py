@@ -34,10 +34,12 @@ class LeafKind(NamedTuple):
     Attributes:
       leaf: Their shape and dtype.
       updates: The label of their update in each of `Update.steps`.
+      held: The label of the norms that the state holds them at, None where it holds none.
     """
 
     leaf: jax.ShapeDtypeStruct
     updates: tuple[int, ...]
+    held: int | None
 
 
 class _CompiledStep(NamedTuple):
@@ -108,9 +110,14 @@ class CompiledOptimizer:
         self._next_state = dict(zip(state, last.results[len(leaves) :], strict=True))
         self._steps.append(_compiled(last, compiler))
         self._state = state
-        ways = [*zip(self._params, *made, strict=True)]
+        places = update.held or [None] * len(update.leaves)
+        held = [None if place is None else begin.results[place] for place in places]
+        ways = [*zip(self._params, held, *made, strict=True)]
         numbers = {way: number for number, way in enumerate(dict.fromkeys(ways))}
-        self.kinds = tuple(LeafKind(self._leaves[way[0]][-1], way[1:]) for way in numbers)
+        self.kinds = tuple(
+            LeafKind(self._leaves[params][-1], tuple(updates), norms)
+            for params, norms, *updates in numbers
+        )
         self._params_of_kind = tuple(way[0] for way in numbers)
         self._inputs_of_kind = tuple(last.reads(way[-1]) for way in numbers)
         self.kind_of = tuple(numbers[way] for way in ways)
@@ -149,16 +156,7 @@ class CompiledOptimizer:
         Yields:
           The updates of a step by label, each with one row for each run.
         """
-        given: dict[int, Any] = {}
-        starts: dict[int, Any] = {}
-        for params, (start, _, leaf) in self._leaves.items():
-            even, uneven = checkerboard(leaf.shape), uneven_checkerboard(leaf.shape)
-            own = [scale * r.params * (uneven if r.uneven_params else even) for r in RUNS]
-            other = scale * orthogonal_checkerboard(leaf.shape)
-            given[params] = _rows(leaf, own)
-            starts[start] = _rows(
-                leaf, [other if r.other_start else x for r, x in zip(RUNS, own, strict=True)]
-            )
+        given, starts = self._params_and_starts(scale)
         values = self._init.results_of(starts)
         *once, last = self._steps
         for number in itertools.count():
@@ -170,6 +168,29 @@ class CompiledOptimizer:
             yield self._updates(values, min(number, len(once)))
             if number >= len(once):
                 values = {now: values[then] for now, then in self._next_state.items()}
+
+    def held_norms(self, scale: float) -> list[np.ndarray | None]:
+        """For each kind of leaf, the norm that the state holds it at in each run, if it holds one.
+
+        Args:
+          scale: What the params of all runs are multiplied with.
+        """
+        values = self._init.results_of(self._params_and_starts(scale)[1])
+        return [None if kind.held is None else _norms(values[kind.held]) for kind in self.kinds]
+
+    def _params_and_starts(self, scale: float) -> tuple[dict[int, Any], dict[int, Any]]:
+        """The params of `RUNS` by label, and those that `init` gets."""
+        given: dict[int, Any] = {}
+        starts: dict[int, Any] = {}
+        for params, (start, _, leaf) in self._leaves.items():
+            even, uneven = checkerboard(leaf.shape), uneven_checkerboard(leaf.shape)
+            own = [scale * r.params * (uneven if r.uneven_params else even) for r in RUNS]
+            other = scale * orthogonal_checkerboard(leaf.shape)
+            given[params] = _rows(leaf, own)
+            starts[start] = _rows(
+                leaf, [other if r.other_start else x for r, x in zip(RUNS, own, strict=True)]
+            )
+        return given, starts
 
     def _gradients(self, gradient_scale: float, number: int) -> dict[int, Any]:
         """The gradients of a step, by label."""
@@ -254,6 +275,11 @@ class CompiledOptimizer:
 def _compiled(short: ShortProgram, compiler: Compiler) -> _CompiledStep:
     results = tuple(dict.fromkeys(short.results))
     return _CompiledStep(short.inputs, results, compiler(short._replace(results=results)))
+
+
+def _norms(norms: Any) -> np.ndarray:  # noqa: ANN401 - an array
+    """The norm of a whole leaf in each run, from those of its slices."""
+    return np.linalg.norm(np.reshape(norms, (len(RUNS), -1)), axis=1)
 
 
 def _rows(leaf: jax.ShapeDtypeStruct, rows: Sequence[np.ndarray]) -> Any:  # noqa: ANN401 - an array

@@ -36,6 +36,13 @@ _NEARLY: Final = 0.1
 """Numbers that differ relatively by less are nearly the same. Behind a trust ratio a gradient
 changes all entries by a little, and those that it moves by more."""
 
+_FEW: Final = 8
+"""Leaves of fewer entries are too small to correlate their losses with their gradients."""
+
+_INVERSE: Final = 0.95
+"""The correlation, of logarithms, between losses and inverse gradients from which on it is not
+chance."""
+
 
 class Entries(NamedTuple):
     """The entries of one leaf in one step.
@@ -263,3 +270,16 @@ def _are_of_rows(shares: np.ndarray, shape: tuple[int, ...]) -> bool:
     if sum(n > 1 for n in shape) > 1:
         spreads += [np.max(np.ptp(shaped, tuple(a for a in axes if a != axis))) for axis in axes]
     return bool(min(spreads) <= ALIKE * np.max(np.abs(shares)))
+
+
+def is_divided(pair: np.ndarray, params: np.ndarray, gradient: np.ndarray) -> bool:
+    """Whether entries lose a smaller share of themselves the larger their gradient is.
+
+    They do where a decay is divided by the root of a mean of squares that the gradient is in, and
+    not where the whole leaf is scaled, as by clipping or a trust ratio.
+    """
+    shares = (pair[1] - pair[0]) / 2 / np.where(params == 0, 1, params)
+    if params.size < _FEW or not (np.all(np.isfinite(shares)) and np.all(shares > 0)):
+        return False
+    x, y = np.log(np.abs(gradient)), np.log(shares)
+    return bool(np.std(y) > STEADY and np.corrcoef(x, y)[0, 1] < -_INVERSE)

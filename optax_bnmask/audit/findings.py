@@ -67,6 +67,8 @@ def _judged(analysis: Analysis, live: Cases) -> Iterator[Finding]:
     climbing = without(_climbing(live), growing, erased)
     elsewhere = [case for case in live if case.behaviour.rate and case.behaviour.pulled_to]
     recalled = [case for case in live if case.behaviour.pulled_to_start]
+    unheld = [case for case in live if case.behaviour.norm_held and not case.behaviour.norm_kept]
+    yield from finding(messages.NORM_NOT_KEPT, unheld)
     yield from finding(messages.GROWTH, growing)
     yield from finding(messages.ERASED, erased)
     yield from _erased_in_part(partly)

@@ -80,12 +80,20 @@ PULLED_TO_START: Final = Message(
     "weight decay: it limits how far they get from there, not their size.",
 )
 
+NORM_NOT_KEPT: Final = Message(
+    "warning",
+    "norm_not_kept",
+    "`keep_norm` or `hyperball` is to hold the norm of leaves, and a step leaves them another, {}. "
+    "What comes after it changes its updates: put it last in the chain, with learning rate and "
+    "decay before it. That is right only inside of a wrapper that averages params.",
+)
+
 NOTHING_DECAYED: Final = Message(
     "error",
     "nothing_decayed",
-    "Nothing decays: the decay is 0, the mask is False everywhere, or the optimizer has none. Two "
-    "things an audit cannot see: a penalty on the norm that is a part of the loss, and a decay "
-    "that starts after more than 64 steps.",
+    "Nothing decays: the decay is 0, the mask is False everywhere, `keep_norm` or `hyperball` sets "
+    "the norms back, or the optimizer has none. Two things an audit cannot see: a penalty on the "
+    "norm that is a part of the loss, and a decay that starts after more than 64 steps.",
 )
 
 EVERYTHING_DECAYED: Final = Message(

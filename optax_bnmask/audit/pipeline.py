@@ -87,7 +87,7 @@ def audit(
         behaviours = probe(small.update, paths)
     except Exception as error:  # anything may come out of a user's optimizer
         said = first_line(error)
-        why = f"The optimizer raised {type(error).__name__}: {said}"
+        why = f"The optimizer raised {type(error).__name__}: {said.rstrip('.')}."
         nothing = (undetermined(paths, why),)
         return Audit(dict.fromkeys(paths, 0.0), nothing, analysis, exempt=exempt)
     gone = leaves_rounded_away(small.update, dtypes_of(params), behaviours)

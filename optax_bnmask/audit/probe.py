@@ -85,7 +85,10 @@ def _run(
     optimizer: CompiledOptimizer, *, scale: float = 1.0, gradient_scale: float = 1.0
 ) -> list[Behaviour]:
     """What the optimizer does to each kind of leaf, on params and gradients of one scale each."""
-    readers = [StepReader(kind.leaf.shape, scale, gradient_scale) for kind in optimizer.kinds]
+    readers = [
+        StepReader(kind.leaf.shape, scale, gradient_scale, held_norm)
+        for kind, held_norm in zip(optimizer.kinds, optimizer.held_norms(scale), strict=True)
+    ]
     readings: list[list[StepReading]] = [[] for _ in readers]
     for number, updates in enumerate(optimizer.steps(scale, gradient_scale)):
         for kind, reader, past in zip(optimizer.kinds, readers, readings, strict=True):

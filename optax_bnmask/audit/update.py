@@ -13,9 +13,13 @@ import optax
 from optax_bnmask import compat
 from optax_bnmask.arguments import is_of, require_optimizer
 from optax_bnmask.paths import tree_index
+from optax_bnmask.transforms.hyperball import HyperballState
+from optax_bnmask.transforms.norms import KeepNormState
 
 _ASKED: Final = ("value", "grad", "value_fn", "obj_fn")
 """What optimizers ask for beside a gradient: the loss, as a number and as a function."""
+
+_HOLDERS: Final = (KeepNormState, HyperballState)
 
 _FORMS: Final = 3
 """A state may change its form in the first updates, as that of `optax.monitor` does in one."""
@@ -31,12 +35,15 @@ class Update:
       steps: From gradient, params and state to the update of each param and the next state: one
         program for each step in which the state changes its form, then the one that is repeated.
       state: The shapes and dtypes of the state at the start.
+      held: For each of the leaves, the places in the state, flat, of the norms that it is held at
+        by `keep_norm` or `hyperball`; None where neither holds it.
     """
 
     leaves: tuple[jax.ShapeDtypeStruct, ...]
     start: Any
     steps: tuple[Any, ...]
     state: tuple[jax.ShapeDtypeStruct, ...]
+    held: tuple[int | None, ...] = ()
 
 
 def traced(tx: Any, params: Any) -> Update:  # noqa: ANN401 - an optimizer, any pytree
@@ -81,16 +88,29 @@ def _traced(tx: Any, params: Any, names: tuple[str, ...]) -> Update:  # noqa: AN
         return tx.init(jax.tree.unflatten(treedef, flat))
 
     start, state = jax.make_jaxpr(init, return_shape=True)(*leaves)
-    first = tuple(jax.tree.leaves(state))
+    first, held = tuple(jax.tree.leaves(state)), _held(state, params)
     step = _flat_update(tx, treedef, names)
     steps = []
     for _ in range(_FORMS):
         program, (_, after) = jax.make_jaxpr(step, return_shape=True)(leaves, leaves, state)
         steps.append(program)
         if _form(after) == _form(state):
-            return Update(tuple(leaves), start, tuple(steps), first)
+            return Update(tuple(leaves), start, tuple(steps), first, held)
         state = after
     raise ValueError(f"its state must keep its form, and has another after each of {_FORMS} steps")
+
+
+def _held(state: Any, params: Any) -> tuple[int | None, ...]:  # noqa: ANN401 - any pytrees
+    """For each leaf of the params, the place in a flat state of the norms that it is held at."""
+    structure = jax.tree.structure(state)
+    numbered = jax.tree.unflatten(structure, range(structure.num_leaves))
+    nodes = jax.tree.leaves(numbered, is_leaf=lambda node: isinstance(node, _HOLDERS))
+    places: dict[str, int] = {}
+    for node in nodes:
+        if isinstance(node, _HOLDERS):
+            norms = node.kept_norm if isinstance(node, KeepNormState) else node.radius
+            places |= norms if isinstance(norms, dict) else {}
+    return tuple(places.get(path) for path in tree_index(params).leaves)
 
 
 def _form(state: Any) -> Any:  # noqa: ANN401 - any pytree

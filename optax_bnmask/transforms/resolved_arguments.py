@@ -46,7 +46,7 @@ def mask_tree(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN
     except ValueError as error:
         raise StructureError(
             f"`{argument}` must hold a bool for each leaf, or for each subtree, of the tree that "
-            f"the optimizer updates. The two trees differ: {first_line(error)} Make the mask of "
+            f"the optimizer updates. The two trees differ: {first_line(error)}. Make the mask of "
             f"all of these params, or pass a `Mask`, which is aligned by path."
         ) from error
 
