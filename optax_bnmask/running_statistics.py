@@ -188,14 +188,25 @@ def refuse_shapes(tree: TreeIndex) -> None:
 
 
 def refuse_averages(tree: TreeIndex) -> None:
-    """Fails where params hold the running averages of Haiku's BatchNorm: a pair with the state."""
+    """Fails where params hold running averages: Haiku's, or in the second part of a pair."""
     kept = next((path for path in tree.scopes if path.endswith(_HAIKU)), None)
+    if kept is None and may_hold_statistics(tree):
+        kept = _second_of_pair(tree)
     if kept is not None:
         raise StructureError(
             f"`params` must be the tree that the optimizer updates. Found a running average at "
-            f"{kept!r}. Of the pair that `init` returns pass the first, and the second as "
-            f"`batch_stats`."
+            f"{kept!r}. Of the pair of params and state pass the first, and the second as the "
+            f"state or `batch_stats`."
         )
+
+
+def _second_of_pair(tree: TreeIndex) -> str | None:
+    """A scope with statistics where the tree is a pair whose second part has nothing else."""
+    shapes = statistics(tree).shapes
+    second = [path for path in tree.scopes if path.startswith("1/")]
+    is_pair = all(path.startswith(("0/", "1/")) for path in tree.scopes)
+    its_own = all(path in shapes and f"0/{path[2:]}" in tree.scopes for path in second)
+    return second[0] if second and is_pair and its_own else None
 
 
 def beside(params: Any, batch_stats: Any) -> Any:  # noqa: ANN401 - any pytree

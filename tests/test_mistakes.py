@@ -10,6 +10,7 @@ from pathlib import Path
 
 import equinox as eqx
 import flax.linen as nn
+import haiku as hk
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +61,7 @@ with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
     OF_LINEN = bnmask.analyze_linen(NET, VARIABLES, X)
     OF_NNX = bnmask.analyze_nnx(NNX, X)
     EQUINOX = eqx.nn.Linear(5, 4, key=KEY)
+HAIKU = hk.transform(lambda x: hk.BatchNorm(True, True, 0.9)(x, True))
 FLAX, STATS = VARIABLES["params"], VARIABLES["batch_stats"]
 PARAMS = {"w": jnp.ones((5, 4)), "g": jnp.ones(4)}
 ANALYSIS = bnmask.analyze(fn, PARAMS, X)
@@ -453,6 +455,21 @@ MISTAKES = {
     "the report of an audit for that of an analysis": (
         lambda: bnmask.Analysis.from_json(bnmask.audit(TX, PARAMS, ANALYSIS).to_json()),
         StructureError, "must be of the schema.*, an analysis.* another report. Pass what"),
+    "params and statistics in a pair": (
+        lambda: bnmask.decay_mask((FLAX, STATS)), StructureError,
+        "Found a running average at '1/bn'. Of the pair .* pass the first"),
+    "the state of Haiku for its params": (
+        lambda: bnmask.analyze_haiku(HAIKU, {"bn/~/mean_ema": {"average": X}}, X), StructureError,
+        "Found a running average at 'bn/~/mean_ema'"),
+    "an Equinox model for params": (
+        lambda: bnmask.analyze(lambda m, x: jax.vmap(m)(x), eqx.nn.MLP(5, 2, 8, 2, key=KEY), X),
+        StructureError, "for Equinox there is `bnmask.analyze_equinox`"),
+    "a path for the text of a report": (
+        lambda: bnmask.Analysis.from_json(Path("report.json")), StructureError,
+        "`text` must be JSON.* Found a PosixPath, .* Of a file pass the content"),
+    "an analysis behind the module": (
+        lambda: bnmask.verify_linen(NET, OF_LINEN, VARIABLES, X, key=KEY), TypeError,
+        "after the analysis. Found an Analysis behind it. Put it first"),
     "a sphere of radius 0": (
         lambda: bnmask.hyperball(0.1, True, radius=0), ValueError, "`radius` must be above 0"),
 }  # fmt: skip
@@ -511,6 +528,20 @@ def test_parameters_that_are_given_twice_are_named(call):
 
 def loss(params, x):
     return fn(params, x).sum()
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda model: eqx.filter(model, eqx.is_inexact_array),
+        lambda model: eqx.partition(model, eqx.is_inexact_array),
+    ],
+)
+def test_a_part_of_an_equinox_model_is_named(part):
+    model = part(eqx.nn.MLP(5, 2, 8, 2, key=KEY))
+    with pytest.raises(TypeError, match=r"callable") as caught:
+        bnmask.analyze_equinox(lambda model, x: jax.vmap(model)(x), model, X)
+    assert "takes the whole model: not what `eqx.filter`" in " ".join(caught.value.__notes__)
 
 
 UNLIKELY = {

@@ -76,6 +76,12 @@ def _holds_arrays(fn: Any) -> bool:  # noqa: ANN401 - any callable
     return any(is_array(leaf) and compat.is_inexact(leaf.dtype) for leaf in leaves)
 
 
+def _is_part(model: Any) -> bool:  # noqa: ANN401 - any pytree
+    """Whether a model may be what `eqx.filter` left of it, or a pair from `eqx.partition`."""
+    leaves = jax.tree.leaves(model, is_leaf=lambda node: node is None)
+    return isinstance(model, tuple) or any(leaf is None for leaf in leaves)
+
+
 def equinox_call(
     fn: Callable[..., Any],
     model: Any,  # noqa: ANN401 - as in `analyze_equinox`
@@ -110,7 +116,16 @@ def equinox_call(
     def called(params: Any, /, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         arrays = structure.flatten_up_to(params)
         whole = [a if own else r for a, r, own in zip(arrays, rest, is_param, strict=True)]
-        return fn(jax.tree.unflatten(structure, whole), *args, **kwargs)
+        try:
+            return fn(jax.tree.unflatten(structure, whole), *args, **kwargs)
+        except Exception as error:
+            if _is_part(model):
+                error.add_note(
+                    "`fn` gets `model` as it was passed, and takes the whole model: not what "
+                    "`eqx.filter` or `eqx.partition` make of it. Its arrays of floating dtype are "
+                    "chosen here."
+                )
+            raise
 
     states = [each for each in args if is_of(each, "equinox.nn", "State")]
     return Call(called, params, (), args, kwargs, states[0] if states else None, has_aux)

@@ -14,7 +14,12 @@ from optax_bnmask.arguments import is_array, is_of, wrong_kind
 from optax_bnmask.errors import StructureError
 from optax_bnmask.paths import tree_index
 from optax_bnmask.program.failed_call import note_on_failure
-from optax_bnmask.running_statistics import refuse_shapes, refuse_state, refuse_variables
+from optax_bnmask.running_statistics import (
+    refuse_averages,
+    refuse_shapes,
+    refuse_state,
+    refuse_variables,
+)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,6 +80,7 @@ def traced(
     refuse_variables(params, None)
     tree = tree_index(params, "params")
     refuse_shapes(tree)
+    refuse_averages(tree)
     leaves = tree.leaves
     flat_params, params_def = jax.tree.flatten(params)
     _require_arrays(leaves)
@@ -222,7 +228,8 @@ def _require_arrays(leaves: Mapping[str, Any]) -> None:
         if not is_array(leaf) and not isinstance(leaf, (int, float, complex)):
             raise StructureError(
                 f"Every leaf of `params` must be an array or have a shape and a dtype. {path!r} is "
-                f"a {type(leaf).__name__}. Leave it out of the tree first and close over it."
+                f"a {type(leaf).__name__}. Leave it out of the tree first and close over it; for "
+                f"Equinox there is `bnmask.analyze_equinox`."
             )
     dtypes = {str(jnp.result_type(leaf)) for leaf in leaves.values()}
     if not any(compat.is_inexact(jnp.dtype(dtype)) for dtype in dtypes):

@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from typing import Any, Final
 
+from optax_bnmask.arguments import described
 from optax_bnmask.errors import StructureError
 from optax_bnmask.record import Record, require_analysis
 from optax_bnmask.report.json_types import checked, decoded, one_of, wrong
@@ -114,14 +115,7 @@ def fields_of(text: str) -> dict[str, Any]:
     Raises:
       StructureError: The text is no JSON, of another schema, or not as the schema has it.
     """
-    try:
-        found = json.loads(text)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise StructureError(
-            f"`text` must be JSON as `to_json` writes it. Reading it failed: {error}. Was the "
-            f"file cut off, or is it another?"
-        ) from error
-    whole = checked(dict, found)
+    whole = checked(dict, _loaded(text))
     if "schema" not in whole:
         raise wrong("have a field `schema`", sorted(whole))
     if (schema := checked(str, whole["schema"], "schema")) != SCHEMA:
@@ -142,6 +136,22 @@ def fields_of(text: str) -> dict[str, Any]:
         if assumption.kind not in _ASSUMPTIONS:
             raise wrong(one_of(_ASSUMPTIONS), assumption.kind, f"assumptions[{number}].kind")
     return {name: getattr(record, name) for name in whole if name in _FIELDS}
+
+
+def _loaded(text: Any) -> Any:  # noqa: ANN401 - whatever was passed, and what JSON may hold
+    """What a text in JSON says."""
+    if not isinstance(text, str | bytes | bytearray):
+        raise StructureError(
+            f"`text` must be JSON as `to_json` writes it. Found {described(text)}, and it must be "
+            f"str. Of a file pass the content, as `pathlib.Path(...).read_text()` gives it."
+        )
+    try:
+        return json.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:
+        raise StructureError(
+            f"`text` must be JSON as `to_json` writes it. Reading it failed: {error}. Was the "
+            f"file cut off, or is it another?"
+        ) from error
 
 
 def _check_names(record: Record) -> None:

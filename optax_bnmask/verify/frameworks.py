@@ -321,6 +321,8 @@ def _split(given: Sequence[Any], least: int, must: str) -> tuple[Analysis | None
     """The analysis, if the first argument is one, and the rest; fails on fewer than `least`."""
     is_first = bool(given) and isinstance(given[0], Analysis)
     analysis, rest = (given[0], given[1:]) if is_first else (None, given)
+    if any(isinstance(each, Analysis) for each in rest):
+        raise TypeError(f"{must} after the analysis. Found an Analysis behind it. Put it first.")
     if len(rest) < least:
         raise TypeError(
             f"{must} and what the module takes, after the analysis if there is one. Found "
@@ -342,7 +344,5 @@ def _takes_key(analysis: Analysis | None, called: Any) -> bool:  # noqa: ANN401 
 def _verified(analysis: Analysis | None, call: Call, **how: Any) -> Verification:  # noqa: ANN401
     """Verifies a model, analysing it first if that was not done."""
     analysis = confirmed(call) if analysis is None else analysis
-    args = (*call.state, *call.args)
-    return verification_of(
-        analysis, call.fn, call.params, args, call.kwargs, state=call.state, **how
-    )
+    args, state = (*call.state, *call.args), call.state
+    return verification_of(analysis, call.fn, call.params, args, call.kwargs, state=state, **how)
