@@ -82,10 +82,10 @@ def _branches(tree: Tree, place: Keys = ()) -> Iterator[tuple[Keys, Tree]]:
 
 
 def _leaves(tree: Tree) -> Iterator[tuple[Keys, Any]]:
-    """The leaves with their keys."""
+    """The leaves with their keys, without those that hold nothing."""
     for place, node in _branches(tree):
         for key, child in node.items():
-            if not isinstance(child, dict):
+            if child is not None and not isinstance(child, dict):
                 yield (*place, key), child
 
 
@@ -120,7 +120,7 @@ def _stats_place(branches: _Branches, params: Keys) -> Keys | None:
     for depth in range(len(params) - 1, -1, -1):
         for name in _STATISTICS:
             place = (*params[:depth], name)
-            if place in branches and name != params[depth]:
+            if branches.get(place) and name != params[depth]:
                 inner = (*place, "batch_stats")
                 return inner if inner in branches and name != "batch_stats" else place
     return None
@@ -155,7 +155,7 @@ def _unboxed(tree: Tree) -> Tree:
 
     Elsewhere that may be a name like any other.
     """
-    is_state = _is_state(tree)
+    is_state, tree = _is_state(tree), nested(_leaves(tree))  # without branches that hold nothing
     boxes = {
         place
         for place, node in _branches(tree)
@@ -180,7 +180,7 @@ def _is_statistic(node: Tree, key: str) -> bool:
 
 
 def _is_of_stream(node: Tree, _: str) -> bool:
-    """Whether this is a part of one of NNX's streams of random numbers."""
+    """Whether NNX keeps a stream of random numbers here."""
     dtype = getattr(node.get("count"), "dtype", float)
     is_named = {"count", "key"} <= node.keys() <= {"count", "key", "tag"}
     return is_named and jnp.issubdtype(dtype, jnp.integer)

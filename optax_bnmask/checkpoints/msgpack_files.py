@@ -73,8 +73,7 @@ def _tree(value: Any) -> Any:  # noqa: ANN401 - what was read, and a tree or a l
         case dict() if _CHUNKED in value:
             return _joined(value)
         case dict():
-            made = {key: _tree(child) for key, child in value.items()}
-            return {key: child for key, child in made.items() if child not in (None, {})}
+            return {key: _tree(child) for key, child in value.items()}
         case bool() | int() | float():
             return array("a number", (), _NUMBERS[type(value)])
         case str() | _Bytes():
@@ -106,11 +105,9 @@ class _Walk:
 
     @property
     def at(self) -> int:
-        """The place."""
         return self.start + self.unpacker.tell()
 
     def jump(self, at: int) -> None:
-        """Goes to another place."""
         self.data.seek(at)
         self.start = at
         longest = _LONGEST + _AT_ONCE
@@ -146,12 +143,10 @@ class _Walk:
             refuse(f"What is at byte {at:,} is cut off, or one that msgpack never writes")
 
     def several(self, count: int, depth: int) -> list[Any]:
-        """As many values."""
         self.room(count, "values")
         return [self.value(depth) for _ in range(count)]
 
     def mapping(self, count: int, depth: int) -> dict[str, Any]:
-        """A dict of as many entries."""
         found = self.several(2 * count, depth)
         for key in found[::2]:
             if not isinstance(key, str | int):

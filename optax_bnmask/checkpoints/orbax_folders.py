@@ -60,8 +60,7 @@ def orbax_tree(root: Path) -> tuple[Tree, tuple[str, ...]]:
         return trees[root.name], notes
     if len(items) == 1:
         return trees[items[0].name], (*notes, f"item {items[0].name!r}")
-    kept = {name: tree for name, tree in trees.items() if tree}
-    return kept, (*notes, f"the items {', '.join(map(repr, trees))}")
+    return trees, (*notes, f"the items {', '.join(map(repr, trees))}")
 
 
 def _written(root: Path, pattern: str) -> list[Path]:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 Keys = tuple[str, ...]
 """The keys on the way to a place in a checkpoint, from the outermost."""
 Tree = dict[str, Any]
-"""Dicts of dicts, none of them empty but the whole; a leaf is a `jax.ShapeDtypeStruct`, or a `str`
-that says what else is there."""
+"""Dicts of dicts; a leaf is a `jax.ShapeDtypeStruct`, a `str` that says what else is there, or
+`None`."""
 
 DEEPEST: Final = 64
 """No model nests its modules deeper; a file that does is built to exhaust whoever reads it."""

@@ -216,7 +216,7 @@ def test_the_top_may_be_told(tmp_path):
             r"one set of params. There are 'a/params', 'b/params'. Say which with --params",
         ),
         ({"opt_state": files.PARAMS, "x": files.PARAMS}, {}, "nothing called 'params'"),
-        ({"params": {}}, {}, "At the top there is no array. It holds nothing"),
+        ({"params": {}}, {}, "At 'params' there is no array"),
         (
             files.VARIABLES,
             {"params": "parms"},
