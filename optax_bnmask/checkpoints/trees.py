@@ -87,18 +87,18 @@ def nested(leaves: Iterable[tuple[Keys, Any]]) -> Tree:
     """The tree of leaves that are listed with their keys; fails unless they make one."""
     tree: Tree = {}
     for count, (keys, leaf) in enumerate(leaves):
-        name = shown("/".join(keys))
+        name = "/".join(keys)
         if len(keys) > DEEPEST or count >= MOST_ENTRIES:
-            refuse(f"At {name} it is nested too deep or has too many arrays", "")
-        if re.search("[\ud800-\udfff]", "".join(keys)):
-            refuse(f"The name {name} is no text")  # JSON may hold halves of characters
+            refuse(f"At {shown(name)} it is nested too deep or has too many arrays", "")
+        if re.search("[\ud800-\udfff]", name):
+            refuse(f"The name {shown(name)} is no text")  # JSON may hold halves of characters
         node = tree
         for key in keys[:-1]:
             node = node.setdefault(key, {})
             if not isinstance(node, dict):
-                refuse(f"{name} is below an array", "Rename one of the two.")
+                refuse(f"{shown(name)} is below an array", "Rename one of the two.")
         if keys[-1] in node:
-            refuse(f"There are two of one name, {name}", "Rename one.")
+            refuse(f"There are two of one name, {shown(name)}", "Rename one.")
         node[keys[-1]] = leaf
     return tree
 
