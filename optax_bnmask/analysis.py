@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from optax_bnmask.arguments import keywords_alone
 from optax_bnmask.labels import Labels
 from optax_bnmask.mask import Mask, decay_mask_of, labels_of, selection
 from optax_bnmask.matrices import MatrixSpecs, galore_specs, muon_specs
@@ -28,8 +29,7 @@ class Analysis(Record):
       groups: The jointly invariant groups of paths.
       assumptions: Every approximation that the proof leaned on.
       unhandled: Primitives without a rule, with their count: their inputs were taken as sensitive.
-      notes: What the evidence found odd, in sentences: candidates refused, statistics without
-        parameters, normalisers traced on their running statistics.
+      notes: What the evidence found odd, in sentences, such as normalisers in inference mode.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,6 +102,7 @@ class Analysis(Record):
         }
         return {path: own for path, own in axes.items() if own}
 
+    @keywords_alone
     def decay_mask(
         self,
         *,
@@ -147,6 +148,7 @@ class Analysis(Record):
         """
         return selection(self, categories, by_blocks=by_blocks)
 
+    @keywords_alone
     def labels(
         self,
         *,
@@ -168,6 +170,7 @@ class Analysis(Record):
         """
         return labels_of(self, categories=categories, default=default)
 
+    @keywords_alone
     def muon_dimension_numbers(self, *, positions: Collection[str] = ("hidden",)) -> MatrixSpecs:
         """The axes along which each leaf is a matrix, for `optax.contrib.muon`.
 
@@ -213,6 +216,7 @@ class Analysis(Record):
         """
         return muon_specs(self, positions)
 
+    @keywords_alone
     def galore_dimension_numbers(
         self, *, positions: Collection[str] = ("input", "hidden", "head")
     ) -> MatrixSpecs:

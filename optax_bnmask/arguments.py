@@ -1,9 +1,13 @@
 """Checks of users' arguments: each raises an error that says what to pass instead."""
 
+import functools
 import math
 import sys
-from collections.abc import Iterable, Mapping, Sized
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sized
+from typing import Any, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def wrong_kind(argument: str, must: str, found: object, way_out: str) -> TypeError:
@@ -35,11 +39,12 @@ def strings(value: Any, argument: str) -> tuple[str, ...]:  # noqa: ANN401 - wha
     """A collection of strings, or one string, as a tuple.
 
     Raises:
-      TypeError: It is something else.
+      TypeError: It is something else, such as a mapping, whose values would be ignored.
     """
     if isinstance(value, str):
         return (value,)
-    items = tuple(value) if isinstance(value, Iterable) else (value,)
+    is_collection = isinstance(value, Iterable) and not isinstance(value, Mapping)
+    items: tuple[Any, ...] = tuple(value) if is_collection else (value,)
     wrong = [item for item in items if not isinstance(item, str)]
     if wrong:
         raise wrong_kind(
@@ -95,8 +100,8 @@ def require_size(size: Any, argument: str, must: str = "a number") -> None:  # n
     number = number_of(size)
     if number is not None and not 0 <= number < math.inf:
         raise ValueError(
-            f"`{argument}` must be finite and at least 0. Found {size!r}. Which way a step goes is "
-            f"settled elsewhere."
+            f"`{argument}` must be finite and at least 0. Found {number:.6g}. Which way a step "
+            f"goes is settled elsewhere."
         )
 
 
@@ -118,6 +123,28 @@ def require_flag(flag: Any, argument: str) -> None:  # noqa: ANN401 - as above
     """
     if not isinstance(flag, bool):
         raise wrong_kind(argument, "True or False", flag, "Leave it out for the default.")
+
+
+def keywords_alone(method: Callable[P, T]) -> Callable[P, T]:
+    """A method that explains itself where it is called with the params, or with names.
+
+    That is what Optax does where the method was passed and not what it returns, as by
+    ``mask=analysis.decay_mask``.
+    """
+
+    @functools.wraps(method)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        if len(args) > 1:
+            name = method.__name__
+            raise wrong_kind(
+                f"analysis.{name}",
+                "called with keywords alone, or without arguments",
+                args[1],
+                f"Pass on what `analysis.{name}()` returns: Optax calls that with the params.",
+            )
+        return method(*args, **kwargs)
+
+    return called
 
 
 def require_optimizer(tx: Any, argument: str, order: str) -> None:  # noqa: ANN401 - as above

@@ -1,10 +1,10 @@
 """The categories of leaf that a decision may name, and the presets made of them."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from difflib import get_close_matches
 from typing import Final
 
-from optax_bnmask.arguments import strings, wrong_kind
+from optax_bnmask.arguments import strings
 from optax_bnmask.errors import CategoryError
 from optax_bnmask.vocabulary import NORMS, Evidence, Leaf, Position, Role, Scale
 
@@ -50,8 +50,6 @@ def checked(
     categories: Collection[str], evidence: frozenset[Evidence], argument: str = "exempt"
 ) -> tuple[str, ...]:
     """The categories as a tuple; fails if one does not exist or the evidence cannot decide it."""
-    if argument == "exempt" and isinstance(categories, Mapping):
-        raise wrong_kind(argument, "a collection of categories", categories, "Name those exempt.")
     names = strings(categories, argument)
     shown = CATEGORIES if Evidence.PROGRAM in evidence else _STRUCTURE_SHOWS
     for name in names:

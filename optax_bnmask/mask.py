@@ -174,6 +174,14 @@ def decay_mask_of(
 
 def selection(analysis: Record, categories: Collection[str], *, by_blocks: bool) -> Mask:
     """Implements `Analysis.select`."""
+    for each in categories:
+        if not isinstance(each, str):
+            raise wrong_kind(
+                "categories",
+                "names, each an argument of its own, as in `select('norm', 'bias')`",
+                each,
+                "A collection is `select(*names)`.",
+            )
     names = checked(categories, analysis.evidence, "categories")
     if not names:
         raise CategoryError(
@@ -206,8 +214,19 @@ def labels_of(
     analysis: Record, *, categories: Collection[str] | Mapping[str, str], default: str
 ) -> Labels:
     """Implements `Analysis.labels`."""
-    names = checked(categories, analysis.evidence, "categories")
+    is_mapping = isinstance(categories, Mapping)
+    names = checked(
+        tuple(categories) if is_mapping else categories, analysis.evidence, "categories"
+    )
     label = categories if isinstance(categories, Mapping) else {name: name for name in names}
+    for each in (default, *label.values()):
+        if not isinstance(each, str):  # None would be a hole in the tree, True a mask
+            raise wrong_kind(
+                "default" if each is default else "categories",
+                "a string, as is each label",
+                each,
+                "It is a key of the optimizers that `optax.partition` gets.",
+            )
     if not names or default in label.values():
         found = f"{default!r} for both" if names else "none"
         raise CategoryError(

@@ -5,6 +5,7 @@ from typing import Any
 
 from optax.contrib import GaLoreDimensionNumbers, MuonDimensionNumbers
 
+from optax_bnmask.arguments import strings
 from optax_bnmask.errors import CategoryError
 from optax_bnmask.labels import Labels
 from optax_bnmask.record import Record, require_program
@@ -48,12 +49,13 @@ def _specs(
     """The specs of the matrices at some positions that a gradient reaches."""
     require_program(analysis, "Matrices, and which of their axes are summed over,")
     names = [str(position) for position in Position]
-    if isinstance(positions, str) or not set(positions) <= set(names):
+    chosen = strings(positions, "positions")
+    if not chosen or not set(chosen) <= set(names):
         raise CategoryError(
             f"`positions` must be a collection of {', '.join(map(repr, names))}. Found "
             f"{positions!r}."
         )
-    found = {leaf.path: _dimensions(leaf, positions) for leaf in analysis.leaves}
+    found = {leaf.path: _dimensions(leaf, chosen) for leaf in analysis.leaves}
     return MatrixSpecs({path: spec(own) if own else None for path, own in found.items()})
 
 

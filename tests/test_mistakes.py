@@ -398,7 +398,47 @@ MISTAKES = {
         StructureError, "Found a running average at '1/bn/~/mean_ema'.* pass the first"),
     "categories with yes and no": (
         lambda: bnmask.decay_mask(FLAX, exempt={"norm": False}), TypeError,
-        "`exempt` must be a collection of categories. Found a dict"),
+        "`exempt` must be a string or a collection of strings. Found a dict"),
+    "globs with yes and no": (
+        lambda: bnmask.decay_mask(FLAX, STATS, always={"head/*": False}), TypeError,
+        "`always` must be a string or a collection of strings. Found a dict"),
+    "presets in a tuple": (
+        lambda: ANALYSIS.decay_mask(exempt=(bnmask.STANDARD, "gain")), TypeError,
+        "`exempt` must be .* Found a tuple"),
+    "yes and no to select": (
+        lambda: ANALYSIS.select({"norm": True}), TypeError,
+        r"each an argument of its own.* Found a dict. A collection is `select\(\*names\)`"),
+    "labels that are yes and no": (
+        lambda: ANALYSIS.labels(categories={"norm": False}), TypeError,
+        "`categories` must be a string, as is each label. Found False"),
+    "no default label": (
+        lambda: ANALYSIS.labels(default=None), TypeError,
+        "`default` must be a string.* Found None"),
+    "no positions": (
+        lambda: ANALYSIS.muon_dimension_numbers(positions=()), CategoryError,
+        r"`positions` must be a collection of 'input', 'hidden', .* Found \(\)"),
+    "positions with yes and no": (
+        lambda: ANALYSIS.galore_dimension_numbers(positions={"hidden": False}), TypeError,
+        "`positions` must be a string or a collection of strings. Found a dict"),
+    "None for positions": (
+        lambda: ANALYSIS.muon_dimension_numbers(positions=None), TypeError, "Found None"),
+    "the method that makes a mask": (
+        lambda: stepped(optax.adamw(1e-3, mask=ANALYSIS.decay_mask)), TypeError,
+        r"`analysis.decay_mask` must be called with keywords alone.* Found a dict. "
+        r"Pass on what `analysis.decay_mask\(\)` returns: Optax calls that with the params"),
+    "params for the method that makes a mask": (
+        lambda: ANALYSIS.decay_mask(PARAMS), TypeError,
+        "`analysis.decay_mask` must be called with keywords alone.* Found a dict"),
+    "the method that makes labels": (
+        lambda: optax.partition({"decay": TX}, ANALYSIS.labels).init(PARAMS), TypeError,
+        r"Pass on what `analysis.labels\(\)` returns"),
+    "the method that makes dimension numbers": (
+        lambda: optax.contrib.muon(
+            0.1, muon_weight_dimension_numbers=ANALYSIS.muon_dimension_numbers).init(PARAMS),
+        TypeError, r"Pass on what `analysis.muon_dimension_numbers\(\)` returns"),
+    "the method that selects": (
+        lambda: optax.masked(TX, ANALYSIS.select).init(PARAMS), TypeError,
+        "each an argument of its own.* Found a dict"),
     "labels of nothing": (
         lambda: ANALYSIS.labels(categories=()), CategoryError, "at least one .* Found none"),
     "a default that is a category": (
