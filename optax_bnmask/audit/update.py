@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -75,8 +76,16 @@ def traced(tx: Any, params: Any) -> Update:  # noqa: ANN401 - an optimizer, any 
 
 @contextlib.contextmanager
 def _lenient() -> Iterator[None]:
-    """JAX's own promotion: a user's stricter setting is about their code, not about Optax's."""
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+    """JAX's own promotion: a user's stricter setting is about their code, not about Optax's.
+
+    An optimizer's own warnings are for whoever initialises it to train: here, findings say it.
+    """
+    with (
+        warnings.catch_warnings(),
+        jax.numpy_dtype_promotion("standard"),
+        jax.numpy_rank_promotion("allow"),
+    ):
+        warnings.simplefilter("ignore")
         yield
 
 

@@ -1,7 +1,9 @@
 """Weight decay that leaves scale-invariant weights the learning-rate schedule they were given."""
 
+import contextlib
 import math
-from typing import Any, NamedTuple
+import warnings
+from typing import Any, Final, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +11,21 @@ import optax
 
 from optax_bnmask import compat
 from optax_bnmask.arguments import number_of, require_rate, require_size
-from optax_bnmask.transforms.resolved_arguments import mask_tree, required_params, value_at
-from optax_bnmask.transforms.slices import require_leaves, require_state
+from optax_bnmask.paths import tree_index
+from optax_bnmask.transforms.resolved_arguments import (
+    mask_tree,
+    required_params,
+    value_at,
+    value_at_start,
+)
+from optax_bnmask.transforms.slices import has_holes, require_leaves, require_state
 from optax_bnmask.transforms.sphere import wide
+
+_STEPS: Final = (0, *(10**power for power in range(7)))
+"""The steps in which a schedule is held against its peak: in one of them it is near it."""
+
+_ROUNDING: Final = 1.01
+"""A rate larger than its peak by less is rounded, in bfloat16 by up to 0.4 %."""
 
 
 class CorrectedWeightDecayState(NamedTuple):
@@ -63,7 +77,9 @@ def corrected_weight_decay(
     Raises:
       TypeError: `weight_decay` or `learning_rate` is neither a number nor a schedule, or
         `peak_learning_rate` no number.
-      ValueError: `peak_learning_rate` is not positive, or one of the others negative.
+      ValueError: `peak_learning_rate` is not positive, or one of the others negative, or
+        `learning_rate` larger than its peak: a number at once, a schedule in `init` if it is so
+        in step 0, 1, 10, ..., or 1,000,000.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -90,9 +106,14 @@ def corrected_weight_decay(
             f"{peak_learning_rate!r}."
         )
     require_size(peak_learning_rate, "peak_learning_rate")
+    if not callable(learning_rate):
+        _require_peak(learning_rate, peak)
 
     def init_fn(params: optax.Params) -> CorrectedWeightDecayState:
-        del params
+        required_params(params, "corrected_weight_decay", "init")
+        value_at_start(weight_decay, "weight_decay")
+        _require_peak(learning_rate, peak)
+        _warn_if_uncorrected(params, mask, corrected)
         return CorrectedWeightDecayState(jnp.zeros([], jnp.int32))
 
     def update_fn(
@@ -103,8 +124,8 @@ def corrected_weight_decay(
         params = required_params(params, "corrected_weight_decay")
         require_state(state, CorrectedWeightDecayState, "corrected_weight_decay")
         require_leaves(updates, params)
-        strength = value_at(weight_decay, state.count)
-        ratio = value_at(learning_rate, state.count) / peak_learning_rate
+        strength = value_at(weight_decay, state.count, "weight_decay")
+        ratio = value_at(learning_rate, state.count, "learning_rate") / peak_learning_rate
 
         def decayed(update: Any, param: Any, decays: Any, corrects: Any) -> Any:  # noqa: ANN401
             if not decays:  # False, or None where there is no gradient
@@ -126,3 +147,34 @@ def corrected_weight_decay(
         return updates, CorrectedWeightDecayState(jnp.asarray(optax.safe_increment(state.count)))
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _warn_if_uncorrected(params: Any, mask: Any, corrected: Any) -> None:  # noqa: ANN401 - any pytrees
+    """Warns if no leaf decays and is corrected, unless one of the masks is plain False."""
+    leaves = tree_index(params).leaves  # none where `optax.tree_map_params` calls `init`
+    if not leaves or mask is False or corrected is False or has_holes(params):
+        return
+    masks = mask_tree(mask, params), mask_tree(corrected, params, "corrected")
+    if not any(map(all, zip(*map(jax.tree.leaves, masks), strict=True))):
+        warnings.warn(
+            f"`corrected_weight_decay` corrects nothing: none of the {len(leaves)} leaves is in "
+            f"`mask` and in `corrected`. A model without normalisers has no scale-invariant leaf, "
+            f"nor has one that was traced as in inference (see `Analysis.notes`). "
+            f"`corrected=False` says that it is meant.",
+            stacklevel=3,
+        )
+
+
+def _require_peak(learning_rate: optax.ScalarOrSchedule, peak: float | None) -> None:
+    """Fails if the learning rate is larger than its peak in a step that is looked at."""
+    highest = value_at_start(learning_rate, "learning_rate")
+    for step in _STEPS[1:] if callable(learning_rate) else ():
+        with contextlib.suppress(Exception):  # it may know no step after the last
+            later = value_at_start(learning_rate, "learning_rate", step)
+            highest = max(filter(None, (highest, later)), default=None)
+    if highest is not None and peak is not None and highest > _ROUNDING * peak:
+        raise ValueError(
+            f"`peak_learning_rate` must be the largest value of `learning_rate`. Found {peak:.6g}, "
+            f"and a learning rate of {highest:.6g}. The order is `weight_decay, learning_rate, "
+            f"peak_learning_rate`."
+        )

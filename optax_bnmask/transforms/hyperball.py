@@ -10,15 +10,21 @@ import optax
 from optax_bnmask.arguments import number_of, require_flag, require_rate, require_size
 from optax_bnmask.labels import whole
 from optax_bnmask.paths import tree_index
-from optax_bnmask.transforms.resolved_arguments import required_params, value_at
+from optax_bnmask.transforms.resolved_arguments import (
+    required_params,
+    value_at,
+    value_at_start,
+)
 from optax_bnmask.transforms.slices import (
     axes_by_path,
     check_paths,
     check_some_known,
     chosen_leaves,
+    require_leaves,
     require_path,
     require_state,
     summed_axes,
+    warn_if_idle,
     weight_norm_and_axes,
 )
 from optax_bnmask.transforms.sphere import (
@@ -104,9 +110,10 @@ def hyperball(
       An `optax.GradientTransformation`, whose state is a `HyperballState`.
 
     Raises:
-      TypeError: `learning_rate` is neither a number nor a schedule, `axes` no such mapping, or
-        `exact_angle` or `flip_sign` no bool.
-      ValueError: `learning_rate`, or a `radius`, is negative or not finite, or a `radius` is 0.
+      TypeError: `learning_rate` is neither a number nor a schedule of numbers, `axes` no such
+        mapping, or `exact_angle` or `flip_sign` no bool.
+      ValueError: `learning_rate` (of a schedule, at its start), or a `radius`, is negative or not
+        finite, or a `radius` is 0.
       PathError: `axes` or `radius` names a leaf that `mask`, being a `Mask`, does not know; on
         `init`: it names none of the leaves.
       StructureError: On `init`: an axis that the leaf does not have.
@@ -147,12 +154,16 @@ def hyperball(
         return at_init if wanted is None else jnp.full_like(at_init, wanted)
 
     def init_fn(params: optax.Params) -> HyperballState:
+        value_at_start(learning_rate, "learning_rate")
         count = jnp.zeros([], jnp.int32)
-        if not tree_index(params).leaves:  # so `optax.tree_map_params` calls `init`
+        if not tree_index(
+            required_params(params, "hyperball", "init")
+        ).leaves:  # so `optax.tree_map_params` calls `init`
             return HyperballState(count, jnp.zeros([]))
         check_some_known(axes, params, "axes")
         check_some_known(given, params, "radius")
         leaves = chosen_leaves(mask, params)
+        warn_if_idle(leaves, mask, params, "hyperball")
         return HyperballState(count, {path: radius_of(path, x) for path, x in leaves.items()})
 
     def update_fn(
@@ -162,8 +173,9 @@ def hyperball(
     ) -> tuple[optax.Updates, HyperballState]:
         weights = tree_index(required_params(params, "hyperball")).leaves
         require_state(state, HyperballState, "hyperball")
+        require_leaves(updates, params)
         tree = tree_index(updates, "updates").leaves
-        angle = jnp.asarray(value_at(learning_rate, state.count))
+        angle = jnp.asarray(value_at(learning_rate, state.count, "learning_rate"))
         for path, update in chosen_leaves(mask, updates, "updates").items():
             weight, held, over = weight_norm_and_axes(
                 path, update, weights, state.radius, axes=axes, transform="hyperball"

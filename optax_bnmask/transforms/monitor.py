@@ -14,7 +14,7 @@ from optax_bnmask.arguments import require_optimizer
 from optax_bnmask.paths import tree_index
 from optax_bnmask.record import require_analysis
 from optax_bnmask.transforms.resolved_arguments import required_params
-from optax_bnmask.transforms.slices import require_state
+from optax_bnmask.transforms.slices import array_at, require_leaves, require_state
 from optax_bnmask.transforms.sphere import norm, split, sum_of_squares, wide
 from optax_bnmask.transforms.undecayed import (
     gain_state,
@@ -98,7 +98,9 @@ def monitor_scale(
     values of a leaf that is divided are its part's.
 
     Args:
-      inner: The whole optimizer: what an update leaves here must be what is added to the params.
+      inner: The whole optimizer, with its learning rate: what an update leaves here must be what
+        is added to the params, since it is the step that is measured. So `monitor_scale` goes
+        around a chain, and not into it before the learning rate.
       analysis: What is known of the params that the optimizer gets: all of them, or those that
         `optax.partition` or `optax.masked` leave.
       every: How many steps lie between two that are measured, at least 1.
@@ -138,6 +140,7 @@ def monitor_scale(
     )
 
     def init_fn(params: optax.Params) -> MonitorScaleState:
+        required_params(params, "monitor_scale", "init")
         return _initial(inner, params, _known_leaves(params, analysis), gains, weights)
 
     def update_fn(
@@ -149,6 +152,7 @@ def monitor_scale(
         params = required_params(params, "monitor_scale")
         require_state(state, MonitorScaleState, "monitor_scale")
         gradients = _known_leaves(updates, analysis)
+        require_leaves(updates, params)
         if not gradients:
             steps, inner_state = inner.update(updates, state.inner_state, params, **extra_args)
             return steps, state._replace(inner_state=inner_state)
@@ -204,7 +208,7 @@ def _initial(
         apart = frozenset()
     inner_state = inner.init(params)
     watched = apart | weights
-    values = {path: wide(jnp.asarray(x)) for path, x in leaves.items() if path in watched}
+    values = {p: wide(array_at(p, x, "params")) for p, x in leaves.items() if p in watched}
     norms = {
         path: jnp.reshape(norm(leaf, tuple(range(leaf.ndim))), ())
         for path, leaf in values.items()

@@ -14,8 +14,10 @@ from optax_bnmask.transforms.slices import (
     check_paths,
     check_some_known,
     chosen_leaves,
+    require_leaves,
     require_state,
     summed_axes,
+    warn_if_idle,
     weight_norm_and_axes,
 )
 from optax_bnmask.transforms.sphere import (
@@ -109,10 +111,13 @@ def keep_norm(
     check_paths(axes, mask, "axes")
 
     def init_fn(params: optax.Params) -> KeepNormState:
-        if not tree_index(params).leaves:  # so `optax.tree_map_params` calls `init`
+        if not tree_index(
+            required_params(params, "keep_norm", "init")
+        ).leaves:  # so `optax.tree_map_params` calls `init`
             return KeepNormState(jnp.zeros([]))
         check_some_known(axes, params, "axes")
         leaves = chosen_leaves(mask, params)
+        warn_if_idle(leaves, mask, params, "keep_norm")
         return KeepNormState(
             {path: norm(leaf, summed_axes(path, leaf, axes)) for path, leaf in leaves.items()}
         )
@@ -124,6 +129,7 @@ def keep_norm(
     ) -> tuple[optax.Updates, KeepNormState]:
         weights = tree_index(required_params(params, "keep_norm")).leaves
         require_state(state, KeepNormState, "keep_norm")
+        require_leaves(updates, params)
         tree = tree_index(updates, "updates").leaves
         for path, update in chosen_leaves(mask, updates, "updates").items():
             weight, kept_norm, over = weight_norm_and_axes(

@@ -3,9 +3,10 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from optax_bnmask.arguments import described
+from optax_bnmask.arguments import described, number_of, require_size
 from optax_bnmask.errors import StructureError, first_line
 
 
@@ -51,20 +52,42 @@ def mask_tree(mask: Any, tree: Any, argument: str = "mask") -> Any:  # noqa: ANN
         ) from error
 
 
-def required_params(params: Any, transform: str) -> Any:  # noqa: ANN401 - any pytree
+def required_params(params: Any, transform: str, method: str = "update") -> Any:  # noqa: ANN401 - any pytree
     """The params that a transformation cannot do without.
 
     Raises:
       ValueError: There are none.
     """
     if params is None:
+        call = "tx.init(params)" if method == "init" else "tx.update(updates, state, params)"
         raise ValueError(
-            f"`{transform}` needs the parameters, and `update` got none. Call "
-            f"`tx.update(updates, state, params)`."
+            f"`{transform}` needs the parameters, and `{method}` got none. Call `{call}`."
         )
     return params
 
 
-def value_at(rate: optax.ScalarOrSchedule, count: jax.Array) -> jax.typing.ArrayLike:
-    """A number, or a schedule's value at a step."""
-    return rate(count) if callable(rate) else rate
+def value_at(rate: optax.ScalarOrSchedule, count: jax.Array, argument: str) -> jax.typing.ArrayLike:
+    """A number, or a schedule's value at a step.
+
+    Raises:
+      TypeError: The schedule returned no single number.
+      ValueError: It returned a negative one, or one that is not finite; a traced one is not looked
+        at.
+    """
+    if not callable(rate):
+        return rate
+    value = rate(count)
+    require_size(value, f"{argument}(count)", "a number at each step")
+    return value
+
+
+def value_at_start(rate: optax.ScalarOrSchedule, argument: str, step: int = 0) -> float | None:
+    """A number, or a schedule's value at a step, for checks in `init`; None if it is traced.
+
+    Raises:
+      TypeError: As `value_at`.
+      ValueError: As `value_at`, even where `init` is traced: that traces no constants.
+    """
+    # A user's stricter promotion is about their code, and Optax's schedules divide int32 by float.
+    with jax.ensure_compile_time_eval(), jax.numpy_dtype_promotion("standard"):
+        return number_of(value_at(rate, jnp.asarray(step, jnp.int32), argument))

@@ -1,7 +1,8 @@
 """The chosen leaves of a tree, and the slices of each that have a norm of their own."""
 
+import warnings
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from numbers import Integral
+from numbers import Integral, Number
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_bnmask import compat
-from optax_bnmask.arguments import wrong_kind
+from optax_bnmask.arguments import is_array, wrong_kind
 from optax_bnmask.errors import PathError, StructureError
 from optax_bnmask.labels import whole
 from optax_bnmask.mask import Mask
@@ -47,7 +48,7 @@ def check_some_known(paths: Collection[str], params: Any, argument: str) -> None
     known = {*leaves, *map(whole, leaves)}
     if not paths or not known.isdisjoint([*paths, *map(whole, paths)]):
         return
-    if not any(map(_is_hole, jax.tree.leaves(params, is_leaf=_is_hole))):
+    if not has_holes(params):
         path = next(iter(paths))
         raise PathError(
             f"`{argument}` must name leaves of the params, and names none. There is no leaf "
@@ -67,8 +68,17 @@ def require_path(path: object, argument: str) -> None:
         )
 
 
+def has_holes(params: Any) -> bool:  # noqa: ANN401 - any pytree
+    """Whether leaves are left out of the params, as by `optax.masked` and `optax.partition`."""
+    return any(map(_is_hole, jax.tree.leaves(params, is_leaf=_is_hole)))
+
+
 def _is_hole(node: object) -> bool:
     return isinstance(node, optax.MaskedNode)
+
+
+def _is_gap(node: object) -> bool:
+    return node is None or _is_hole(node)
 
 
 def axes_by_path(axes: Any) -> dict[str, tuple[int, ...]]:  # noqa: ANN401 - what a user passed
@@ -96,11 +106,42 @@ def chosen_leaves(mask: Any, tree: Any, argument: str = "params") -> dict[str, j
     leaves = tree_index(tree, argument).leaves
     flags = jax.tree.leaves(mask_tree(mask, tree))
     pairs = zip(leaves.items(), flags, strict=True)
-    return {
-        path: jnp.asarray(leaf)
-        for (path, leaf), flag in pairs
-        if flag and compat.is_inexact(jnp.result_type(leaf))
-    }
+    arrays = {path: array_at(path, leaf, argument) for (path, leaf), flag in pairs if flag}
+    return {path: leaf for path, leaf in arrays.items() if compat.is_inexact(leaf.dtype)}
+
+
+def array_at(path: str, leaf: Any, argument: str) -> jax.Array:  # noqa: ANN401 - any leaf
+    """A leaf whose values are needed, as an array.
+
+    Raises:
+      TypeError: It has none, as a `jax.ShapeDtypeStruct` or a function.
+    """
+    if isinstance(leaf, jax.ShapeDtypeStruct) or not (is_array(leaf) or isinstance(leaf, Number)):
+        raise wrong_kind(
+            f"{argument}[{path!r}]",
+            "an array: its norm is computed",
+            leaf,
+            "Of shapes alone, `jax.eval_shape(tx.init, params)` tells the state's; leaves that are "
+            "no arrays, take out.",
+        )
+    return jnp.asarray(leaf)
+
+
+def warn_if_idle(chosen: Collection[str], mask: Any, params: Any, transform: str) -> None:  # noqa: ANN401
+    """Warns if a treatment has leaves, and none of them to treat, unless its mask is plain False.
+
+    It is no error, since a model without normalisers has no scale-invariant leaf. Nothing is said
+    of params with `optax.MaskedNode` holes: the others may be chosen in another group.
+    """
+    leaves = tree_index(params).leaves
+    if leaves and not chosen and mask is not False and not has_holes(params):
+        warnings.warn(
+            f"`{transform}` has nothing to do: its mask chooses none of the {len(leaves)} leaves, "
+            f"{next(iter(leaves))!r} and so on. A model without normalisers has no scale-invariant "
+            f"leaf, nor has one that was traced as in inference (see `Analysis.notes`). "
+            f"`mask=False` says that it is meant.",
+            stacklevel=3,
+        )
 
 
 def weight_norm_and_axes(
@@ -132,14 +173,22 @@ def weight_norm_and_axes(
 
 
 def require_leaves(updates: Any, params: Any) -> None:  # noqa: ANN401 - any pytrees
-    """Fails unless each leaf of the updates is one of the params, of the same shape.
+    """Fails unless each leaf of the updates is one of the params, of the same shape, and all are.
+
+    Where updates have a None or an `optax.MaskedNode`, the leaves that it stands for are unknown.
 
     Raises:
       StructureError: It is not.
     """
-    known = tree_index(params).leaves
-    for path, update in tree_index(updates, "updates").leaves.items():
+    known, made = tree_index(params).leaves, tree_index(updates, "updates").leaves
+    for path, update in made.items():
         _require_leaf(path, update, known)
+    missing = next((path for path in known if path not in made), None)
+    if missing is not None and not any(map(_is_gap, jax.tree.leaves(updates, is_leaf=_is_gap))):
+        raise StructureError(
+            f"`updates` must have the leaves of `params`, or None in their place. It has nothing "
+            f"for {missing!r}. Call `tx.update(updates, state, params)` with the gradient of all."
+        )
 
 
 def _require_leaf(path: str, update: Any, params: Mapping[str, Any]) -> None:  # noqa: ANN401 - any array

@@ -156,6 +156,114 @@ def test_a_state_of_another_mask_and_updates_of_other_params(make):
         make(None).update(PARAMS | {"more": jnp.ones(2)}, make(None).init(PARAMS), PARAMS)
 
 
+def _nothing(_):
+    return None
+
+
+SCHEDULED = {
+    "hyperball": bnmask.hyperball,
+    "weight_decay": lambda s: bnmask.corrected_weight_decay(s, 0.1, 0.1, **CORRECTED),
+    "learning_rate": lambda s: bnmask.corrected_weight_decay(0.1, s, 0.1, **CORRECTED),
+}
+
+
+@pytest.mark.parametrize("jit", [lambda f: f, jax.jit], ids=["eager", "jit"])
+@pytest.mark.parametrize("make", SCHEDULED.values(), ids=SCHEDULED)
+@pytest.mark.parametrize(
+    ("schedule", "error", "said"),
+    [
+        (_nothing, TypeError, "must be a number at each step. Found None"),
+        (lambda _: jnp.ones(3), TypeError, r"One number is an array of shape \(\)"),
+        (lambda _: "0.1", TypeError, "Found '0.1'"),
+        (lambda _: -0.1, ValueError, "must be finite and at least 0. Found -0.1"),
+        (lambda _: jnp.nan, ValueError, "Found nan"),
+    ],
+    ids=["None", "array", "string", "negative", "NaN"],
+)
+def test_a_schedule_returns_a_number_at_each_step(make, schedule, error, said, jit):
+    with pytest.raises(error, match=rf"`\w+\(count\)` .*{said}"):
+        jit(make(schedule).init)(PARAMS)
+
+
+def test_a_schedule_of_arrays_is_refused_where_a_step_is_traced():
+    tx, state = bnmask.hyperball(lambda _: jnp.ones(3)), bnmask.hyperball(0.1).init(PARAMS)
+    with pytest.raises(TypeError, match=r"`learning_rate\(count\)` must be a number"):
+        jax.jit(tx.update)(PARAMS, state, PARAMS)
+
+
+WARM_UP = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 500, 10_000)
+
+
+def test_a_learning_rate_above_its_peak_is_refused():
+    with pytest.raises(ValueError, match=r"the largest value of `learning_rate`. Found 0.001, and"):
+        bnmask.corrected_weight_decay(0.1, 1e-2, 1e-3, **CORRECTED)
+    tx = bnmask.corrected_weight_decay(0.1, WARM_UP, 1e-3, **CORRECTED)
+    for init in (tx.init, jax.jit(tx.init)):
+        with pytest.raises(ValueError, match=r"The order is `weight_decay, learning_rate, peak"):
+            init(PARAMS)
+    with pytest.raises(ValueError, match=r"a learning rate of 0.1\. The order is"):
+        bnmask.corrected_weight_decay(1e-3, 0.1, 1e-3, **CORRECTED)  # decay and rate swapped
+
+
+def test_a_peak_may_be_rounded_and_a_schedule_may_end():
+    bnmask.corrected_weight_decay(0.1, WARM_UP, 1e-2, **CORRECTED).init(PARAMS)
+    table = [1e-3, 1e-3 * 1.001]
+    ending = bnmask.corrected_weight_decay(0.1, lambda count: table[int(count)], 1e-3, **CORRECTED)
+    ending.init(PARAMS)
+
+
+NONE_CHOSEN = MASK & ~MASK
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (bnmask.keep_norm, "`keep_norm` has nothing to do: its mask chooses none of the 2 leaves"),
+        (lambda mask: bnmask.hyperball(0.1, mask), "`hyperball` has nothing to do"),
+        (
+            lambda mask: bnmask.corrected_weight_decay(0.1, 0.1, 0.1, mask=MASK, corrected=mask),
+            "`corrected_weight_decay` corrects nothing.* of the 2 leaves",
+        ),
+    ],
+)
+def test_a_treatment_of_nothing_warns_unless_it_is_meant(make, said):
+    with pytest.warns(UserWarning, match=said):
+        make(NONE_CHOSEN).init(PARAMS)
+    make(False).init(PARAMS)  # warnings are errors
+    make(NONE_CHOSEN).init({"kernel": PARAMS["kernel"], "scale": optax.MaskedNode()})
+
+
+ALL = {
+    "keep_norm": bnmask.keep_norm(None),
+    "hyperball": bnmask.hyperball(0.1),
+    "corrected_weight_decay": bnmask.corrected_weight_decay(0.1, 0.1, 0.1, **CORRECTED),
+    "monitor_scale": bnmask.monitor_scale(optax.sgd(0.1), ANALYSIS),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_no_params_and_updates_of_a_part_of_them_are_refused(name):
+    with pytest.raises(ValueError, match=rf"`{name}` needs the parameters, and `init` got none"):
+        ALL[name].init(None)
+    state = ALL[name].init(PARAMS)
+    with pytest.raises(StructureError, match=r"or None in their place.* nothing for 'scale'"):
+        ALL[name].update({"kernel": PARAMS["kernel"]}, state, PARAMS)
+    ALL[name].update({"kernel": PARAMS["kernel"], "scale": None}, state, PARAMS)
+
+
+@pytest.mark.parametrize("name", ["keep_norm", "hyperball", "monitor_scale"])
+def test_shapes_have_no_norm(name):
+    shapes = jax.eval_shape(lambda: PARAMS)
+    with pytest.raises(TypeError, match=r"Found a ShapeDtypeStruct. .*`jax.eval_shape\(tx.init"):
+        ALL[name].init(shapes)
+    jax.eval_shape(ALL[name].init, shapes)
+
+
+def test_a_leaf_that_is_no_array_is_named():
+    with pytest.raises(TypeError, match=r"`params\['act'\]` must be an array.* Found a function"):
+        bnmask.keep_norm(None).init({"w": jnp.ones(3), "act": _nothing})
+
+
 def test_every_may_be_any_integer():
     bnmask.monitor_scale(optax.sgd(0.1), ANALYSIS, every=np.int64(5)).init(PARAMS)
 
