@@ -1,11 +1,11 @@
 """Laws of what moves, cuts and joins axes, and of loops, which carry changes along with values."""
 
-from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 from optax_bnmask.program.maps import regrouped
-from optax_bnmask.program.shifts.changes import Changes, Places, moved
-from optax_bnmask.program.shifts.entrywise import bundled
+from optax_bnmask.program.shifts.changes import Changes, Places, constant_along, moved, varies
+from optax_bnmask.program.shifts.entrywise import bundled, common, finite_ones
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equation
 
@@ -14,10 +14,9 @@ from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equa
 def move(shifts: Shifts, e: Equation) -> Changes | None:
     """The change of a value whose axes are renamed; along new axes it is constant."""
     to, rank, x = e.params["to"], len(shifts.tape.full[e.out]), e.ins[0]
-    if x in shifts.means and (mean := moved(shifts.means[x], to, rank)) is not None:
-        shifts.means[e.out] = mean
-    found = moved(shifts.of(x), to, rank)
-    return losing(shifts, e) if found is None else found
+    if x in shifts.means:
+        shifts.means[e.out] = moved(shifts.means[x], to, rank)
+    return moved(shifts.of(x), to, rank)
 
 
 @shifting(RESHAPE)
@@ -47,40 +46,31 @@ def reshape(shifts: Shifts, e: Equation) -> Changes | None:
     return _some_entries(shifts, e, places_of, (old, new))
 
 
-@shifting(SLICE)
-def cut(shifts: Shifts, e: Equation) -> Changes | None:
-    """The change of a slice, see `_with_part`."""
-    shape = shifts.tape.shapes[e.ins[0]]
-    key = tuple(map(tuple, e.params["bounds"])), tuple(e.params["strides"])
-    pairs = zip(shape, e.params["bounds"], e.params["strides"], strict=True)
-    whole = [tuple(bounds) == (0, n) and stride == 1 for n, bounds, stride in pairs]
-    return _with_part(shifts, e, whole, key)
+@shifting(SLICE, "rev_p", "dynamic_slice_p")
+def part(shifts: Shifts, e: Equation) -> Changes | None:
+    """The change of some of the entries, or of reversed ones.
 
-
-def _with_part(
-    shifts: Shifts,
-    e: Equation,
-    whole: Sequence[bool],
-    key: Any,  # noqa: ANN401 - what is hashable
-    *,
-    varies: bool = False,
-) -> Changes:
-    """The change of some of the entries: along axes that are whole it is what it was.
-
-    Along others it is constant if it was, or else varies ``"anew"``, as no axis of the source does.
-    Where the part `varies` from iteration to iteration, it then does so along hidden axes as well.
+    Along axes that are whole it is what it was. Along others it is constant if it was, or else
+    varies ``"anew"``, as no axis of the source does; a slice at computed places, which may differ
+    from iteration to iteration, then varies along hidden axes as well.
     """
+    shape, p, law = shifts.tape.shapes[e.ins[0]], e.params, shifts.facts.law(e)
+    if e.op is SLICE:
+        pairs = zip(shape, p["bounds"], p["strides"], strict=True)
+        whole = [tuple(bounds) == (0, n) and stride == 1 for n, bounds, stride in pairs]
+    else:
+        whole = [law is not None and a in law.map_of(0) for a in range(len(shape))]
+    is_computed = len(e.ins) > 1
 
     def places_of(places: Places) -> list[Any]:
-        out: list[Any] = [
-            place if place is None or a >= len(whole) or whole[a] else "anew"
-            for a, place in enumerate(places)
+        is_new = [
+            place is not None and a < len(whole) and not whole[a] for a, place in enumerate(places)
         ]
-        if varies and "anew" in out:
-            out[len(whole) :] = ["anew"] * (len(out) - len(whole))
-        return out
+        if is_computed and any(is_new):
+            is_new[len(whole) :] = [True] * (len(places) - len(whole))
+        return ["anew" if new else place for new, place in zip(is_new, places, strict=True)]
 
-    return _some_entries(shifts, e, places_of, key)
+    return _some_entries(shifts, e, places_of, (e.op, str(p), e.ins[1:]))
 
 
 def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Changes:  # noqa: ANN401 - a function; what is hashable
@@ -98,7 +88,7 @@ def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Chan
     for (source, places), c in shifts.of(e.ins[0]).items():
         new = places_of(places)
         if "anew" in new:
-            constant = [place is None for place in new]
+            constant = constant_along(new)
             term = shifts.view(e, (source, places), (key, tuple(constant)), constant)
         else:
             term = source, tuple([p if n > 1 else None for p, n in zip(new, shape, strict=True)])
@@ -107,37 +97,19 @@ def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Chan
     return {term: c for term, c in out.items() if c}
 
 
-@shifting("rev_p")
-def reverse(shifts: Shifts, e: Equation) -> Changes | None:
-    """The change of reversed entries: along reversed axes, constant if it was, or else new."""
-    turned = e.params["dimensions"]
-    whole = [a not in turned for a in range(len(shifts.tape.shapes[e.out]))]
-    return _with_part(shifts, e, whole, ("reversed", tuple(turned)))
-
-
-@shifting("dynamic_slice_p")
-def dynamic_slice(shifts: Shifts, e: Equation) -> Changes | None:
-    """The change of a slice at computed places, which may differ from iteration to iteration."""
-    sizes = e.params["slice_sizes"]
-    whole = [n == m for n, m in zip(shifts.tape.shapes[e.ins[0]], sizes, strict=True)]
-    return _with_part(shifts, e, whole, (tuple(sizes), e.ins[1:]), varies=True)
-
-
 @shifting("concatenate_p")
 def join(shifts: Shifts, e: Equation) -> Changes | None:
     """The change of a concatenation: constant along its axis only if all pieces change alike.
 
     Padding with minus infinity, as before a maximum, changes like whatever it is beside.
     """
-    axis, tape = e.params["dimension"], shifts.tape
-    pieces = [x for x in e.ins if tape.shapes[x][axis]]
-    some = [changes for x in pieces if (changes := shifts.of(x))]
-    of_all = [shifts.of(x) for x in pieces if shifts.of(x) or not shifts.is_infinite(e, x, some)]
-    is_one = all(changes == of_all[0] for changes in of_all)
-    if is_one and all(places[axis] is None for _, places in of_all[0]):
-        return of_all[0]
+    axis, shapes = e.params["dimension"], shifts.tape.shapes
+    changes = finite_ones(shifts, e, [x for x in e.ins if shapes[x][axis]])
+    found = common(changes)
+    if found is not None and not any(varies(term, [axis]) for term in found):
+        return found
     found = shifts.fresh_for_each(
-        e, some, lambda constant: [c and a != axis for a, c in enumerate(constant)]
+        e, chain(*changes), lambda constant: [c and a != axis for a, c in enumerate(constant)]
     )
     return bundled(shifts, e, found)
 
@@ -151,14 +123,9 @@ def put(shifts: Shifts, e: Equation) -> Changes | None:
     law = shifts.facts.law(e)
     if law is None:
         return losing(shifts, e)
-    rank = range(len(shifts.tape.full[e.out]))
     out: Changes = {}
     for x, to in zip(e.ins, law.maps, strict=True):
-        if changes := shifts.of(x):
-            back = {q: a for a, q in (to or {}).items()}
-            out |= shifts.fresh_for_each(
-                e, [changes], lambda c, back=back: [q in back and c[back[q]] for q in rank]
-            )
+        out |= shifts.fresh_by(e, shifts.of(x), to or {})
     return bundled(shifts, e, out)
 
 
@@ -171,9 +138,7 @@ def carry(shifts: Shifts, e: Equation) -> Changes | None:
     that comes last, it is not taken to be constant.
     """
     deep, rank = (len(shifts.tape.full[x]) for x in (e.ins[0], e.out))
-    start = moved(shifts.of(e.ins[0]), {a: a for a in range(deep)}, rank)
-    if start:
-        shifts.hand_on(e.out, start)
+    shifts.hand_on(e.out, moved(shifts.of(e.ins[0]), {a: a for a in range(deep)}, rank))
     return _carried(shifts, e, e.out)
 
 
@@ -186,23 +151,18 @@ def carried(shifts: Shifts, e: Equation) -> Changes | None:
     inside, handed_on, *tests = e.ins
     for x in tests:
         shifts.lose(shifts.of(x))
-    changes = shifts.of(handed_on)
-    if changes:
-        shifts.unsettled |= shifts.hand_on(inside, changes)
+    changes, rank = shifts.of(handed_on), len(shifts.tape.full[e.out])
+    shifts.unsettled |= shifts.hand_on(inside, changes)
     if e.name == "scan" and e.source.params["length"]:
-        return shifts.fresh_for_each(e, [changes], lambda constant: constant)
+        return shifts.fresh_for_each(e, changes, lambda constant: constant[:rank])
     return _carried(shifts, e, inside)
 
 
 def _carried(shifts: Shifts, e: Equation, inside: int) -> Changes | None:
     """A new source for all that changes a carry in any iteration, constant where all that is."""
-    starts, constant = shifts.carries.get(inside, (set(), []))
-    known = (
-        shifts.source.get(start) for start in sorted(starts)
-    )  # of those not lost in a reading before
-    sources = [source for source in known if source and not source.lost]
-    if not sources:
-        return None
-    deep = len(shifts.tape.full[e.ins[0]]) if e.op is CARRY else len(constant)
-    along = [c and a < deep for a, c in enumerate(constant)]
-    return shifts.fresh(e, sources, along[: len(shifts.tape.full[e.out])])
+    starts, constant = shifts.carries[inside]
+    known = [shifts.source.get(start) for start in sorted(starts)]
+    sources = [source for source in known if source and not source.lost]  # now, or read before
+    deep, rank = (len(shifts.tape.full[x]) for x in (e.ins[0], e.out))
+    along = [c and (a < deep or e.op is CARRIED) for a, c in enumerate(constant)]
+    return shifts.fresh(e, sources, along[:rank]) if sources else None

@@ -15,9 +15,9 @@ from typing import Final
 from optax_bnmask import compat
 from optax_bnmask.program.dependence import needed
 from optax_bnmask.program.facts import Facts
+from optax_bnmask.program.flatness import Flatness
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.shifts.changes import Perturbation
-from optax_bnmask.program.shifts.flatness import Flatness
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
 

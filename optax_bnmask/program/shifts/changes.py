@@ -7,11 +7,8 @@ of the program, its `Source`. So the change of ``v - mean(v)`` is known to be 0:
 change by the same source, the same number of times.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from fractions import Fraction
-from typing import TypeVar
-
-T = TypeVar("T")
 
 Perturbation = tuple[int, int | None]
 """A leaf, and what is added to it: anything (`None`), or what is constant along this axis."""
@@ -61,12 +58,10 @@ def starts_of(sources: Iterable[Source]) -> set[Perturbation]:
     found = set[Perturbation]()
     while waiting:
         source = waiting.pop()
-        if id(source) in seen:
-            continue
-        seen.add(id(source))
-        waiting += source.parts
-        if source.start is not None:
-            found.add(source.start)
+        if id(source) not in seen:
+            seen.add(id(source))
+            waiting += source.parts
+            found |= {source.start} if source.start else set()
     return found
 
 
@@ -81,8 +76,7 @@ def lost(sources: Iterable[Source]) -> set[Perturbation]:
         if not source.lost:
             source.lost = True
             waiting += source.parts
-            if source.start is not None:
-                found.add(source.start)
+            found |= {source.start} if source.start else set()
     return found
 
 
@@ -111,32 +105,30 @@ def plus(a: Changes, b: Changes, k: int) -> tuple[Changes, list[Source]]:
     return out, gone
 
 
-def moved(changes: Changes, to: Mapping[int, int], rank: int) -> Changes | None:
-    """The change once axis ``a`` is axis ``to[a]`` of `rank`; it is constant along new ones.
-
-    Returns:
-      `None` if it varies along an axis that goes away.
-    """
+def moved(changes: Changes, to: Mapping[int, int], rank: int) -> Changes:
+    """The change once axis ``a`` is axis ``to[a]`` of `rank`; along all others it is constant."""
     out: Changes = {}
     for (source, places), c in changes.items():
         new: list[int | None] = [None] * rank
-        for a, place in enumerate(places):
-            if a in to:
-                new[to[a]] = place
-            elif place is not None:
-                return None
+        for a, q in to.items():
+            new[q] = places[a]
         out[source, tuple(new)] = c
     return out
 
 
-def without(places: Places, axes: Sequence[int]) -> Places:
-    """The places without those of some axes."""
-    return tuple(place for a, place in enumerate(places) if a not in axes)
+def varies(term: Term, axes: Iterable[int]) -> bool:
+    """Whether a change varies along one of some axes."""
+    return any(term[1][a] is not None for a in axes)
 
 
-def aligned(of_axes: tuple[T, ...], rank: int, *, same: T) -> tuple[T, ...]:
-    """What is known of each axis; for a scalar beside an array of that rank, `same` of each."""
-    return of_axes or (same,) * rank
+def constant_along(places: Places) -> list[bool]:
+    """For each axis, whether a change is constant along it."""
+    return [place is None for place in places]
+
+
+def is_any(along: Collection[bool], shape: Sequence[int]) -> bool:
+    """Whether something holds along any axis of more than one entry."""
+    return any(held and n > 1 for held, n in zip(along, shape, strict=True))
 
 
 def every_place(shape: Sequence[int]) -> Places:

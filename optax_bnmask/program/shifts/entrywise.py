@@ -4,12 +4,22 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
+from itertools import chain
 
 import jax.numpy as jnp
 
 from optax_bnmask import compat
 from optax_bnmask.program.registry import PIN, Kind
-from optax_bnmask.program.shifts.changes import Changes, Places, every_place, plus, times
+from optax_bnmask.program.shifts.changes import (
+    Changes,
+    Places,
+    Source,
+    constant_along,
+    every_place,
+    is_any,
+    plus,
+    times,
+)
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import MOVE, RESHAPE, Equation
 
@@ -26,7 +36,7 @@ def multiple(shifts: Shifts, e: Equation, x: int, number: Fraction | int) -> Cha
     """``c*(x + d) - c*x = c*d``."""
     changes = shifts.along(x, e.out)
     if not number:
-        shifts.cancels(e, [source for source, _ in changes])
+        shifts.cancels(e, (source for source, _ in changes))
         return None
     if x in shifts.means and shifts.tape.full[x] == shifts.tape.full[e.out]:
         shifts.means[e.out] = times(shifts.means[x], number)
@@ -78,16 +88,14 @@ def bundled(shifts: Shifts, e: Equation, changes: Changes) -> Changes:
     shape = shifts.tape.full[e.out]
     plain, constancies = Changes(), set[tuple[bool, ...]]()
     for (source, places), c in changes.items():
-        constant = tuple([place is None for place in places])
-        if source.square is None and (
-            e.out in shifts.pure or any(n > 1 and k for n, k in zip(shape, constant, strict=True))
-        ):
+        constant = constant_along(places)
+        if source.square is None and (e.out in shifts.pure or is_any(constant, shape)):
             plain[source, places] = c
-            constancies.add(constant)
+            constancies.add(tuple(constant))
     if len(plain) == len(constancies):
         return changes
     rest = {term: c for term, c in changes.items() if term not in plain}
-    return rest | shifts.fresh_for_each(e, [plain], lambda constant: constant)
+    return rest | shifts.fresh_for_each(e, plain, lambda constant: constant)
 
 
 @shifting(Kind.PRODUCT)
@@ -128,10 +136,10 @@ def _scaled(shifts: Shifts, e: Equation, operands: tuple[int, int]) -> Changes:
     shape = shifts.tape.full[e.out]
     for x, y in (operands, operands[::-1]):
         for term, c in shifts.along(x, e.out).items():
-            before = [place is None for place in term[1]]
+            before = constant_along(term[1])
             constant = both(before, shifts.flat.along(y, e.out))
             key = e.op, _behind_moves(shifts, y), tuple(constant)
-            hope = any(c and n > 1 for c, n in zip(before, shape, strict=True))
+            hope = is_any(before, shape)
             if (found := shifts.view(e, term, key, constant, may_cancel=hope)) is not None:
                 out[found] = out.get(found, 0) + c
     return out
@@ -195,14 +203,12 @@ def square(shifts: Shifts, e: Equation) -> Changes | None:
 @shifting(Kind.NONLINEAR)
 def entrywise(shifts: Shifts, e: Equation) -> Changes | None:
     """Of a nonlinearity the change is constant where its operands and their changes are."""
-    constant = [True] * len(shifts.tape.full[e.out])
+    sources, constant = list[Source](), [True] * len(shifts.tape.full[e.out])
     for x in e.ins:
         constant = both(constant, shifts.flat.along(x, e.out))
-    sources = []
-    for x in e.ins:
         for source, places in shifts.along(x, e.out):
             sources.append(source)
-            constant = both(constant, [place is None for place in places])
+            constant = both(constant, constant_along(places))
     return shifts.fresh(e, sources, constant) if sources else None
 
 
@@ -218,22 +224,22 @@ def extremum(shifts: Shifts, e: Equation) -> Changes | None:
         return losing(shifts, e)
     never = -math.inf if e.op is _MAX else math.inf
     counted = [x for x in e.ins if e.op.name == "clamp" or shifts.flat.number(x) != never]
-    changes = [shifts.along(x, e.out) for x in counted]
-    return changes[0] if _are_one(changes) else entrywise(shifts, e)
+    found = common([shifts.along(x, e.out) for x in counted])
+    return entrywise(shifts, e) if found is None else found
 
 
-def _are_one(changes: Sequence[Changes]) -> bool:
-    """Whether all change alike."""
-    return all(c == changes[0] for c in changes[1:])
+def common(changes: Sequence[Changes]) -> Changes | None:
+    """The change of several values if all change alike."""
+    return changes[0] if all(c == changes[0] for c in changes[1:]) else None
 
 
 @shifting(Kind.COMPARISON)
 def comparison(shifts: Shifts, e: Equation) -> Changes | None:
     """``(x + d < y + d) = (x < y)``."""
-    changes = [shifts.along(x, e.out) for x in e.ins]
-    if not _are_one(changes):
+    changes = common([shifts.along(x, e.out) for x in e.ins])
+    if changes is None:
         return losing(shifts, e)
-    shifts.cancels(e, [source for source, _ in changes[0]])
+    shifts.cancels(e, (source for source, _ in changes))
     return None
 
 
@@ -258,15 +264,18 @@ def choice(shifts: Shifts, e: Equation) -> Changes | None:
         return multiple(shifts, e, cases[int(number)], 1)
     if (real := _if_finite(shifts, which, cases)) is not None:
         return multiple(shifts, e, real, 1)
-    changes = [shifts.along(x, e.out) for x in cases]
-    some = [c for c in changes if c]
-    changes = [
-        c for x, c in zip(cases, changes, strict=True) if c or not shifts.is_infinite(e, x, some)
-    ]
-    if _are_one(changes):
-        return changes[0]
+    changes = finite_ones(shifts, e, cases)
+    if (found := common(changes)) is not None:
+        return found
     flat = shifts.flat.along(which, e.out)
-    return bundled(shifts, e, shifts.fresh_for_each(e, changes, partial(both, flat)))
+    return bundled(shifts, e, shifts.fresh_for_each(e, chain(*changes), partial(both, flat)))
+
+
+def finite_ones(shifts: Shifts, e: Equation, operands: Sequence[int]) -> list[Changes]:
+    """The changes of operands, but for those infinite ones that change by whatever is added."""
+    changes = [(x, shifts.along(x, e.out)) for x in operands]
+    some = [c for _, c in changes if c]
+    return [c for x, c in changes if c or not shifts.is_infinite(e, x, some)]
 
 
 def _if_finite(shifts: Shifts, which: int, cases: Sequence[int]) -> int | None:

@@ -14,18 +14,21 @@ from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
 from optax_bnmask.program.flags import HUGE
-from optax_bnmask.program.registry import Kind
+from optax_bnmask.program.flatness import Flatness
+from optax_bnmask.program.maps import operand_map
+from optax_bnmask.program.registry import Kind, Law, Map
 from optax_bnmask.program.shifts.changes import (
     Changes,
     Perturbation,
     Source,
     Term,
-    aligned,
     alive,
+    constant_along,
+    is_any,
     lost,
     starts_of,
+    varies,
 )
-from optax_bnmask.program.shifts.flatness import Flatness
 from optax_bnmask.program.tape import CARRY, Equation
 
 Shifting = Callable[["Shifts", Equation], "Changes | None"]
@@ -157,16 +160,15 @@ class Shifts:
         if shown:
             self.lose(changes)
             return {}
-        return {(s, aligned((), wide, same=None) + places): c for (s, places), c in changes.items()}
+        return {(s, (None,) * wide + places): c for (s, places), c in changes.items()}
 
-    def lose(self, changes: Changes) -> None:
+    def to(self, e: Equation, k: int, law: Law) -> Map:
+        """Which axis of an operand is which of the result of an equation of that law."""
+        return operand_map(self.tape, e, k, law.map_of(k))
+
+    def lose(self, terms: Iterable[Term]) -> None:
         """Marks the sources of a change as lost."""
-        self._lost |= lost(source for source, _ in changes)
-
-    def lose_operands(self, e: Equation) -> None:
-        """Marks the sources of the changes of all operands as lost."""
-        for x in e.ins:
-            self.lose(self.of(x))
+        self._lost |= lost(source for source, _ in terms)
 
     def fresh(
         self,
@@ -181,13 +183,12 @@ class Shifts:
         If there are none, and the value depends on data, the sources are lost and there is no
         change, unless it `may_cancel`. This keeps changes short.
         """
-        tape, hope = self.tape, may_cancel or e.out in self.pure
-        places: list[int | None] = []
-        for a, n in enumerate(tape.shapes[e.out] + tape.hidden[e.out]):
-            places.append(None if n == 1 or constant[a] else a)
-            hope = hope or (n > 1 and constant[a])
-        if hope:
-            return {(Source(sources), tuple(places)): 1}
+        shape = self.tape.full[e.out]
+        if may_cancel or e.out in self.pure or is_any(constant, shape):
+            pairs = enumerate(zip(shape, constant, strict=True))
+            return {
+                (Source(sources), tuple([None if c or n == 1 else a for a, (n, c) in pairs])): 1
+            }
         self._lost |= lost(sources)
         return {}
 
@@ -220,28 +221,33 @@ class Shifts:
         return found if found and found[0].is_alive() else None
 
     def fresh_for_each(
-        self, e: Equation, changes: Iterable[Changes], of: Callable[[list[bool]], Sequence[bool]]
+        self, e: Equation, terms: Iterable[Term], of: Callable[[list[bool]], Sequence[bool]]
     ) -> Changes:
         """A `fresh` change for all terms that are constant along the same axes.
 
         `of` takes whether a term is constant along each axis of the operand to those of the result.
         """
         groups: dict[tuple[bool, ...], list[Source]] = {}
-        for terms in changes:
-            for source, places in terms:
-                constant = tuple(of([place is None for place in places]))
-                groups.setdefault(constant, []).append(source)
+        for source, places in terms:
+            groups.setdefault(tuple(of(constant_along(places))), []).append(source)
         out: Changes = {}
         for constant, sources in groups.items():
             out |= self.fresh(e, sources, constant)
         return out
 
+    def fresh_by(self, e: Equation, terms: Iterable[Term], to: Map) -> Changes:
+        """A `fresh` change of terms of an operand, constant along its axes, which are `to`'s.
+
+        Along an axis of the result that is none of the operand's, it is not constant.
+        """
+        back, rank = {q: a for a, q in to.items()}, range(len(self.tape.full[e.out]))
+        return self.fresh_for_each(e, terms, lambda c: [q in back and c[back[q]] for q in rank])
+
     def hand_on(self, x: int, changes: Changes) -> bool:
         """Records that a carry changes by these, too; whether that is new."""
         starts, constant = self.carries.setdefault(x, (set(), [True] * len(self.tape.full[x])))
         new = starts_of(source for source, _ in changes) - starts - self._lost
-        along = [all(places[a] is None for _, places in changes) for a in range(len(constant))]
-        less = [a for a, c in enumerate(constant) if c and not along[a]]
+        less = [a for a, c in enumerate(constant) if c and any(varies(t, (a,)) for t in changes)]
         starts |= new
         for a in less:
             constant[a] = False
@@ -291,10 +297,10 @@ class Shifts:
                 values.append(e.out)
         return True
 
-    def cancels(self, e: Equation, sources: Sequence[Source]) -> None:
+    def cancels(self, e: Equation, sources: Iterable[Source]) -> None:
         """Records where changes cancelled."""
-        if sources:
-            self.cancelled.append((e, list(sources)))
+        if gone := list(sources):
+            self.cancelled.append((e, gone))
 
     def assumed(self) -> list[Approximation]:
         """The numbers taken as infinite beside values that change by something harmless."""
@@ -304,7 +310,8 @@ class Shifts:
 
 def losing(shifts: Shifts, e: Equation) -> None:
     """The law of what has no other: all that changes its operands is lost."""
-    shifts.lose_operands(e)
+    for x in e.ins:
+        shifts.lose(shifts.of(x))
 
 
 def shifting(*keys: Any) -> Callable[[Shifting], Shifting]:  # noqa: ANN401 - see below

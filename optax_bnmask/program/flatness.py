@@ -6,7 +6,6 @@ from optax_bnmask import compat
 from optax_bnmask.program.dependence import dependents
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import Kind
-from optax_bnmask.program.shifts.changes import aligned
 from optax_bnmask.program.tape import MOVE, Equation
 
 _DEEPEST: Final = 3
@@ -15,18 +14,12 @@ and what is farther away is no reason to walk back through the whole network."""
 
 _ENTRYWISE: Final = frozenset(
     {
-        Kind.PRODUCT,
-        Kind.QUOTIENT,
-        Kind.SUM,
-        Kind.POWER,
-        Kind.EXTREMUM,
-        Kind.SELECT,
-        Kind.COMPARISON,
-        Kind.NONLINEAR,
-        Kind.CAST,
+        *(Kind.PRODUCT, Kind.QUOTIENT, Kind.SUM, Kind.POWER, Kind.EXTREMUM, Kind.SELECT),
+        *(Kind.COMPARISON, Kind.NONLINEAR, Kind.CAST),
     }
 )
 _COPIES: Final = {compat.primitive(f"{name}_p") for name in ("neg", "copy", "stop_gradient")}
+_IOTA: Final = compat.primitive("iota_p")
 
 
 class Flatness:
@@ -59,44 +52,34 @@ class Flatness:
     def along(self, x: int, out: int, deepest: int = _DEEPEST) -> tuple[bool, ...]:
         """Along which axes of a result an operand is flat that goes into it entry by entry.
 
-        A number beside an array, and an axis of length 1 that grows, are flat.
+        A number beside an array is flat, and so is an array along the iterations of a loop that it
+        is not of.
         """
         shown, wide = len(self._tape.shapes[x]), len(self._tape.shapes[out])
         flat, rank = self.of(x, deepest), len(self._tape.full[out])
         if shown not in (0, wide):
             return (False,) * rank
-        return aligned(flat[:shown], wide, same=True) + aligned(
-            flat[shown:], rank - wide, same=True
-        )
+        return (flat[:shown] or (True,) * wide) + (flat[shown:] or (True,) * (rank - wide))
 
     def _found(self, x: int, deepest: int) -> tuple[bool, ...]:
         tape, e = self._tape, self._tape.writers.get(x)
-        if self.number(x) is not None:
-            return (True,) * len(tape.full[x])
-        if e is not None and deepest:
-            if e.op is MOVE:
-                return self._moved(e, deepest)
-            if e.op in _COPIES or e.kind in _ENTRYWISE:
-                return self._of_all(e, deepest)
-        return self._single(x)
+        flat = [n == 1 or self.number(x) is not None for n in tape.full[x]]
+        if e is None or not deepest or all(flat):
+            return tuple(flat)
+        if e.op is _IOTA:
+            return tuple([a != e.params["dimension"] for a in range(len(flat))])
+        if e.op is MOVE:
+            own, back = self.of(e.ins[0], deepest - 1), {q: a for a, q in e.params["to"].items()}
+            return tuple([q not in back or own[back[q]] for q in range(len(flat))])
+        if e.op in _COPIES or e.kind in _ENTRYWISE:
+            return self._of_all(e, tuple(flat), deepest)
+        return tuple(flat)
 
-    def _single(self, x: int) -> tuple[bool, ...]:
-        """Flat along axes of length 1 alone."""
-        return tuple([n == 1 for n in self._tape.full[x]])
-
-    def _moved(self, e: Equation, deepest: int) -> tuple[bool, ...]:
-        flat, to = self.of(e.ins[0], deepest - 1), e.params["to"]
-        out = [True] * len(self._tape.full[e.out])
-        for a, q in to.items():
-            out[q] = flat[a]
-        return tuple(out)
-
-    def _of_all(self, e: Equation, deepest: int) -> tuple[bool, ...]:
-        """Flat where all operands are.
+    def _of_all(self, e: Equation, single: tuple[bool, ...], deepest: int) -> tuple[bool, ...]:
+        """Flat where all operands are, and along `single` axes, which have length 1.
 
         The last operand comes first, as the first is most often the stream, with the longest past.
         """
-        single = self._single(e.out)
         flat: tuple[bool, ...] = (True,) * len(single)
         for x in reversed(e.ins):
             own = self.along(x, e.out, deepest - 1)
