@@ -8,7 +8,6 @@ from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, EPSILON
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.experts import revote_chosen
-from optax_bnmask.program.uses.indicating import varies
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import (
     DATA,
@@ -184,7 +183,7 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
 
 def _constant_axes(record: Record, x: int, axes: Iterable[int]) -> set[int]:
     """Those of some axes of the result along which an operand is seen not to vary."""
-    return {a for a in axes if not record.is_alike(x) or not varies(record, x, a)}
+    return {a for a in axes if not record.is_alike(x) or record.flat.of(x)[a]}
 
 
 def _beside_constants(record: Record) -> list[View | None]:

@@ -22,12 +22,11 @@ OneHotAxes = Places
 
 _HOT: frozenset[int] = frozenset({0})
 _COLD: frozenset[int] = frozenset()
-_EQUAL, _SCATTER, _IOTA = (compat.primitive(f"{name}_p") for name in ("eq", "scatter", "iota"))
-_DOT = compat.primitive("dot_general_p")
+_EQUAL, _SCATTER, _DOT = (
+    compat.primitive(f"{name}_p") for name in ("eq", "scatter", "dot_general")
+)
 FIRST = {_EQUAL, _SCATTER}
 """Operations that make an indicator of what is none."""
-_SAME = {Kind.VIEW, Kind.CAST, Kind.POWER, Kind.NONLINEAR, Kind.SELECT, Kind.PRODUCT, Kind.SUM}
-"""Kinds whose results vary along an axis only if an operand does."""
 
 
 def read(record: "Record", e: Equation, kind: Kind) -> None:
@@ -62,60 +61,41 @@ def hot_sums(record: "Record", e: Equation, k: int) -> list[int]:
 
 
 def _hot(record: "Record", e: Equation, kind: Kind) -> OneHotAxes:
+    numbers, hot = record.facts.numbers, [record.indicators.get(x, ()) for x in e.ins]
     if e.op is _EQUAL:
-        return _of_comparison(record, e)
+        if any(numbers[x] is not None for x in e.ins):
+            return ()
+        flat = zip(*(record.flat.along(x, e.out) for x in e.ins), strict=True)
+        return tuple(_HOT if a != b else _COLD for a, b in flat)
     if e.op is _SCATTER:
-        is_made = [record.facts.numbers[x] for x in (e.ins[0], e.ins[2])] == [0, 1]
+        is_made = (numbers[e.ins[0]], numbers[e.ins[2]]) == (0, 1)
         return (_HOT,) * len(record.tape.full[e.out]) if is_made else ()
     if kind in (Kind.PRODUCT, Kind.SELECT):
         return _of_factors(record, e)
-    if kind is Kind.JOIN:
-        parts = [record.indicators.get(x, ()) for x in e.ins if _counts(record, x)]
-        return tuple(map(_both, *parts)) if all(map(len, parts)) else ()
-    return _of_first(record, e, kind)
-
-
-def _counts(record: "Record", x: int) -> bool:
-    """Whether a value is no constant."""
-    return x in record.indicators or x in record.views
-
-
-def _of_comparison(record: "Record", e: Equation) -> OneHotAxes:
-    if any(record.facts.numbers[x] is not None for x in e.ins):
-        return ()
-    axes = range(len(record.tape.full[e.out]))
-    x, y = ([_varies_beside(record, e, z, a) for a in axes] for z in e.ins)
-    return tuple(_HOT if a != b else _COLD for a, b in zip(x, y, strict=True))
-
-
-def _varies_beside(record: "Record", e: Equation, x: int, axis: int) -> bool:
-    """Whether an operand may vary along an axis of the result; scalars have no visible ones."""
-    shown, own = (len(record.tape.shapes[z]) for z in (e.out, x))
-    place = axis if own == shown else axis - shown + own
-    seen = (axis >= shown or own == shown) and place < len(record.tape.full[x])
-    return seen and varies(record, x, place)
+    if kind is Kind.JOIN:  # hot where all pieces are, constants aside
+        pieces = [own for x, own in zip(e.ins, hot, strict=True) if own or x in record.views]
+        return tuple(_HOT.intersection(*axes) for axes in zip(*pieces, strict=False))
+    return _of_first(record, e, kind, hot[0])
 
 
 def _of_factors(record: "Record", e: Equation) -> OneHotAxes:
     """One-hot where one operand at least is, and all others are constant along the axis."""
     record.begin(e)
-    out = []
-    for axis in range(len(record.tape.full[e.out])):
-        is_hot, is_same = False, True
-        for k, x in enumerate(e.ins):
-            if _counts(record, x):
-                alike = record.is_alike(x)
-                own = [axis] if alike else [a for a, b in record.to(k).items() if b == axis]
-                here = any(record.indicators[x][a] for a in own if x in record.indicators)
-                is_hot |= here
-                is_same &= here or not any(varies(record, x, a) for a in own)
-        out.append(_HOT if is_hot and is_same else _COLD)
-    return tuple(out)
+    rank = range(len(record.tape.full[e.out]))
+    hot, same = set[int](), set(rank)
+    for k, x in enumerate(e.ins):
+        own = record.indicators.get(x)
+        if own or x in record.views:  # no constant
+            to = {a: a for a in rank} if record.is_alike(x) else record.to(k)
+            here = {q for a, q in to.items() if own and own[a]}
+            hot |= here
+            same -= {q for a, q in to.items() if not record.flat.of(x)[a]} - here
+    return tuple(_HOT if a in hot & same else _COLD for a in rank)
 
 
-def _of_first(record: "Record", e: Equation, kind: Kind) -> OneHotAxes:
-    first, tape = record.indicators.get(e.ins[0]), record.tape
-    if first is None or kind not in (Kind.VIEW, Kind.CAST, Kind.LOOKUP, Kind.REDUCTION):
+def _of_first(record: "Record", e: Equation, kind: Kind, first: OneHotAxes) -> OneHotAxes:
+    tape = record.tape
+    if not first or kind not in (Kind.VIEW, Kind.CAST, Kind.LOOKUP, Kind.REDUCTION):
         return ()
     if e.op is RESHAPE:
         return reshaped(first, tape.shapes[e.ins[0]], tape.shapes[e.out])
@@ -125,26 +105,3 @@ def _of_first(record: "Record", e: Equation, kind: Kind) -> OneHotAxes:
     if e.op is SLICE or (e.op is not MOVE and record.is_alike(e.ins[0])):
         return first
     return moved(first, record.to(0), len(tape.full[e.out]))
-
-
-def _both(*hot: frozenset[int]) -> frozenset[int]:
-    return _HOT if all(hot) else _COLD
-
-
-def varies(record: "Record", x: int, axis: int, depth: int = 12) -> bool:
-    """Whether a value may vary along an axis, as far as a few steps back tell."""
-    tape = record.tape
-    if tape.full[x][axis] == 1 or record.facts.numbers[x] is not None:
-        return False
-    e = tape.writers.get(x)
-    if e is None or depth == 0:
-        return True
-    if e.op is _IOTA:
-        return axis == e.params["dimension"]
-    if e.op is MOVE:
-        to = e.params["to"]
-        inner = [a for a, b in to.items() if b == axis]
-        return any(varies(record, e.ins[0], a, depth - 1) for a in inner)
-    if e.kind in _SAME and all(tape.full[y] == tape.full[x] for y in e.ins):
-        return any(varies(record, y, axis, depth - 1) for y in e.ins)
-    return True

@@ -5,6 +5,7 @@ from typing import Any
 
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import MAY_BE_0
+from optax_bnmask.program.flatness import Flatness
 from optax_bnmask.program.maps import operand_map
 from optax_bnmask.program.registry import SAME, Kind, Law, Map
 from optax_bnmask.program.tape import Equation
@@ -37,6 +38,7 @@ class Record:
     Attributes:
       facts: What is known of the values.
       tape: The program.
+      flat: The axes along which values do not vary.
       gauges: The local scale of the values.
       shapes: The shape of each leaf, by its number.
       seen: What was seen of each leaf.
@@ -55,7 +57,7 @@ class Record:
     law: Law | None
 
     def __init__(self, facts: Facts, shapes: Sequence[Sequence[int]]) -> None:
-        self.facts, self.tape = facts, facts.tape
+        self.facts, self.tape, self.flat = facts, facts.tape, Flatness(facts)
         self.gauges = Gauges(facts)
         self.shapes, flows = shapes, differentiable(self.tape)
         self.moves, self.reached = moved_by_leaves(self.tape, flows), reached(self.tape, flows)

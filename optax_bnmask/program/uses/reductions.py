@@ -4,7 +4,6 @@ from optax_bnmask import compat
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.dimensions import Meeting, Places
-from optax_bnmask.program.uses.indicating import varies
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import (
     NONE,
@@ -73,7 +72,7 @@ def _written_out(record: Record, e: Equation, factor: Factor) -> Meeting | None:
     found: dict[str, frozenset[int]] = dict.fromkeys(("reduction", "output", "batch"), NONE)
     entries = {"reduction": 1, "output": 1, "batch": 1}
     for a, (n, own) in enumerate(zip(tape.full[x], factor.places, strict=True)):
-        kept = "batch" if a >= len(tape.shapes[x]) or varies(record, data, a) else "output"
+        kept = "batch" if a >= len(tape.shapes[x]) or not record.flat.of(data)[a] else "output"
         what = "reduction" if a in e.params["axes"] else kept
         found[what] |= own
         entries[what] *= n if own else 1
