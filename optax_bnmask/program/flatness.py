@@ -62,26 +62,28 @@ class Flatness:
         return (flat[:shown] or (True,) * wide) + (flat[shown:] or (True,) * (rank - wide))
 
     def _found(self, x: int, deepest: int) -> tuple[bool, ...]:
-        tape, e = self._tape, self._tape.writers.get(x)
-        flat = [n == 1 or self.number(x) is not None for n in tape.full[x]]
-        if e is None or not deepest or all(flat):
-            return tuple(flat)
+        full, e = self._tape.full[x], self._tape.writers.get(x)
+        if self.number(x) is not None:
+            return (True,) * len(full)
+        flat = tuple([n == 1 for n in full])
+        if e is None or not deepest:
+            return flat
         if e.op is _IOTA:
             return tuple([a != e.params["dimension"] for a in range(len(flat))])
         if e.op is MOVE:
             own, back = self.of(e.ins[0], deepest - 1), {q: a for a, q in e.params["to"].items()}
             return tuple([q not in back or own[back[q]] for q in range(len(flat))])
         if e.op in _COPIES or e.kind in _ENTRYWISE:
-            return self._of_all(e, tuple(flat), deepest)
-        return tuple(flat)
+            return self._of_all(e, flat, deepest)
+        return flat
 
     def _of_all(self, e: Equation, single: tuple[bool, ...], deepest: int) -> tuple[bool, ...]:
         """Flat where all operands are, and along `single` axes, which have length 1.
 
-        The last operand comes first, as the first is most often the stream, with the longest past.
+        The first operand comes first, as it is most often the stream, which is flat along no axis.
         """
         flat: tuple[bool, ...] = (True,) * len(single)
-        for x in reversed(e.ins):
+        for x in e.ins:
             own = self.along(x, e.out, deepest - 1)
             flat = tuple([a and b for a, b in zip(flat, own, strict=True)])
             if flat == single:

@@ -236,6 +236,14 @@ def in_heads(p, x):
     return jnp.sin(two_pass(h, (0,)).transpose(1, 0, 2))
 
 
+def turned_and_cut(p, x):
+    """Rows in the reverse order, of which some are taken, from a place that data decide."""
+    per_row = p["a"][:, None]
+    one, other = (lax.rev(z, (0,)) for z in (x + per_row + p["b"], x * x + per_row))
+    some = lax.dynamic_slice(one - other, (jnp.argmax(x[:, 0]) // 2, 0), (4, 3))
+    return some - some.mean(0)
+
+
 def positive(p, x):
     return jnp.sin(two_pass(x @ p["w"] + jax.nn.softplus(p["b"]), (0,)))
 
@@ -266,6 +274,7 @@ PROGRAMS = {
     "accumulated in a loop": (accumulated, {"b": (3, 3)}, ()),
     "two branches": (either, {"w": (3, 4), "b": (4,), "c": (4,)}, ("b", "c")),
     "joined": (joined, {"w": (3, 4), "b": (4,), "v": (4, 2), "c": (2,)}, ("b", "c")),
+    "turned and cut": (turned_and_cut, {"a": (8,), "b": (3,)}, ("a", "b")),
     "heads": (in_heads, {"w": (3, 6), "b": (6,)}, ("b",)),
     "a bias through a softplus": (positive, {"w": (3, 4), "b": (4,)}, ("b",)),
     "one number for all logits": (shifted_logits, {"w": (3, 4), "c": ()}, ("c",)),

@@ -1,8 +1,7 @@
 """What adding to a leaf changes, read off the tape: which leaves are dead, and shift axes.
 
 changes.py    changes: what is added, how often, and along which axes it is constant (no JAX)
-flatness.py   the axes along which values do not vary
-candidates.py  which leaves are worth following
+candidates.py   which leaves are worth following
 reading.py    one loop over the tape, and what it found
 entrywise.py, mixing.py, axes.py   the laws, by kind of operation
 """

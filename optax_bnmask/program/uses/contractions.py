@@ -12,14 +12,12 @@ from optax_bnmask.program.uses.lookups import AT, by_a_constant_indicator, is_ar
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import (
     DATA,
-    NONE,
-    Met,
+    Combined,
     View,
     all_of,
     features_of,
-    leaves_of,
     made_by,
-    together,
+    merged,
 )
 from optax_bnmask.vocabulary import Role
 
@@ -58,9 +56,9 @@ def _contraction(record: Record, e: Equation) -> View:
             record.gauges.read(e, record.law)
             return _diagonal(record, e, k)
     record.gauges.start(e.out)
-    out = View(data=x.data or y.data, made=True, features=record.features())
+    out = View(data=x.data or y.data, contracted=True, features=record.features())
     for k, (one, how) in enumerate(zip((x, y), hows, strict=True)):
-        if how or one.met or not one.data:
+        if how or one.combined or not one.data:
             out = _contracted(record, e, k, how, out)
     return out
 
@@ -71,7 +69,7 @@ def _contracted(
     """Adds to the view of a contraction what the operand at `k` brings, and how its leaves meet."""
     one, other = (record.views.get(e.ins[j], DATA) for j in (k, 1 - k))
     owners = set(one.leaves if one.data else (*one.leaves, *one.gains))
-    met, features = dict(out.met), [out.features]
+    combined, features = dict(out.combined), [out.features]
     for number, how in hows.items():
         places = record.moved(k, one.leaves[number])
         if not how.is_same:
@@ -82,23 +80,25 @@ def _contracted(
                 record.revote([number], Role.NORM_SCALE, Role.GAIN, e)
         elif is_lookup(record, e, 1 - k):
             record.vote([number], Role.EMBEDDING, e)
-            met[number] = Met(places, Role.EMBEDDING, e)
+            combined[number] = Combined(places, Role.EMBEDDING, e)
         else:
             record.promote(number, None, _matrices(record, e, k, number, how), e)
     weights = _weights_of_products(record, e, k)
-    features += [made_by(n, record.moved(k, one.met[n].places)) for n in weights]
+    features += [made_by(n, record.moved(k, one.combined[n].places)) for n in weights]
     _keep_columns(record, e, k, one, other)
     owners.update(weights)
-    return out._replace(met=met, owners=out.owners | owners, features=features_of(features))
+    return out._replace(
+        combined=combined, owners=out.owners | owners, features=features_of(features)
+    )
 
 
 def _weights_of_products(record: Record, e: Equation, k: int) -> list[int]:
     """Makes weights of the leaves whose product with data the operand at `k` is; returns these."""
     one, other = (record.views.get(e.ins[j], DATA) for j in (k, 1 - k))
     out = []
-    for number, m in one.met.items():
+    for number, m in one.combined.items():
         applied = other.data or _is_modulated_kernel(e, k, m, other)
-        if not applied or number in other.met or number in other.leaves:
+        if not applied or number in other.combined or number in other.leaves:
             continue
         how = record.meeting(k, m.places, _repeated(m))
         reduction, output = how.reduction - AT, how.output - AT
@@ -126,17 +126,17 @@ def _keep_columns(record: Record, e: Equation, k: int, kernel: View, other: View
             record.revote([number], Role.NORM_SCALE, Role.GAIN, e)
 
 
-def _is_modulated_kernel(e: Equation, k: int, met: Met, other: View) -> bool:
+def _is_modulated_kernel(e: Equation, k: int, met: Combined, other: View) -> bool:
     """Whether a leaf times data is the kernel of a convolution of leaves, before any other data.
 
     So is the first layer of StyleGAN, whose input is learned. In a plain product nothing tells such
     a kernel from gains of several members of an ensemble, ``(x[None] * gain[:, None]) @ kernel``.
     """
     is_kernel = k == 1 and e.source.primitive is _CONVOLUTION
-    return met.modulated and is_kernel and (other.made or bool(other.leaves))
+    return met.modulated and is_kernel and (other.contracted or bool(other.leaves))
 
 
-def _repeated(met: Met) -> Collection[int]:
+def _repeated(met: Combined) -> Collection[int]:
     """The axes along which a leaf that data have modulated is only repeated."""
     return [a for a, own in enumerate(met.places) if not own] if met.modulated else ()
 
@@ -167,7 +167,9 @@ def _with_coefficients(record: Record, e: Equation, k: int) -> View:
     seen = record.along(k) or DATA
     if is_lookup(record, e, 1 - k):
         return seen
-    return View(data=seen.data, made=seen.made, gains=seen.gains, features=seen.features)
+    return View(
+        data=seen.data, contracted=seen.contracted, gains=seen.gains, features=seen.features
+    )
 
 
 def _diagonal(record: Record, e: Equation, k: int) -> View:
@@ -177,7 +179,7 @@ def _diagonal(record: Record, e: Equation, k: int) -> View:
     record.vote(leaves, Role.NORM_SCALE if other.normed == 1 else Role.GAIN, e)
     return View(
         data=other.data,
-        made=other.made,
+        contracted=other.contracted,
         normed=2 if other.normed == 1 else 0,
         gains=other.gains | leaves,
         owners=other.owners | leaves,
@@ -188,7 +190,8 @@ def _diagonal(record: Record, e: Equation, k: int) -> View:
 def opaque(record: Record, e: Equation) -> View:
     """Whatever comes out is data."""
     views = [record.views[x] for x in e.ins if x in record.views]
-    return View(data=any(v.data for v in views), made=any(v.made for v in views))
+    out = merged(views)
+    return View(data=out.data, contracted=out.contracted)
 
 
 def join(record: Record, e: Equation) -> View:
@@ -218,19 +221,15 @@ def _scattered(record: Record, e: Equation, k: int) -> View | None:
 
 
 def _joined(record: Record, e: Equation, views: list[View]) -> View:
-    if all(v.is_pure for v in views):
-        return View(leaves_of(views), data=False)
+    out = merged(views, broad=False)
+    if out.is_pure:
+        return out
     for v in views:
         record.vote(v.leaves, Role.EMBEDDING, e)
     whole = len({v.normed for v in views}) == 1
-    return View(
-        met=together(v.met for v in views),
-        data=any(v.data for v in views),
-        made=any(v.made for v in views),
+    return out._replace(
         normed=views[0].normed if whole else 0,
-        gains=NONE.union(*(v.gains for v in views)),
         owners=views[0].owners.intersection(*(v.owners for v in views)),
-        features=features_of(v.features for v in views),
     )
 
 
@@ -259,5 +258,5 @@ def carried(record: Record, e: Equation, start: View) -> View:
         record.gauges.start_from_nothing(e.out)
     else:
         record.gauges.start(e.out)
-    met = {n: Met(places, None, e) for n, places in start.leaves.items()}
-    return View(met={**start.met, **met}, features=start.features)
+    met = {n: Combined(places, None, e) for n, places in start.leaves.items()}
+    return View(combined={**start.combined, **met}, features=start.features)

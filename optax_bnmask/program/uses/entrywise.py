@@ -12,13 +12,12 @@ from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import (
     DATA,
     NONE,
+    Combined,
     Factor,
-    Met,
     View,
     features_of,
-    leaves_of,
     made_by,
-    together,
+    merged,
 )
 from optax_bnmask.vocabulary import Role
 
@@ -33,21 +32,10 @@ def pointwise(record: Record, e: Equation) -> View:
     A leaf that has met data is still there if it is rounded or cut off, ``clip(w / scale, -1, 1)``,
     and lost in any other function of both: ``exp(dt * a)`` is what `a` does, and no weight.
     """
-    views = beside_their_own(record, record.all_along())
-    first, cut = views[0], e.op in _ROUNDED or e.kind is Kind.EXTREMUM
-    if len(views) == 1 and first.data and not (cut and first.met) and e.op not in _ROOTS:
-        return View(made=first.made, gains=first.gains, features=first.features, broad=first.broad)
-    pure = all(v.is_pure for v in views)
-    out = View(
-        leaves=leaves_of(views) if pure else {},
-        met=together(v.met for v in views) if cut else {},
-        data=any(v.data for v in views),
-        made=any(v.made for v in views),
-        gains=NONE.union(*(v.gains for v in views)),
-        root=0 if record.moves[e.ins[0]] else _ROOTS.get(e.op, 0),
-        broad=all(v.broad for v in views),
-        features=features_of(v.features for v in views),
-    )
+    root = 0 if record.moves[e.ins[0]] else _ROOTS.get(e.op, 0)
+    out = merged(beside_their_own(record, record.all_along()), root=root)
+    if out.combined and not (e.op in _ROUNDED or e.kind is Kind.EXTREMUM):
+        out = out._replace(combined={})
     _keep_gauge(record, e, out)
     return out
 
@@ -78,19 +66,12 @@ def product(record: Record, e: Equation) -> View:
     if x is None or y is None:  # times a constant
         return x or (_inverted(y, e) if y else DATA)
     y = _inverted(y, e)
-    pure = x.is_pure and y.is_pure
-    view = View(
-        leaves=leaves_of((x, y)) if pure else {},
-        met=together((x.met, y.met)),
-        data=x.data or y.data,
-        made=x.made or y.made,
+    view = merged(
+        (x, y),
         normed=_still_normed(record, e, x, y),
-        by=x.by | y.by,
-        gains=x.gains | y.gains,
+        cancelled=x.cancelled | y.cancelled,
         owners=x.owners | y.owners,
         root=x.root or y.root,
-        broad=x.broad and y.broad,
-        features=features_of((x.features, y.features)),
     )
     for factor, other, k in ((x, y, 1), (y, x, 0)):
         if factor.leaves and (not other.is_pure or _is_gain(record, e, factor, other)):
@@ -121,7 +102,7 @@ def _normalised(record: Record, e: Equation, view: View, x: View, y: View) -> Vi
     else:
         return view
     record.revote(folded, Role.GAIN, Role.NORM_SCALE, e)
-    return view._replace(normed=2 if folded else 1, by=by, root=0)
+    return view._replace(normed=2 if folded else 1, cancelled=by, root=0)
 
 
 def _still_normed(record: Record, e: Equation, x: View, y: View) -> int:
@@ -137,7 +118,7 @@ def _still_normed(record: Record, e: Equation, x: View, y: View) -> int:
         return 0 if other.leaves else normed.normed
     given = other.broad and not record.moves[e.ins[k]]
     level = record.gauges.level(e.ins[k])
-    same = bool(level) and all(u in normed.by for u in level)
+    same = bool(level) and all(u in normed.cancelled for u in level)
     return normed.normed if given or same else 0
 
 
@@ -155,7 +136,7 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
     factor, other = factors
     role = Role.NORM_SCALE if other.normed == 1 else Role.GAIN
     record.vote(factor.leaves, role, e)
-    met, linear = dict(view.met), dict[int, Factor]()
+    combined, linear = dict(view.combined), dict[int, Factor]()
     features = [view.features]
     for number, places in factor.leaves.items():
         seen = record.seen[number]
@@ -165,13 +146,13 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
             lacking = _constant_axes(record, e.ins[k], record.own(places, e.out))
             if lacking:
                 features.append(made_by(number, places, lacking))
-            new = Met(places, role, e, modulated=bool(lacking))
+            new = Combined(places, role, e, modulated=bool(lacking))
             data = record.unshifted(e.ins[k]) if factor.piece >= 0 else e.ins[k]
             linear[number] = Factor(places, frozenset({factor.piece}), e.ins[k], data, new)
             if seen.axes > 1:  # with one axis it cannot be summed over and put out
-                met[number] = new
+                combined[number] = new
     return view._replace(
-        met=met,
+        combined=combined,
         factors=linear,
         normed=2 if other.normed == 1 else 0,
         root=other.root,
@@ -226,17 +207,12 @@ def total(record: Record, e: Equation) -> View:
             return _biased(record, e, leaf, other, 1 if leaf is x else 0)
     revote_chosen(record, e, (x, y), Role.BIAS)
     same = record.gauges.are_the_same(e)
-    return View(
-        met=together((x.met, y.met)),
+    return merged(
+        (x, y),
         factors=_taps(record, e, x, y),
-        data=x.data or y.data,
-        made=x.made or y.made,
         normed=_both_normed(record, e, x, y),
-        gains=x.gains | y.gains,
         owners=x.owners & y.owners if not same else x.owners | y.owners,
         centred=e.op is _SUB and not record.moves[e.ins[1]],
-        broad=x.broad and y.broad,
-        features=features_of((x.features, y.features)),
     )
 
 
@@ -259,8 +235,8 @@ def _taps(record: Record, e: Equation, x: View, y: View) -> Mapping[int, Factor]
         a, b = x.factors[leaf], y.factors[leaf]
         shifted = a.at != b.at and a.of == b.of
         if shifted and not a.pieces & b.pieces and -1 not in a.pieces | b.pieces:
-            record.promote(leaf, a.met, None, e)
-            record.promote(leaf, b.met, None, e)
+            record.promote(leaf, a.combined, None, e)
+            record.promote(leaf, b.combined, None, e)
             out[leaf] = a._replace(pieces=a.pieces | b.pieces)
     return out
 
@@ -276,34 +252,25 @@ def _with_constant(record: Record, e: Equation, place: int, view: View) -> View:
         return view._replace(centred=not view.leaves)
     if flags & ANY_DEGREE or (number is not None and abs(number) <= EPSILON):
         return view
-    out = View(
-        view.leaves,
-        view.met,
-        data=view.data,
-        made=view.made,
-        gains=view.gains,
-        shifted=bool(view.leaves),
-        features=view.features,
-    )
+    out = merged([view], shifted=bool(view.leaves))
     _keep_gauge(record, e, out)
     return out
 
 
 def _of_leaves(record: Record, e: Equation, x: View, y: View) -> View:
     """Functions of leaves, added: a bias if one of them is normalised, else one more leaf."""
-    leaves = leaves_of((x, y))
     for bias, other in ((x, y), (y, x)):
         if bias.leaves and not bias.normed and other.normed and bias.leaves != other.leaves:
             record.vote(bias.leaves, Role.NORM_BIAS, e)
-            return View(leaves, data=False, gains=other.gains)
-    return View(leaves, data=False, gains=x.gains | y.gains)
+            return merged((x, y), gains=other.gains)
+    return merged((x, y))
 
 
 def _biased(record: Record, e: Equation, leaf: View, other: View, k: int) -> View:
     """The view of a sum when one summand is a leaf and the other, the operand at `k`, is data."""
-    met, long = dict(other.met), sum(n > 1 for n in record.tape.full[e.out])
+    combined, long = dict(other.combined), sum(n > 1 for n in record.tape.full[e.out])
     for number, places in leaf.leaves.items():
-        if number in met:  # something of its own, ``w + stop_gradient(round(w / s) * s - w)``
+        if number in combined:  # something of its own, ``w + stop_gradient(round(w / s) * s - w)``
             continue
         own = record.own(places, e.out)
         lacking = _constant_axes(record, e.ins[k], own) if len(own) == 1 else NONE
@@ -313,9 +280,13 @@ def _biased(record: Record, e: Equation, leaf: View, other: View, k: int) -> Vie
             for owner in other.owners - {number}:
                 record.biases[owner].add(number)
         if len(own) == long > 1:  # it varies along all axes: perhaps a weight
-            met[number] = Met(places, role, e)
+            combined[number] = Combined(places, role, e)
     return View(
-        met=met, data=other.data, made=other.made, owners=other.owners, features=other.features
+        combined=combined,
+        data=other.data,
+        contracted=other.contracted,
+        owners=other.owners,
+        features=other.features,
     )
 
 

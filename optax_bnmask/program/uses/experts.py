@@ -2,7 +2,7 @@
 
 from optax_bnmask.program.tape import Equation
 from optax_bnmask.program.uses.record import Record
-from optax_bnmask.program.uses.views import Met, View
+from optax_bnmask.program.uses.views import Combined, View
 from optax_bnmask.vocabulary import Role
 
 
@@ -14,11 +14,11 @@ def revote_chosen(record: Record, e: Equation, operands: tuple[View, View], role
     ``gate * scale[expert]``, is a gain.
     """
     for table, other in (operands, operands[::-1]):
-        if not table.owners or table.met.keys() != table.owners:
+        if not table.owners or table.combined.keys() != table.owners:
             continue  # it is more than what was looked up
-        for number, met in table.met.items():
+        for number, met in table.combined.items():
             by_leaves = any(record.depends_on_others(x, number) for x in met.at.ins)
-            if met.role is not Role.EMBEDDING or number in other.met or not by_leaves:
+            if met.role is not Role.EMBEDDING or number in other.combined or not by_leaves:
                 continue
             weights = _with_a_matrix_for_each(record, number, met, other)
             single = record.shapes[number] == _choices(record, number, met)
@@ -29,13 +29,13 @@ def revote_chosen(record: Record, e: Equation, operands: tuple[View, View], role
                     record.biases[weight].add(number)
 
 
-def _choices(record: Record, number: int, met: Met) -> tuple[int, ...]:
+def _choices(record: Record, number: int, met: Combined) -> tuple[int, ...]:
     """The lengths of the axes that a table was looked up along."""
     kept = {a for own in met.places for a in own if a >= 0}
     return tuple(n for a, n in enumerate(record.shapes[number]) if a not in kept)
 
 
-def _with_a_matrix_for_each(record: Record, number: int, met: Met, other: View) -> set[int]:
+def _with_a_matrix_for_each(record: Record, number: int, met: Combined, other: View) -> set[int]:
     """The weights with a matrix for each row of a table, and whose output its rows vary along."""
     axes = [a for a, own in enumerate(met.places) if max(own, default=-1) >= 0]
     made_by = {leaf for a in axes if other.features for leaf, _ in other.features[a]}

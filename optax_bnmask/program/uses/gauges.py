@@ -26,9 +26,9 @@ from optax_bnmask import compat
 from optax_bnmask.program.equations import NOTHING, Form, plus, times
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
-from optax_bnmask.program.maps import regrouped
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
+from optax_bnmask.program.uses.dimensions import reshaped
 from optax_bnmask.program.uses.trails import Trails
 
 _JOINED = compat.primitive("concatenate_p")
@@ -224,14 +224,14 @@ class Gauges:
         gauge = self.of(x)
         if not isinstance(gauge, Pieces):
             return gauge
-        forms = [f for _, f in gauge.gauges if f is not None]
-        if any(f != forms[0] for f in forms):
+        simplest = self._simplest(gauge)
+        if isinstance(simplest, Pieces):
             for y in (x, self.root(x)):
                 self._former.setdefault(y, set()).update(self._unknowns(y))
             self.start(x)
             self._of[self.root(x)] = self._of[x]
             return self.level(x)
-        return forms[0] if forms else None
+        return simplest
 
     def _agreed(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
         """The common gauge of operands, but for constants that stand for 0 or for infinity."""
@@ -302,17 +302,13 @@ class Gauges:
         return self._simplest(Pieces(gauge.axis, tuple(kept)))
 
     def _reshaped(self, e: Equation) -> Gauge:
-        gauge, x = self.of(e.ins[0]), e.ins[0]
+        (x,), gauge = e.ins, self.of(e.ins[0])
         if not isinstance(gauge, Pieces):
             return gauge
         old, new = self.tape.shapes[x], self.tape.shapes[e.out]
-        if gauge.axis >= len(old):
-            return gauge._replace(axis=gauge.axis - len(old) + len(new))
-        for inside, outside in regrouped(old, new):
-            there = [a for a in outside if new[a] > 1]
-            if [a for a in inside if old[a] > 1] == [gauge.axis] and len(there) == 1:
-                return gauge._replace(axis=there[0])
-        return self._even(x)
+        places = reshaped(tuple(frozenset({a}) for a in range(len(self.tape.full[x]))), old, new)
+        there = [q for q, own in enumerate(places) if own == {gauge.axis}]
+        return gauge._replace(axis=there[0]) if len(there) == 1 else self._even(x)
 
 
 _SPECIAL: dict[Any, Callable[[Gauges, Equation], Gauge]] = {

@@ -9,7 +9,7 @@ from optax_bnmask.program.uses.indicating import is_lookup
 from optax_bnmask.program.uses.record import Record
 from optax_bnmask.program.uses.views import (
     DATA,
-    Met,
+    Combined,
     View,
     all_of,
     features_of,
@@ -50,10 +50,10 @@ def lookup(record: Record, e: Equation) -> View:
         return seen._replace(leaves=along, piece=e.out)
     record.gauges.start(e.out)
     record.vote(seen.leaves, Role.EMBEDDING, e)
-    met = {n: Met(_looked_up(record, e, p), Role.EMBEDDING, e) for n, p in seen.leaves.items()}
+    met = {n: Combined(_looked_up(record, e, p), Role.EMBEDDING, e) for n, p in seen.leaves.items()}
     made = (made_by(n, places) for n, places in seen.leaves.items())
     features = features_of([seen.features, *made])
-    return View(met=met, owners=frozenset(met), features=features)
+    return View(combined=met, owners=frozenset(met), features=features)
 
 
 def _arranged(record: Record, e: Equation) -> dict[int, Places] | None:

@@ -15,7 +15,7 @@ An axis of a leaf is followed through the program as an array of its own indices
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,9 +30,6 @@ from optax_bnmask.vocabulary import Block
 _JOINED, _DYNAMIC_SLICE, _REVERSED = (
     compat.primitive(f"{name}_p") for name in ("concatenate", "dynamic_slice", "rev")
 )
-
-_MANY: Final = 1 << 40
-"""Cells are numbered anew before their numbers, which double with each cut, are too large."""
 
 Indices = np.ndarray[Any, Any]
 """For each entry of a value the index of the leaf's axis that it is of; -1 where it is of none. Of
@@ -63,15 +60,12 @@ class _Axis:
 
     def parts(self, starts: Sequence[int]) -> tuple[int, ...]:
         """The number of the part that each of some indices is in, counted as they come."""
-        cells, top = np.zeros(self.size, int), 0
+        cells = np.zeros(self.size, int)
         for inside in self.cuts:
-            cells[inside] += top + 1  # so that they have numbers that none of the rest has
-            top = 2 * top + 1
-            if top > _MANY:
-                cells = np.unique(cells, return_inverse=True)[1]
-                top = int(cells.max())
-        every, cells = np.unique(cells, return_inverse=True)
-        together = np.eye(len(every), dtype=bool)
+            kept = np.zeros(self.size, int)
+            kept[inside] = 1
+            cells = np.unique(2 * cells + kept, return_inverse=True)[1]  # so that these stay small
+        together = np.eye(cells.max() + 1, dtype=bool)
         for one, other in self.met:
             known = (one >= 0) & (other >= 0)
             pair = (np.broadcast_to(x, known.shape)[known] for x in (one, other))

@@ -22,7 +22,7 @@ from optax_bnmask.program.uses.gradients import moved as moved_by_leaves
 from optax_bnmask.program.uses.indicating import OneHotAxes
 from optax_bnmask.program.uses.views import (
     PRECEDENCE,
-    Met,
+    Combined,
     Origins,
     Seen,
     View,
@@ -102,7 +102,7 @@ class Record:
     def promote(
         self,
         number: int,
-        met: Met | None,
+        met: Combined | None,
         how: Meeting | None,
         e: Equation,
         data: Collection[int] = (),
@@ -173,7 +173,7 @@ class Record:
         if view is None:
             return None
         if law is None:  # entry by entry, or nobody knows how
-            view = view if self.is_alike(x) else View(data=view.data, made=view.made)
+            view = view if self.is_alike(x) else View(data=view.data, contracted=view.contracted)
         elif law.maps != SAME or not self.is_alike(x):
             view = self._moved(k, view)
         self._along[k] = view

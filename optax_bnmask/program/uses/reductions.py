@@ -11,6 +11,7 @@ from optax_bnmask.program.uses.views import (
     View,
     features_of,
     made_by,
+    merged,
 )
 from optax_bnmask.vocabulary import Role
 
@@ -27,20 +28,16 @@ def reduction(record: Record, e: Equation) -> View:
         gone = [a for a in e.params["axes"] if record.tape.shapes[e.ins[0]][a] > 1]
         is_norms = Role.NORM_SCALE in record.seen[leaf].roles
         if gone and all(factor.places[a] for a in gone) and not is_norms:
-            record.promote(leaf, factor.met, _written_out(record, e, factor), e, (factor.at,))
+            record.promote(leaf, factor.combined, _written_out(record, e, factor), e, (factor.at,))
             weights[leaf] = record.moved(0, factor.places)
-    if len(views) == 1:
-        (view,) = views
-        features = features_of(made_by(leaf, places) for leaf, places in weights.items())
-        return View(
-            data=view.data,
-            made=view.made or bool(weights),
-            gains=view.gains,
-            owners=frozenset(weights),
-            features=features,
-        )
-    gains = NONE.union(*(v.gains for v in views))
-    return View(data=any(v.data for v in views), made=any(v.made for v in views), gains=gains)
+    out = merged(views)
+    return View(
+        data=out.data,
+        contracted=out.contracted or bool(weights),
+        gains=out.gains,
+        owners=frozenset(weights),
+        features=features_of(made_by(leaf, places) for leaf, places in weights.items()),
+    )
 
 
 def _is_nothing_but_summed(record: Record, x: int) -> bool:

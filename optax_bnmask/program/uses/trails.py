@@ -14,7 +14,7 @@ Few marks are ever asked for. So they are found backwards, from the value that o
 where the unknown starts, which is seldom far, and kept.
 """
 
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
@@ -74,75 +74,89 @@ class Trails:
     ) -> dict[int, Sequence[Mark]]:
         """For each of some unknowns, its mark in each of some values.
 
-        Unknowns are followed back together as long as each operand holds all of them or none: what
-        DenseNet's normalisers read has dozens. Where they were joined, they are parted by their
-        marks there.
+        Unknowns are followed together as long as they can be: what DenseNet's normalisers read
+        has dozens.
 
         Args:
           values: The values.
           unknowns: The unknowns.
           held: For a value, the unknowns that its gauge has, or had.
         """
-        out: dict[int, Sequence[Mark]] = {}
-        groups = [unknowns]
+        out, groups = dict[int, Sequence[Mark]](), [unknowns]
         while groups:
             group = groups.pop()
             if len(group) == 1:
                 (u,) = group
-                out[u] = [self._mark(x, u, held) for x in values]
-            elif parted := self._parted(values, group, held, out):
-                groups += parted
+                out[u] = self._marks_of(values, u, held)
+            else:
+                found, parts = self._of_group(values, group, held)
+                out |= dict.fromkeys(() if parts else group, found)
+                groups += parts
         return out
 
-    def _parted(
-        self, values: Sequence[int], group: Set[int], held: Held, out: dict[int, Sequence[Mark]]
-    ) -> Collection[Set[int]]:
-        """Follows a group back to where it parts; notes its marks if it never does."""
-        marks: dict[int, Mark] = {}
-        found: dict[int, tuple[Equation, list[int]]] = {}
-        waiting = [*values]
-        while waiting:
-            y = waiting.pop()
-            if y in marks or y in found:
-                continue
-            e = self._writers.get(y)
-            own = [(z, held(z)) for z in e.ins] if e else []
-            sources = [z for z, unknowns in own if group <= unknowns]
-            if e and sources and all(group <= u or group.isdisjoint(u) for _, u in own):
-                found[y] = e, sources
-                waiting += sources
+    def _marks_of(self, values: Sequence[int], unknown: int, held: Held) -> list[Mark]:
+        """The mark of one unknown in each of some values, which is kept."""
+        marks = self._marks[unknown]
+
+        def sources(e: Equation) -> list[int]:
+            return [x for x in e.ins if unknown in held(x)]
+
+        for x, e, ins in self._past(values, marks, sources):
+            marks[x] = self._left(e, [marks[y] for y in ins]) if e else _START
+        return [marks[x] for x in values]
+
+    def _of_group(
+        self, values: Sequence[int], group: Set[int], held: Held
+    ) -> tuple[list[Mark], Collection[Set[int]]]:
+        """The mark that several unknowns have in common in each of some values.
+
+        They are followed back to where an operand holds but some of them, and are one by one from
+        there. If they have different marks in that place, they are parted by these.
+        """
+        marks = dict[int, Mark]()
+
+        def sources(e: Equation) -> list[int]:
+            """The operands that hold the group, if the others hold nothing of it."""
+            own = [(x, held(x)) for x in e.ins]
+            parted = any(not (group <= u or group.isdisjoint(u)) for _, u in own)
+            return [] if parted else [x for x, unknowns in own if group <= unknowns]
+
+        for x, e, ins in self._past(values, marks, sources):
+            if e is not None:
+                marks[x] = self._left(e, [marks[y] for y in ins])
                 continue
             alike: dict[Mark, set[int]] = {}
             for u in group:
-                alike.setdefault(self._mark(y, u, held), set()).add(u)
+                mark = self._marks[u].get(x) or self._marks_of([x], u, held)[0]
+                alike.setdefault(mark, set()).add(u)
             if len(alike) > 1:
-                return alike.values()
-            (marks[y],) = alike
-        for y in sorted(found):  # in the order of execution
-            e, sources = found[y]
-            marks[y] = self._left(e, [marks[z] for z in sources])
-        pair = tuple(marks[x] for x in values)
-        out |= dict.fromkeys(group, pair)
-        return ()
+                return [], alike.values()
+            (marks[x],) = alike
+        return [marks[x] for x in values], ()
 
-    def _mark(self, x: int, unknown: int, held: Held) -> Mark:
-        """The mark of one unknown, which is kept."""
-        marks, waiting = self._marks[unknown], [x]
-        found: dict[int, tuple[Equation, list[int]]] = {}
+    def _past(
+        self, values: Iterable[int], known: Collection[int], sources: Callable[..., Sequence[int]]
+    ) -> list[tuple[int, Equation | None, Sequence[int]]]:
+        """What is to be known before some values are, in the order of execution.
+
+        Args:
+          values: The values.
+          known: Those of which it is known already.
+          sources: The operands of an equation that its result hangs on.
+
+        Returns:
+          For each value how it is computed, and its sources; neither if there are none.
+        """
+        waiting = [*values]
+        found: dict[int, tuple[int, Equation | None, Sequence[int]]] = {}
         while waiting:
-            y = waiting.pop()
-            if y not in marks and y not in found:
-                e = self._writers.get(y)
-                sources = [z for z in e.ins if unknown in held(z)] if e else []
-                if e is None or not sources:
-                    marks[y] = _START
-                else:
-                    found[y] = e, sources
-                    waiting += sources
-        for y in sorted(found):  # in the order of execution
-            e, sources = found[y]
-            marks[y] = self._left(e, [marks[z] for z in sources])
-        return marks[x]
+            x = waiting.pop()
+            if x not in known and x not in found:
+                e = self._writers.get(x)
+                ins = sources(e) if e else ()
+                found[x] = (x, e, ins) if ins else (x, None, ())
+                waiting += ins
+        return [found[x] for x in sorted(found)]
 
     def _left(self, e: Equation, marks: Sequence[Mark]) -> Mark:
         """The mark in the result of an equation, from those in its operands.
@@ -170,26 +184,18 @@ class Trails:
 
     def root(self, x: int) -> int:
         """The value that a value equals, up to sign, axes and dtype, or computed once more."""
-        roots, waiting = self._roots, [x]
-        found: dict[int, Equation] = {}
-        while waiting:
-            y = waiting.pop()
-            if y not in roots and y not in found:
-                e = self._writers.get(y)
-                if e is None or not _is_followed(e):
+        roots = self._roots
+        if x not in roots:
+            for y, e, ins in self._past([x], roots, _compared):
+                if e is None:
                     roots[y] = y
-                else:
-                    found[y] = e
-                    waiting += e.ins
-        for y in sorted(found):  # in the order of execution
-            roots[y] = self._root(found[y], [roots[z] for z in found[y].ins])
+                elif e.op in _SAME_VALUE:
+                    roots[y] = roots[ins[0]]
+                else:  # programs compute ``x - mean`` more than once
+                    roots[y] = self._sums.setdefault((e.op, *(roots[z] for z in ins)), y)
         return roots[x]
 
-    def _root(self, e: Equation, roots: Sequence[int]) -> int:
-        """The root of the result of an equation: programs compute ``x - mean`` more than once."""
-        return roots[0] if e.op in _SAME_VALUE else self._sums.setdefault((e.op, *roots), e.out)
 
-
-def _is_followed(e: Equation) -> bool:
-    """Whether `Trails.root` looks behind an equation: a view, or a sum to be compared."""
-    return e.op in _SAME_VALUE or e.kind is Kind.SUM
+def _compared(e: Equation) -> Sequence[int]:
+    """The operands that `Trails.root` looks at: of a view, or of a sum to be compared."""
+    return e.ins if e.op in _SAME_VALUE or e.kind is Kind.SUM else ()
