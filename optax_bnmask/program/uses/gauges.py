@@ -167,8 +167,8 @@ class Gauges:
         gauge = self._by_law(e, law) if law.scales else NOTHING
         if gauge is _LOST:
             self.start(e.out)
-        else:
-            self._of[e.out] = gauge
+        else:  # pieces that a normaliser cancels are alike again
+            self._of[e.out] = self._simplest(gauge) if isinstance(gauge, Pieces) else gauge
 
     def _all_unknowns(self, x: int) -> Set[int]:
         """The unknowns of the gauge of a value, and those that it had before it got another one."""

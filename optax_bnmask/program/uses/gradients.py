@@ -17,16 +17,16 @@ _CUTS = {
 _RULED = {
     compat.primitive(f"{name}_p") for name in ("custom_jvp_call", "custom_vjp_call", "custom_lin")
 }
-"""Functions with derivatives of their own: a ``round`` in one is straight through, most often."""
+"""Functions with derivatives of their own, of which nothing in them tells where they are 0: a
+``round`` in one is straight through, most often, and a ``v > 0`` a spike with a surrogate."""
 
 
 def differentiable(tape: Tape) -> bytearray:
     """A 1 for each value whose derivative by what it is computed from is not 0 everywhere."""
     out = bytearray(len(tape.shapes))
     for e in tape.equations:
-        if tape.floats[e.out] and e.kind is not Kind.UNSCALED:
-            cut = e.op in _CUTS and not any(call.primitive in _RULED for call in e.calls)
-            out[e.out] = not cut
+        smooth = tape.floats[e.out] and e.kind is not Kind.UNSCALED and e.op not in _CUTS
+        out[e.out] = smooth or any(call.primitive in _RULED for call in e.calls)
     for e in tape.equations:
         if e.op is _TRIANGULAR and any(call.primitive is _SOLVE for call in e.calls):
             _uncut(tape, e.ins[0], out)
