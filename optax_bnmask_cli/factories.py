@@ -58,13 +58,17 @@ def _require_no_arguments(factory: str, made: Callable[..., Any]) -> None:
         signature = inspect.signature(made)
     except (TypeError, ValueError):  # what is no function of Python's has no signature
         return
-    try:
-        signature.bind()
-    except TypeError as error:
+    various = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [
+        name
+        for name, one in signature.parameters.items()
+        if one.default is one.empty and one.kind not in various
+    ]
+    if needed:
         raise StructureError(
-            f"{factory!r} must be a function of no arguments. It takes {signature}. Write one that "
-            f"calls it with what it needs."
-        ) from error
+            f"{factory!r} must be a function of no arguments. It takes "
+            f"{' and '.join(map(repr, needed))}. Write one that calls it with what it needs."
+        )
 
 
 _FILES: Final = (".npz", ".npy", ".safetensors", ".msgpack")
@@ -75,6 +79,9 @@ _HERE: Final = Path(__file__).parent
 
 def spelling_advice(subject: str) -> str:
     """How to spell what was meant by something that names no factory."""
+    if ":" not in subject and subject.endswith(".py"):
+        module = subject.removesuffix(".py").replace("/", ".").strip(".")
+        return f"Write '{module}:FACTORY', FACTORY being the function in it to call."
     module, colon, name = subject.removesuffix("()").partition(":")
     if not colon and Path(subject).suffix in _FILES:
         return "Is that the path of the checkpoint?"
@@ -94,8 +101,11 @@ def described_error(error: BaseException) -> str:
         for frame in frames
         if not frame.filename.startswith(sys.prefix) and Path(frame.filename).parent != _HERE
     ]
-    last = (own or frames)[-1]
-    at = f", at {Path(last.filename).name}:{last.lineno} ({last.name})"
+    others = own or [frame for frame in frames if Path(frame.filename).parent != _HERE]
+    at = ""
+    if others:
+        last = others[-1]
+        at = f", at {Path(last.filename).name}:{last.lineno} ({last.name})"
     return f"raised {type(error).__name__}: {first_line(error).rstrip('.')}{at}"
 
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_bnmask.analysis import Analysis
-from optax_bnmask.arguments import described, is_of
+from optax_bnmask.arguments import described, is_array, is_of
 from optax_bnmask.checkpoints import analyze_checkpoint
 from optax_bnmask.errors import StructureError
 from optax_bnmask.frameworks.linen import analyze_linen
@@ -48,15 +48,16 @@ def inspected(
       StructureError: There is no such thing, the factory returns something else, an input or
         argument cannot be read, or an option means nothing here.
     """
-    exists = Path(subject).exists()
+    exists = Path(subject).exists() and not subject.endswith(".py")
     if exists or ":" in subject:
         _refuse_stray(exists, [*inputs, *arguments], [params, stats])
     if exists:
         return analyze_checkpoint(subject, params=params, stats=stats)
     if ":" not in subject:
+        what = "is a module" if subject.endswith(".py") else "does not exist"
         raise StructureError(
             f"What to look at is given as 'package.module:factory' or as the path of a checkpoint. "
-            f"Found {subject!r}, which has no colon and does not exist. {spelling_advice(subject)}"
+            f"Found {subject!r}, which has no colon and {what}. {spelling_advice(subject)}"
         )
     return _traced(subject, inputs, arguments)
 
@@ -83,7 +84,13 @@ def _traced(factory: str, inputs: Sequence[str], arguments: Sequence[str]) -> An
     """The analysis of what a factory makes."""
     make = imported_factory(factory)
     arrays = [_shape(text) for text in inputs]
-    named = dict(_argument(text) for text in arguments)
+    named: dict[str, Any] = {}
+    for name, value in map(_argument, arguments):
+        if name in named:
+            raise StructureError(
+                f"Each --arg must name another argument. {name!r} is given twice. Leave one out."
+            )
+        named[name] = value
     try:
         return _analysis(factory, make, arrays, named)
     except StructureError:
@@ -124,7 +131,9 @@ def _analysis(
 
 def _is_pair(made: Any) -> bool:  # noqa: ANN401 - whatever the user's factory made
     """Whether this is a pair of a function and something else, its parameters."""
-    return isinstance(made, tuple) and len(made) == 2 and callable(made[0])
+    if not isinstance(made, tuple) or len(made) != 2 or not callable(made[0]):
+        return False
+    return not any(is_of(made[0], name, "Module") for name in ("flax.linen", "flax.nnx"))
 
 
 def _in_words(made: Any) -> str:  # noqa: ANN401 - as above
@@ -135,15 +144,21 @@ def _in_words(made: Any) -> str:  # noqa: ANN401 - as above
 
 
 def _made(make: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever the user's factory makes
-    """What the factory makes, with shapes in place of arrays."""
+    """What the factory makes, with shapes in place of the arrays of params."""
     made: list[Any] = []
 
-    def keep() -> Any:  # noqa: ANN401 - the parameters, if there are any
+    def keep() -> list[Any]:
         made.append(make())
-        return made[0][1] if _is_pair(made[0]) else None
+        leaves = jax.tree.leaves(made[0][1]) if _is_pair(made[0]) else ()
+        return list(filter(is_array, leaves))
 
-    params = jax.eval_shape(keep)
-    return (made[0][0], params) if _is_pair(made[0]) else made[0]
+    shapes = iter(jax.eval_shape(keep))
+    if not _is_pair(made[0]):
+        return made[0]
+    fn, params = made[0]
+    leaves, structure = jax.tree.flatten(params)
+    kept = [next(shapes) if is_array(leaf) else leaf for leaf in leaves]
+    return fn, jax.tree.unflatten(structure, kept)
 
 
 def _shape(text: str) -> jax.ShapeDtypeStruct:

@@ -101,4 +101,4 @@ def categories(listed: Collection[str]) -> list[str]:
     """The categories that are listed with commas, those of presets in the place of their names."""
     presets = {"STANDARD": STANDARD, "STRICT": STRICT, "WIDE": WIDE}
     names = [name.strip() for some in listed for name in some.split(",")]
-    return [part for name in names if name for part in presets.get(name, (name,))]
+    return [part for name in names if name for part in presets.get(name.upper(), (name,))]

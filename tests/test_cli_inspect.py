@@ -93,7 +93,7 @@ def test_exempt_may_be_given_twice():
 
 def test_exempt_may_name_a_preset():
     model = ("inspected:linen", "--input", "16,4", "--arg", "train=True")
-    by_name = document(*model, "--exempt", "STANDARD")
+    by_name = document(*model, "--exempt", "standard")
     assert by_name["decays"] == document(*model, "--exempt", "norm,bias")["decays"]
 
 
@@ -171,7 +171,12 @@ def test_inference_mode_is_a_warning_beside_the_report():
         ("inspected:number", [], "must be a function of no arguments"),
         ("inspected:nothing_known", [], "It made 'a string'"),
         ("inspected:swapped", ["--input", "4,4"], "(fn, params). It made (dict, function)"),
-        ("inspected:with_a_width", ["--input", "4,4"], "no arguments. It takes (width). Write"),
+        ("inspected:with_a_width", ["--input", "4,4"], "no arguments. It takes 'width'. Write"),
+        ("inspected:module_and_variables", ["--input", "4,4"], "It made (Linen, dict)"),
+        ("inspected:shapes_as_tuples", ["--input", "4,4"], "Found 4 integers and no array"),
+        ("inspected:words_among_params", ["--input", "4,4"], "'head' is a str"),
+        ("inspected.py", ["--input", "4,4"], "Write 'inspected:FACTORY'"),
+        ("inspected:pair", ["--arg", "power=2", "--arg", "power=3"], "'power' is given twice"),
         ("inspected:linen()", [], "Write 'inspected:linen', if that is what you mean"),
         ("inspected:pair", ["--exempt", "STANDRD", "--input", "16,4"], "Found 'STANDRD'"),
         ("inspected:pair", [], "With no inputs at all it raised TypeError"),

@@ -94,6 +94,18 @@ def swapped():
     return {"kernel": jnp.ones((4, 8))}, _normalised
 
 
+def module_and_variables():
+    return Linen(), {"params": {"kernel": jnp.ones((4, 8))}}
+
+
+def shapes_as_tuples():
+    return _normalised, {"kernel": (4, 8), "head": (8, 2)}
+
+
+def words_among_params():
+    return _normalised, {"kernel": jnp.ones((4, 8)), "head": "head"}
+
+
 def with_a_width(width):
     return nn.Dense(width)
 
