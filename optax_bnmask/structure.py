@@ -244,15 +244,21 @@ def _refuse_strangers(tree: TreeIndex, found: Statistics) -> None:
     if any(path in tree.scopes for path in found.shapes):
         return
     by_shape = {shape: path for path, shape in found.shapes.items()}
-    gains = (scope[name] for scope in tree.scopes.values() for name in scope if name in GAINS)
+    gains = (  # in a flat dict whose keys are joined by dots, too
+        path
+        for scope in tree.scopes.values()
+        for name, path in scope.items()
+        if str(name).rpartition(".")[2] in GAINS
+    )
     for path in gains if by_shape else ():
         where = by_shape.get(np.shape(tree.leaves[path]))
         if where is not None:
             raise StructureError(
                 f"`params` and `batch_stats` must be of one model. None of the {len(found.shapes)} "
                 f"scopes with a 'mean' and a 'var' is a scope of `params`; {where!r} has the shape "
-                f"of {path!r}. Take both from the same `variables`; if those normalisers have no "
-                f"parameters in `params`, leave their statistics out."
+                f"of {path!r}. Take both from the same `variables`, in flat dicts with keys joined "
+                f"by '/'; if those normalisers have no parameters in `params`, leave their "
+                f"statistics out."
             )
 
 

@@ -510,6 +510,10 @@ MISTAKES = {
     "an analysis behind the module": (
         lambda: bnmask.verify_linen(NET, OF_LINEN, VARIABLES, X, key=KEY), TypeError,
         "after the analysis. Found an Analysis behind it. Put it first"),
+    "params joined by dots": (
+        lambda: bnmask.decay_mask({"bn.scale": jnp.ones(4)}, {"bn": {"mean": jnp.ones(4),
+                                                                     "var": jnp.ones(4)}}),
+        StructureError, "'bn' has the shape of 'bn.scale'.* in flat dicts with keys joined by '/'"),
     "a sphere of radius 0": (
         lambda: bnmask.hyperball(0.1, True, radius=0), ValueError, "`radius` must be above 0"),
 }  # fmt: skip
