@@ -14,7 +14,8 @@ A small constant beside a value that scales, ``v + c`` or ``max(v, c)``, is take
   the norms of two vectors under their dot product, that of a kernel alone under its output;
 - where `v` may be exactly 0, so may what is divided, since both come of the same values: ``1 / (d +
   c)`` with distances `d` that may be 0 is about `c`, and so is ``z / (norm(z * mask) + c)``, in the
-  rows that are masked whole;
+  rows that are masked whole. ``z / (segment_sum(norm(z), of, n) + c)[of]`` is not: the sum is 0 for
+  segments without rows, and these divide none;
 - the sum is not carried to the next iteration: there it accumulates, as in a clock ``t += 1e-3``.
 
 Whether `c` really is negligible at somebody's parameters is for `verify` to measure; each one is
@@ -29,11 +30,12 @@ from typing import NamedTuple
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
+from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, MAY_BE_0, NONNEG
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.tape import CARRIED, Equation
 
 _ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
+_SEGMENTS, _LESS = compat.primitive("scatter_add_p"), compat.primitive("lt_p")
 
 _PASSING = {Kind.VIEW, Kind.CAST, Kind.SUM, Kind.SELECT, Kind.JOIN, Kind.EXTREMUM, Kind.POWER}
 """Kinds whose results still hold the sum as a summand or an entry, or a power of it."""
@@ -60,6 +62,7 @@ class Use(NamedTuple):
       others: The other factors.
       shared: Whether several entries of these meet one entry of the sum.
       rooted: Whether a root was taken on the way.
+      places: Where it was looked up on the way, if it was.
     """
 
     at: int
@@ -67,6 +70,7 @@ class Use(NamedTuple):
     others: tuple[int, ...]
     shared: bool = False
     rooted: bool = False
+    places: int | None = None
 
 
 class Epsilons:
@@ -107,8 +111,13 @@ class Epsilons:
             return True
         return (nonneg or e.op in (_ADD, _SUB)) and any(
             bool(others)
-            and (use.shared or self._is_of_another_kind(factors, others))
-            and (not may_be_0 or self._are_0_together(factors, beside, others))
+            and (
+                self._are_of_segments(factors, use.places, others)
+                or (
+                    (use.shared or self._is_of_another_kind(factors, others))
+                    and (not may_be_0 or self._are_0_together(factors, beside, others))
+                )
+            )
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
@@ -136,10 +145,12 @@ class Epsilons:
             power, others = -power, (*others, e.ins[0])
         elif kind in _FACTORS and power != 1 and e.ins[0] != e.ins[1]:
             others += tuple(y for y in e.ins if y != x) if kind is Kind.PRODUCT else ()
+        elif kind is Kind.LOOKUP and e.ins[0] == x and use.places is None:
+            return use._replace(at=e.out, places=e.ins[1])
         elif kind not in _SEEN:
             return None
         shared = use.shared or self._size(e.out) > self._size(x)
-        return Use(e.out, power, others, shared, rooted)
+        return Use(e.out, power, others, shared, rooted, use.places)
 
     def _power_of(self, e: Equation) -> Number:
         """The power that an equation takes its operand to; 0 if that is not known."""
@@ -225,6 +236,54 @@ class Epsilons:
         of_loops = all(self._kind(self.tape.writers.get(f)) is Kind.LOOP for f in factors)
         zeros = divided if of_loops else [x for x in divided if self.facts.may_be_zero(x)]
         return any(self._are_near(divisor, [x]) for x in zeros)
+
+    def _are_of_segments(self, factors: list[int], places: int | None, divided: list[int]) -> bool:
+        """Whether a divisor is made of sums over segments, each of which divides its own rows.
+
+        Args:
+          factors: The factors of the divisor.
+          places: Where it is looked up once the constant is added to it, if it is.
+          divided: What is divided.
+        """
+        facts = self.facts
+
+        def is_beside(rows: int | None) -> bool:
+            """Whether these are computed of what is divided, and 0 only where that may be."""
+            return rows is not None and any(
+                self._are_near([rows], [y])
+                and (facts.may_be_zero(y) or not facts.flags[rows] & MAY_BE_0)
+                for y in divided
+            )
+
+        ours = [f for f in factors if facts.depends[f]]
+        return bool(ours) and all(is_beside(self._rows_summed(f, places)) for f in ours)
+
+    def _rows_summed(self, x: int, places: int | None) -> int | None:
+        """The rows that a value is the sum of, over the segment of each row; else `None`."""
+        e = self.tape.writers.get(x)
+        if e is not None and e.kind is Kind.LOOKUP and places is None:
+            e, places = self.tape.writers.get(e.ins[0]), e.ins[1]
+        if e is None or e.op is not _SEGMENTS or places is None:
+            return None
+        start, of, rows = e.ins
+        same = self.facts.numbers[start] == 0 and self._indexed(of) == self._indexed(places)
+        return rows if same else None
+
+    def _indexed(self, x: int) -> int:
+        """The indices as they were given, before ``where(i < 0, i + n, i)``."""
+        writers = self.tape.writers
+        while (e := writers.get(x)) is not None:
+            if e.kind is Kind.SELECT:
+                which, given = e.ins[:2]
+                test, never = writers.get(which), self.facts.flags[which] & ANY_DEGREE
+                if not never and (test is None or test.op is not _LESS or test.ins[0] != given):
+                    break
+                x = given
+            elif e.kind in (Kind.VIEW, Kind.CAST):
+                x = e.ins[0]
+            else:
+                break
+        return x
 
     def _are_near(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
         """Whether two sets of values, with their nearest ancestors, have a value in common."""

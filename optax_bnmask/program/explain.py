@@ -16,7 +16,7 @@ from optax_bnmask.program.exponents import Degree
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.registry import AGREE, Kind
 from optax_bnmask.program.running import Running
-from optax_bnmask.program.shifts import Flatness, Shifts
+from optax_bnmask.program.shifts import Shifts
 from optax_bnmask.program.shifts.candidates import Candidates
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries
@@ -65,11 +65,11 @@ class Explainer:
         """By path, the axes along which the same may be added to a leaf, and no output changes."""
         tape = Tape(self.program)
         facts = Facts(tape)
-        read, flat = uses(facts, self.program.inputs, self.program.shapes), Flatness(facts)
+        read = uses(facts, self.program.inputs, self.program.shapes)
         dead = [x for x, i in tape.leaves.items() if i in self.dead]
         found: dict[str, tuple[int, ...]] = {}
-        for starts in Candidates(facts, read, flat).along_axes(dead):
-            for x, axis in Shifts(flat, starts).harmless:
+        for starts in Candidates(facts, read, read.flat).along_axes(dead):
+            for x, axis in Shifts(read.flat, starts).harmless:
                 path = self.program.paths[tape.leaves[x]]
                 found[path] = tuple(sorted({*found.get(path, ()), axis or 0}))
         return dict(sorted(found.items()))

@@ -14,7 +14,7 @@ from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import LeafExponents, free_parts, leaf_exponents
 from optax_bnmask.program.rules import load
 from optax_bnmask.program.running import means_of_one, running_statistics
-from optax_bnmask.program.shifts import Flatness, Shifts
+from optax_bnmask.program.shifts import Shifts
 from optax_bnmask.program.shifts.candidates import Candidates
 from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
@@ -57,8 +57,7 @@ def _analysis_of(program: Program) -> Analysis:
         )
     everything = Facts(tape)
     uses = uses_of(everything, program.inputs, program.shapes)
-    flat = Flatness(everything)
-    shifts = Shifts(flat, Candidates(everything, uses, flat).anything())
+    shifts = Shifts(uses.flat, Candidates(everything, uses, uses.flat).anything())
     dead = cancellations(shifts)
     facts = Facts(tape, zeros=dead) if dead else everything
     axes = Axes(facts)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.ops import segment_sum
 
 from tests.support.program.roles import (
     X,
@@ -76,7 +77,15 @@ def over_the_unmasked(p, x, mask):
     return z / row(jnp.sqrt((column(mask) * z**2).sum(0) / n + 1e-5))
 
 
+def by_segments(p, x, of):
+    """The nodes of each graph, normalised over the graph."""
+    h = x @ p["w"]
+    z = h - (segment_sum(h, of, 3) / column(segment_sum(jnp.ones(6), of, 3)))[of]
+    return z * lax.rsqrt(segment_sum(z * z, of, 3) + 1e-5)[of]
+
+
 NORMALISERS = {
+    "by segments": (by_segments, {}, X, shape(6, dtype="int32")),
     "layer norm": (lambda p, x: layer_norm(x @ p["w"]), {}, X),
     "by size": (lambda p, x: (h := x @ p["w"]) / root_mean_square(h), {}, X),
     "by magnitudes": (lambda p, x: (h := x @ p["w"]) / spread(jnp.abs(h).sum(-1), -1, h), {}, X),
@@ -176,6 +185,30 @@ def test_a_normaliser_is_one_however_it_is_spelt(name):
 
     params = {k: shape(*s) for k, s in SIZES.items()}
     check(fn, params, X, gamma="norm_scale", beta="norm_bias", w="weight", head="weight")
+
+
+def test_what_is_joined_before_a_normaliser_is_normalised_by_it():
+    def fn(p, x):
+        token = jnp.broadcast_to(p["token"], (2, 1, 5))
+        h = jnp.concatenate([token, (x @ p["w"]).reshape(2, 3, 5)], 1)
+        scale = spread(lax.rsqrt(h.var(-1) + 1e-6), -1, h) * jnp.broadcast_to(p["gamma"], h.shape)
+        return jnp.tanh(centred(h) * scale + jnp.broadcast_to(p["beta"], h.shape)) @ p["head"]
+
+    params = {k: shape(*s) for k, s in {**SIZES, "token": (5,)}.items()}
+    check(fn, params, X, gamma="norm_scale", beta="norm_bias", token="embedding")
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_learned_queries_are_normalised_too(queries):
+    def fn(p, x):
+        q = jnp.broadcast_to(p["q"], (6, queries, 5))
+        gain, shift = (jnp.broadcast_to(p[name], q.shape) for name in ("gamma", "beta"))
+        q = (layer_norm(q) * gain + shift) @ p["v"]
+        return jnp.einsum("bqd,bd->bq", q, jnp.tanh(x @ p["w"]))
+
+    sizes = {**SIZES, "q": (queries, 5), "v": (5, 5)}
+    params = {k: shape(*s) for k, s in sizes.items() if k != "head"}
+    check(fn, params, X, gamma="norm_scale", beta="norm_bias", v="weight", w="weight")
 
 
 def test_of_two_gains_in_a_row_the_first_is_the_norms():

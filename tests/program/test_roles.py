@@ -274,6 +274,23 @@ def test_a_rounding_with_a_derivative_of_its_own_lets_gradients_through():
     assert not analysis["b"].reached
 
 
+@pytest.mark.parametrize("rule", ["jvp", "vjp"])
+def test_a_surrogate_gradient_comes_through_a_spike(rule):
+    def spike(x):
+        return (x > 0).astype(x.dtype)
+
+    if rule == "jvp":
+        spike = jax.custom_jvp(spike)
+        spike.defjvp(lambda x, t: (spike(*x), t[0] / (1 + x[0] ** 2)))
+    else:
+        spike = jax.custom_vjp(spike)
+        spike.defvjp(lambda x: (spike(x), x), lambda x, g: (g / (1 + x**2),))
+    params = {"w": shape(4, 8), "head": shape(8, 2)}
+    analysis = bnmask.analyze(lambda p, x: spike(x @ p["w"]) @ p["head"], params, X)
+    assert analysis["w"].reached
+    assert set(analysis.decay_mask().decayed) == {"w", "head"}
+
+
 def test_heads_inputs_and_hidden_weights_are_told_by_the_flow_of_the_data():
     def fn(p, x):
         h = jnp.tanh(x @ p["zz"] + p["table"][jnp.zeros(6, int)])

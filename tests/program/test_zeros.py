@@ -12,6 +12,7 @@ X, W = RNG.normal(size=(12, 4)), RNG.normal(size=(4, 3))
 MASK = np.array([1.0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 1, 1])[:, None]
 EDGES = (RNG.random((12, 12)) < 0.3) * 1.0
 EDGES[2] = 0  # a node without neighbours
+GRAPHS = np.array([0, 0, 2, 3, 2, 3, 3, 3, 2, 5, 5, 5])  # 2 is masked whole, 1 and 4 have no nodes
 TINY = 1e-14
 
 
@@ -25,6 +26,11 @@ def norm(z):
 
 def guarded(s):
     return jnp.where(s > 0, s, 1.0)
+
+
+def of_graphs(y):
+    """What is added up over each graph, for each of its nodes."""
+    return jax.ops.segment_sum(y, GRAPHS, 6)[GRAPHS]
 
 
 def of_its_norm(y):
@@ -56,6 +62,30 @@ MOVING = {
     "a few rectified, guarded": lambda z: z / guarded(jax.nn.relu(z).sum(-1, keepdims=True)),
     "a mask by einsum": lambda z: of_its_mean(guarded(norm(jnp.einsum("t,td->td", MASK[:, 0], z)))),
     "neighbours, with an epsilon": lambda z: z / (norm(EDGES @ z) + TINY),
+    "graphs of masked nodes": lambda z: z / jnp.sqrt(of_graphs(z * z * MASK) + TINY),
+    "graphs of masked nodes, guarded": lambda z: z / guarded(of_graphs(jnp.abs(z * MASK))),
+    "another order of graphs": lambda z: (
+        z / jnp.sqrt(jax.ops.segment_sum(z * z, GRAPHS, 6)[(GRAPHS + 1) % 6] + TINY)
+    ),
+    "another order of graphs, last": lambda z: (
+        z / jnp.sqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY)[(GRAPHS + 1) % 6]
+    ),
+    "graphs of masked nodes, last": lambda z: (
+        z / jnp.sqrt(jax.ops.segment_sum(z * z * MASK, GRAPHS, 6) + TINY)[GRAPHS]
+    ),
+    "no graph for masked nodes": lambda z: (
+        z
+        * jax.lax.rsqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY)[
+            jnp.where(MASK[:, 0] > 0, GRAPHS, 1)
+        ]
+    ),
+    "another graph for masked nodes": lambda z: (
+        z
+        * jax.lax.rsqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY)[
+            jnp.where(MASK[:, 0] == 0, 1, GRAPHS)
+        ]
+    ),
+    "all graphs": lambda z: z.sum() / jnp.sqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY),
     "neighbours, guarded": lambda z: z / guarded(EDGES @ jnp.abs(z)),
     "a part of a transform that is real": lambda z: of_its_imaginary_part(jnp.fft.rfft(z)),
 }
@@ -68,6 +98,13 @@ STILL = {
     "the masked itself": lambda z: z * MASK / (norm(z * MASK) + TINY),
     "rectified and normalised": lambda z: of_its_norm(jax.nn.relu(z)),
     "neighbours, normalised": lambda z: of_its_norm(EDGES @ z),
+    "graphs, with a root of their own": lambda z: (
+        z * jax.lax.rsqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY)[GRAPHS]
+    ),
+    "graphs": lambda z: z / jnp.sqrt(of_graphs(z * z) + TINY),
+    "graphs of masked nodes, masked": lambda z: (
+        z * MASK / jnp.sqrt(of_graphs((z * MASK) ** 2) + TINY)
+    ),
     "a spread about a mean": lambda z: (
         (z - z.mean(-1, keepdims=True)) / guarded(jnp.std(z, -1, keepdims=True))
     ),

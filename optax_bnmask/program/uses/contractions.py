@@ -19,7 +19,7 @@ from optax_bnmask.program.uses.views import (
     made_by,
     merged,
 )
-from optax_bnmask.vocabulary import Role
+from optax_bnmask.vocabulary import NORMS, Role
 
 _CONVOLUTION = compat.primitive("conv_general_dilated_p")
 _SCATTERS = {
@@ -81,7 +81,7 @@ def _contracted(
         elif is_lookup(record, e, 1 - k):
             record.vote([number], Role.EMBEDDING, e)
             combined[number] = Combined(places, Role.EMBEDDING, e)
-        else:
+        elif one.data or NORMS.isdisjoint(record.seen[number].roles):  # of a learned query's norm
             record.promote(number, None, _matrices(record, e, k, number, how), e)
     weights = _weights_of_products(record, e, k)
     features += [made_by(n, record.moved(k, one.combined[n].places)) for n in weights]

@@ -123,12 +123,16 @@ def _still_normed(record: Record, e: Equation, x: View, y: View) -> int:
 
 
 def _is_gain(record: Record, e: Equation, factor: View, other: View) -> bool:
-    """Whether a factor is the same along an axis along which the other one, leaves, is not."""
+    """Whether a factor of leaves is a gain of the other one, leaves as well.
+
+    It is the same along an axis along which the other is not; or both vary along one axis, and the
+    other was normalised, as a single learned query before its norm's gain.
+    """
     one, two = (
         {a for places in v.leaves.values() for a in record.own(places, e.out)}
         for v in (factor, other)
     )
-    return one < two
+    return one < two or (len(one) == 1 and one == two and bool(other.normed > factor.normed))
 
 
 def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View, View]) -> View:

@@ -48,7 +48,8 @@ def lookup(record: Record, e: Equation) -> View:
     knows_data = record.facts.depends_on_data[e.ins[1]]
     if seen.leaves and not knows_data and (along := _arranged(record, e)) is not None:
         return seen._replace(leaves=along, piece=e.out)
-    record.gauges.start(e.out)
+    if seen.leaves:  # rows of what is computed, such as the size of each graph, keep their gauge
+        record.gauges.start(e.out)
     record.vote(seen.leaves, Role.EMBEDDING, e)
     met = {n: Combined(_looked_up(record, e, p), Role.EMBEDDING, e) for n, p in seen.leaves.items()}
     made = (made_by(n, places) for n, places in seen.leaves.items())

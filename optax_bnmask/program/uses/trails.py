@@ -30,6 +30,8 @@ _SAME_VALUE = {
 _EVEN = {compat.primitive("square_p"), compat.primitive("abs_p")}
 _POWERS = {compat.primitive("integer_pow_p"), compat.primitive("pow_p")}
 _REDUCING = {Kind.REDUCTION, Kind.CONTRACTION, Kind.LOOP}
+_SEGMENTS = compat.primitive("scatter_add_p")
+"""A sum over the rows of each segment: reduced, too."""
 _PRODUCTS = {Kind.PRODUCT, Kind.CONTRACTION}
 
 
@@ -171,7 +173,7 @@ class Trails:
             is_size = is_size or self.root(e.ins[0]) == self.root(e.ins[1])
         elif kind is Kind.POWER:
             is_size = is_size or self._is_even(e)
-        reduced += kind in _REDUCING
+        reduced += kind in _REDUCING or e.op is _SEGMENTS
         first = marks[0]
         return first if first == (reduced, is_size) else Mark(reduced, is_size)
 
