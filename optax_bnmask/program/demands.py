@@ -131,13 +131,13 @@ class Axes:
         if m is None or x not in self.of:
             return None
         is_alike = tape.shapes[x] == tape.shapes[e.out]  # but perhaps for hidden axes
-        if m == SAME and is_alike and len(tape.full[x]) == len(tape.full[e.out]):
+        if m is SAME and is_alike and len(tape.full[x]) == len(tape.full[e.out]):
             return SAME
         return operand_map(tape, e, k, m)
 
     def _mapped(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a plan
         """The plan of an equation by its law: operands share the axes of the result."""
-        shared = self._shared(e) if law.maps == SAME else None
+        shared = self._shared(e) if law.maps is SAME else None
         if shared is not None:
             maps, axes = [SAME if x in self.of else None for x in e.ins], shared
         else:
@@ -177,7 +177,7 @@ class Axes:
     def _not_unified(self, axes: list[Any], own: Sequence[Atom], m: Any) -> set[int]:  # noqa: ANN401 - a map
         """Unifies axes of an operand with those of the result; returns those where that fails."""
         refused: set[int] = set()
-        for q, r in m.items() if m != SAME else enumerate(range(len(own))):
+        for q, r in m.items() if m is not SAME else enumerate(range(len(own))):
             if axes[r] is None:
                 axes[r] = own[q]
             elif not self._are_unified(axes[r], own[q]):
@@ -288,7 +288,7 @@ _SPECIAL: Mapping[Any, Any] = {
 
 
 def _without(m: Any, refused: set[int], rank: int) -> Map:  # noqa: ANN401 - a map, or `SAME`
-    pairs = {q: q for q in range(rank)} if m == SAME else m
+    pairs = {q: q for q in range(rank)} if m is SAME else m
     return {q: r for q, r in pairs.items() if r not in refused}
 
 

@@ -96,8 +96,15 @@ def free_parts(
         if not any(part.components for parts in leaf.axes for part in parts):
             continue  # it scales as a whole or not at all, which is no question of parts
         alone = _without_others(holders, leaf, {i, *biases[i]})
+        even = alone.copy()
+        for form in leaf.varying():
+            even.zero(form)
+        is_whole_free = bool(even.resolve(leaf.level))
         for axis, parts in enumerate(leaf.axes):
-            free = _free(alone, leaf, axis) if sum(p.size for p in parts) > 1 else ()
+            if len(parts) > 1:
+                free = _free(alone, leaf, axis)
+            else:
+                free = parts if is_whole_free and parts[0].size > 1 else ()
             ranges = [Block(p.start, p.start + p.size, _block(alone, leaf, p)) for p in free]
             if ranges:
                 out.setdefault(i, {})[axis] = ranges

@@ -20,11 +20,11 @@ def operand_map(tape: Tape, e: Equation, k: int, m: Any) -> Map:  # noqa: ANN401
         return m or {}
     x = e.ins[k]
     shown, wide = len(tape.shapes[x]), len(tape.shapes[e.out])
-    if m == SAME and shown == wide:  # axes of length 1 may grow, or be joined
+    if m is SAME and shown == wide:  # axes of length 1 may grow, or be joined
         pairs = zip(tape.full[x], tape.full[e.out], strict=False)
         joined = e.kind is Kind.JOIN
         return {a: a for a, (old, new) in enumerate(pairs) if old == new or joined}
-    visible = {} if m == SAME else m  # none of a number beside an array
+    visible = {} if m is SAME else m  # none of a number beside an array
     if not tape.hidden[x]:
         return visible
     return {**visible, **{shown + j: wide + j for j in range(len(tape.hidden[x]))}}

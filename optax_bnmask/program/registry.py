@@ -104,7 +104,7 @@ class Law:
 
     def map_of(self, place: int) -> Any:  # noqa: ANN401 - a map, `SAME` or `None`
         """The map of an operand; `None` if its scale does not matter."""
-        if self.maps == SAME:
+        if self.maps is SAME:
             return SAME
         return self.maps[place] if place < len(self.maps) else None
 

@@ -174,7 +174,7 @@ class Solution:
     def _by_law(self, e: Equation, plan: Plan) -> Degree:
         law = plan.law
         operands = [
-            None if m is None else self.degrees[x] if m == SAME else self._moved(x, m, plan)
+            None if m is None else self.degrees[x] if m is SAME else self._moved(x, m, plan)
             for x, m in zip(e.ins, plan.maps, strict=True)
         ]
         if law.pinned:

@@ -221,7 +221,7 @@ def _scattered(record: Record, e: Equation, k: int) -> View | None:
 
 
 def _joined(record: Record, e: Equation, views: list[View]) -> View:
-    out = merged(views, broad=False)
+    out = merged(views)._replace(broad=False)
     if out.is_pure:
         return out
     for v in views:

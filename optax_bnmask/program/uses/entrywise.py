@@ -266,7 +266,7 @@ def _of_leaves(record: Record, e: Equation, x: View, y: View) -> View:
     for bias, other in ((x, y), (y, x)):
         if bias.leaves and not bias.normed and other.normed and bias.leaves != other.leaves:
             record.vote(bias.leaves, Role.NORM_BIAS, e)
-            return merged((x, y), gains=other.gains)
+            return merged((x, y))._replace(gains=other.gains)
     return merged((x, y))
 
 

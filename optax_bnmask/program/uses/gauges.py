@@ -210,7 +210,7 @@ class Gauges:
     def _moved(self, e: Equation, law: Law, k: int, gauge: Gauge) -> Gauge:
         """The gauge of an operand along the axes of the result."""
         m = law.map_of(k)
-        if not isinstance(gauge, Pieces) or m == SAME:
+        if not isinstance(gauge, Pieces) or m is SAME:
             return gauge
         shown = len(self.tape.shapes[e.ins[k]])
         if gauge.axis >= shown and e.op not in (MOVE, COLLECT):

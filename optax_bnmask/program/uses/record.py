@@ -174,7 +174,7 @@ class Record:
             return None
         if law is None:  # entry by entry, or nobody knows how
             view = view if self.is_alike(x) else View(data=view.data, contracted=view.contracted)
-        elif law.maps != SAME or not self.is_alike(x):
+        elif law.maps is not SAME or not self.is_alike(x):
             view = self._moved(k, view)
         self._along[k] = view
         return view

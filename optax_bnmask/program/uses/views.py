@@ -127,25 +127,42 @@ def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
     )
 
 
-def merged(views: Sequence[View], **more: Any) -> View:  # noqa: ANN401 - fields of a `View`
+def merged(
+    views: Sequence[View],
+    *,
+    factors: Mapping[int, Factor] = {},
+    normed: int = 0,
+    cancelled: frozenset[int] = NONE,
+    owners: frozenset[int] = NONE,
+    shifted: bool = False,
+    centred: bool = False,
+    root: int = 0,
+) -> View:
     """The view of what is computed from several values entry by entry.
 
     Functions of leaves alone are still those leaves. What else is normalised, say, or an owner's
-    output, each operation knows for itself and says in `more`.
+    output, each operation knows for itself and says by name, as in `View`.
     """
     data = contracted = False
     broad, gains = True, NONE
     for v in views:
         data, contracted, broad = data or v.data, contracted or v.contracted, broad and v.broad
         gains = gains | v.gains if v.gains else gains
-    fields: dict[str, Any] = {"broad": broad, "gains": gains, **more}
     return View(
-        leaves=_NO_LEAVES if data or contracted else leaves_of(views),
-        combined=together([v.combined for v in views]),
-        features=features_of([v.features for v in views]),
-        data=data,
-        contracted=contracted,
-        **fields,
+        _NO_LEAVES if data or contracted else leaves_of(views),
+        together([v.combined for v in views]),
+        factors,
+        features_of([v.features for v in views]),
+        broad,
+        data,
+        contracted,
+        normed,
+        cancelled,
+        gains,
+        owners,
+        shifted,
+        centred,
+        root,
     )
 
 
