@@ -198,6 +198,40 @@ def test_what_is_joined_before_a_normaliser_is_normalised_by_it():
     check(fn, params, X, gamma="norm_scale", beta="norm_bias", token="embedding")
 
 
+def by_fast_variance(h, gain):
+    """As Flax computes it: squares are summed before values are."""
+    squares = (h * h).mean(-1)
+    mean = h.mean(-1)
+    scale = spread(lax.rsqrt(squares - mean**2 + 1e-6), -1, h) * jnp.broadcast_to(gain, h.shape)
+    return (h - spread(mean, -1, h)) * scale
+
+
+def by_roots_of_squares(h, gain):
+    return h * spread(lax.rsqrt((h * h).mean(-1) + 1e-6), -1, h) * jnp.broadcast_to(gain, h.shape)
+
+
+@pytest.mark.parametrize("norm", [by_fast_variance, by_roots_of_squares])
+@pytest.mark.parametrize(
+    "joined",
+    [
+        lambda p, x: jnp.concatenate([x @ p["v"], x @ p["w"]], -1),
+        lambda p, x: jnp.concatenate([x[:, :3], x @ p["w"]], -1),
+        lambda p, x: jnp.concatenate([jnp.tanh(x @ p["v"]), x @ p["w"], x[:, :2]], -1)[:, 2:],
+        lambda p, x: jnp.stack([x @ p["w"], jnp.tanh(x @ p["w"])], -1).reshape(6, 10),
+    ],
+    ids=["two kernels", "with the input", "and cut", "stacked"],
+)
+def test_a_normaliser_over_the_joint_is_one(norm, joined):
+    def fn(p, x):
+        h = joined(p, x)
+        return jnp.tanh(norm(h, p["gamma"]) + row(p["beta"])).sum(-1)
+
+    sizes = {"w": (4, 5), "v": (4, 3)}
+    width = jax.eval_shape(joined, {k: shape(*s) for k, s in sizes.items()}, X).shape[-1]
+    params = {k: shape(*s) for k, s in {**sizes, "gamma": (width,), "beta": (width,)}.items()}
+    check(fn, params, X, gamma="norm_scale", beta="norm_bias", w="weight")
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 def test_learned_queries_are_normalised_too(queries):
     def fn(p, x):

@@ -4,7 +4,9 @@ The *gauge* of a value says how it scales with the inputs, contractions and nonl
 it: a form in unknown scales, of which each of these has one of its own. Where summands disagree, a
 new unknown starts. Values that were joined keep the gauge of each piece along the axis of the
 joint, so that statistics which are stacked, averaged and taken apart again are still what they
-were.
+were. Once something is summed over the joint, all that was computed from the joined value has one
+unknown instead, which starts there: ``z = concatenate([a, b])`` has one, and ``z * z`` its double,
+whichever of them is summed first.
 
 A *normaliser* is a quotient in which an unknown cancels, and whose divisor is a size of what it
 divides, that is
@@ -23,7 +25,7 @@ from collections.abc import Callable, Set
 from typing import Any, Final, NamedTuple
 
 from optax_bnmask import compat
-from optax_bnmask.program.equations import NOTHING, Form, plus, times
+from optax_bnmask.program.equations import NOTHING, Form, plus, quotient, times
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
@@ -43,10 +45,18 @@ class Pieces(NamedTuple):
     Attributes:
       axis: The axis.
       gauges: The length and the gauge of each piece.
+      joint: The value that was joined, whose pieces' gauges times one number, plus one form for
+        all, these are.
     """
 
     axis: int
     gauges: tuple[tuple[int, Form | None], ...]
+    joint: int = -1
+
+    @property
+    def forms(self) -> list[Form | None]:
+        """The gauge of each piece."""
+        return [form for _, form in self.gauges]
 
 
 Gauge = Form | Pieces | None
@@ -63,15 +73,22 @@ def _product(a: Form | None, b: Form | None, *, k: Any) -> Form | None:  # noqa:
 def _piecewise(a: Gauge, b: Gauge, f: Callable[..., Any]) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
     """A function of two gauges, piece by piece; `_LOST` where the pieces are others."""
     if isinstance(a, Pieces):
-        other = b if isinstance(b, Pieces) else Pieces(a.axis, tuple((n, b) for n, _ in a.gauges))
+        other = b if isinstance(b, Pieces) else a._replace(gauges=_repeated(a, b))
     elif isinstance(b, Pieces):
-        a, other = Pieces(b.axis, tuple((n, a) for n, _ in b.gauges)), b
+        a, other = b._replace(gauges=_repeated(b, a)), b
     else:
         return f(a, b)
     if a.axis != other.axis or [n for n, _ in a.gauges] != [n for n, _ in other.gauges]:
         return _LOST
     out = [(n, f(x, y)) for (n, x), (_, y) in zip(a.gauges, other.gauges, strict=True)]
-    return _LOST if any(g is _LOST for _, g in out) else Pieces(a.axis, tuple(out))
+    if any(g is _LOST for _, g in out):
+        return _LOST
+    return Pieces(a.axis, tuple(out), a.joint if a.joint == other.joint else -1)
+
+
+def _repeated(like: Pieces, form: Form | None) -> tuple[tuple[int, Form | None], ...]:
+    """The gauges of as many pieces that all have one form."""
+    return tuple((n, form) for n, _ in like.gauges)
 
 
 class Gauges:
@@ -88,7 +105,9 @@ class Gauges:
         self.inputs: set[int] = set()
         self._of: dict[int, Gauge] = {}
         self._former: dict[int, set[int]] = {}
-        self._joint: dict[int, tuple[Pieces, Form]] = {}
+        self._all_pieces: dict[int, tuple[Pieces, Form]] = {}
+        self._joints: dict[int, Pieces] = {}
+        self._evened: dict[int, int] = {}
         self._trails = Trails(facts)
         self._fresh = itertools.count()
 
@@ -113,8 +132,12 @@ class Gauges:
 
     def of(self, x: int) -> Gauge:
         """The gauge of a value."""
-        if x in self._of:
-            return self._of[x]
+        gauge = self._of.get(x, _LOST)
+        if type(gauge) is Pieces and gauge.joint in self._evened:
+            self._former.setdefault(x, set()).update(self._unknowns_of_pieces(x, gauge))
+            gauge = self._of[x] = self._as_evened(gauge)
+        if gauge is not _LOST:
+            return gauge
         return None if self.facts.flags[x] & ANY_DEGREE else NOTHING
 
     def level(self, x: int) -> Form:
@@ -157,6 +180,7 @@ class Gauges:
             return
         if e.op in _SPECIAL:
             self._of[e.out] = _SPECIAL[e.op](self, e)
+            self._note_joint(e.out)
             return
         if law is PIN:
             if any(x in self._of and self.tape.floats[x] for x in e.ins):
@@ -169,23 +193,46 @@ class Gauges:
             self.start(e.out)
         else:  # pieces that a normaliser cancels are alike again
             self._of[e.out] = self._simplest(gauge) if isinstance(gauge, Pieces) else gauge
+            self._note_joint(e.out)
 
     def _all_unknowns(self, x: int) -> Set[int]:
         """The unknowns of the gauge of a value, and those that it had before it got another one."""
-        gauge = self._of.get(x)
-        unknowns = gauge.keys() if type(gauge) is dict else self._unknowns(x).keys()
+        unknowns = self._unknowns(x).keys()
         return unknowns | self._former[x] if x in self._former else unknowns
 
     def _unknowns(self, x: int) -> Form:
         """The gauge of a value, that of all its pieces together."""
         gauge = self._of.get(x)
-        if not isinstance(gauge, Pieces):
-            return gauge or NOTHING
-        known = self._joint.get(x)
+        if isinstance(gauge, Pieces):
+            gauge = self.of(x)  # it may have been evened meanwhile
+        return self._unknowns_of_pieces(x, gauge) if isinstance(gauge, Pieces) else gauge or NOTHING
+
+    def _unknowns_of_pieces(self, x: int, gauge: Pieces) -> Form:
+        known = self._all_pieces.get(x)
         if known is None or known[0] is not gauge:
-            joint = {u: c for _, form in gauge.gauges for u, c in (form or NOTHING).items()}
-            known = self._joint[x] = (gauge, joint)
+            every = {u: c for form in gauge.forms for u, c in (form or NOTHING).items()}
+            known = self._all_pieces[x] = (gauge, every)
         return known[1]
+
+    def _note_joint(self, x: int) -> None:
+        """Makes a value whose pieces are those of no other the joint of what is computed of it."""
+        gauge = self._of[x]
+        if type(gauge) is Pieces and gauge.joint < 0:
+            self._of[x] = self._joints[x] = gauge._replace(joint=x)
+
+    def _as_evened(self, gauge: Pieces) -> Form:
+        """The gauge of what was computed of a joint value, now that this has one unknown."""
+        pairs = zip(gauge.forms, self._joints[gauge.joint].forms, strict=True)
+        known = [(own, base) for own, base in pairs if own is not None and base is not None]
+        if not known:
+            return NOTHING
+        (own, base), power = known[0], 0
+        for other, its_base in known[1:]:
+            if gap := plus(its_base, base, -1):
+                unknown, c = next(iter(gap.items()))
+                power = quotient(plus(other, own, -1).get(unknown, 0), c)
+                break
+        return plus(plus(own, base, -power), {self._evened[gauge.joint]: 1}, power)
 
     def _by_law(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
         """The gauge of a result by the law of its equation."""
@@ -226,10 +273,9 @@ class Gauges:
             return gauge
         simplest = self._simplest(gauge)
         if isinstance(simplest, Pieces):
-            for y in (x, self.root(x)):
-                self._former.setdefault(y, set()).update(self._unknowns(y))
-            self.start(x)
-            self._of[self.root(x)] = self._of[x]
+            joint = gauge.joint
+            self._former.setdefault(joint, set()).update(self._unknowns(joint))
+            self._evened[joint] = self.start(joint)
             return self.level(x)
         return simplest
 
@@ -240,12 +286,16 @@ class Gauges:
             if type(first) is dict and first == self._of.get(e.ins[1]):
                 return first
         result: Any = None
+        pieces: list[Pieces] = []
         guard = self.facts.guard_operand(e) if len(e.ins) == 3 else None
         for k, x in enumerate(e.ins):
             counts = k not in law.pinned and law.map_of(k) is not None and k != guard
             if counts and result is not _LOST and not self._stands_apart(e, x):
                 own = self.of(x)
+                pieces += [own] if isinstance(own, Pieces) else []
                 result = own if result is None else _piecewise(result, own, self._common)
+        if pieces and isinstance(result, Pieces) and result not in pieces:
+            return result._replace(joint=-1)  # some pieces of one operand, some of another
         return result
 
     def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
