@@ -30,12 +30,12 @@ from typing import NamedTuple
 from optax_bnmask import compat
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, MAY_BE_0, NONNEG
+from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
 from optax_bnmask.program.registry import Kind
+from optax_bnmask.program.segments import Segments
 from optax_bnmask.program.tape import CARRIED, Equation
 
 _ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
-_SEGMENTS, _LESS = compat.primitive("scatter_add_p"), compat.primitive("lt_p")
 
 _PASSING = {Kind.VIEW, Kind.CAST, Kind.SUM, Kind.SELECT, Kind.JOIN, Kind.EXTREMUM, Kind.POWER}
 """Kinds whose results still hold the sum as a summand or an entry, or a power of it."""
@@ -62,7 +62,7 @@ class Use(NamedTuple):
       others: The other factors.
       shared: Whether several entries of these meet one entry of the sum.
       rooted: Whether a root was taken on the way.
-      places: Where it was looked up on the way, if it was.
+      lookup: The equation that looked it up on the way, if one did.
     """
 
     at: int
@@ -70,7 +70,7 @@ class Use(NamedTuple):
     others: tuple[int, ...]
     shared: bool = False
     rooted: bool = False
-    places: int | None = None
+    lookup: Equation | None = None
 
 
 class Epsilons:
@@ -78,6 +78,7 @@ class Epsilons:
 
     def __init__(self, facts: Facts) -> None:
         self.facts, self.tape = facts, facts.tape
+        self._segments = Segments(facts)
         self._known: dict[int, bool] = {}
 
     def is_epsilon(self, e: Equation, place: int) -> bool:
@@ -98,12 +99,12 @@ class Epsilons:
         flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
-        factors, uses = self._factors(beside), list(self._uses(e.out, abs(number)))
+        factors, uses = self._segments.factors(beside), list(self._uses(e.out, abs(number)))
         known: dict[tuple[int, ...], list[int]] = {}
         divisors = [use for use in uses if use.power <= 0]
         for use in divisors:
             if use.others not in known:
-                known[use.others] = self._factors(use.others)
+                known[use.others] = self._segments.factors(use.others)
         divided = [(use, known[use.others]) for use in divisors]
         if any(others and self._is_within(factors, others) for _, others in divided):
             return False
@@ -112,9 +113,10 @@ class Epsilons:
         return (nonneg or e.op in (_ADD, _SUB)) and any(
             bool(others)
             and (
-                self._are_of_segments(factors, use.places, others)
+                self._segments.divide_their_own(factors, use.lookup, use.others)
                 or (
                     (use.shared or self._is_of_another_kind(factors, others))
+                    and not (may_be_0 and use.lookup)  # the divisor of another row
                     and (not may_be_0 or self._are_0_together(factors, beside, others))
                 )
             )
@@ -145,12 +147,12 @@ class Epsilons:
             power, others = -power, (*others, e.ins[0])
         elif kind in _FACTORS and power != 1 and e.ins[0] != e.ins[1]:
             others += tuple(y for y in e.ins if y != x) if kind is Kind.PRODUCT else ()
-        elif kind is Kind.LOOKUP and e.ins[0] == x and use.places is None:
-            return use._replace(at=e.out, places=e.ins[1])
+        elif kind is Kind.LOOKUP and e.ins[0] == x and use.lookup is None:
+            return use._replace(at=e.out, lookup=e)
         elif kind not in _SEEN:
             return None
         shared = use.shared or self._size(e.out) > self._size(x)
-        return Use(e.out, power, others, shared, rooted, use.places)
+        return Use(e.out, power, others, shared, rooted, use.lookup)
 
     def _power_of(self, e: Equation) -> Number:
         """The power that an equation takes its operand to; 0 if that is not known."""
@@ -175,39 +177,9 @@ class Epsilons:
                     waiting.append(e.out)
         return False
 
-    def _factors(self, xs: Iterable[int]) -> list[int]:
-        """The values whose powers, entry by entry, some values are products of; no numbers."""
-        out, waiting = list[int](), list(xs)
-        while waiting:
-            x = waiting.pop()
-            e = self.tape.writers.get(x)
-            kind = self._kind(e)
-            if e is not None and kind in (Kind.VIEW, Kind.CAST, Kind.POWER):
-                waiting.append(e.ins[0])
-            elif e is not None and kind in _FACTORS:
-                waiting += e.ins
-            elif self.facts.numbers[x] is None:
-                out.append(x)
-        return out
-
     def _is_within(self, factors: list[int], others: list[int]) -> bool:
         """Whether all `factors` are among `others`, so that they cancel in the quotient."""
-        return all(any(self._is_same(f, o) for o in others) for f in factors)
-
-    def _is_same(self, x: int, y: int, depth: int = 6) -> bool:
-        """Whether two values are computed in the same way, as far as a few steps back tell."""
-        if x == y:
-            return True
-        d, e = self.tape.writers.get(x), self.tape.writers.get(y)
-        if d is None or e is None:
-            a, b = self.facts.numbers[x], self.facts.numbers[y]
-            return a is not None and a == b
-        return (
-            depth > 0
-            and (d.op, d.place, len(d.ins)) == (e.op, e.place, len(e.ins))
-            and d.params == e.params
-            and all(self._is_same(u, v, depth - 1) for u, v in zip(d.ins, e.ins, strict=True))
-        )
+        return all(any(self._segments.is_same(f, o) for o in others) for f in factors)
 
     def _is_of_another_kind(self, factors: list[int], others: list[int]) -> bool:
         """Whether a divisor is of another kind than what it divides, and so no saturation of it.
@@ -217,7 +189,7 @@ class Epsilons:
         """
         kinds = {self._kind(self.tape.writers.get(f)) for f in factors}
         if kinds <= {Kind.REDUCTION, Kind.CONTRACTION} and not all(
-            self._is_same(factors[0], f) for f in factors
+            self._segments.is_same(factors[0], f) for f in factors
         ):
             return True
         knows = self.facts.depends_on_data
@@ -236,54 +208,6 @@ class Epsilons:
         of_loops = all(self._kind(self.tape.writers.get(f)) is Kind.LOOP for f in factors)
         zeros = divided if of_loops else [x for x in divided if self.facts.may_be_zero(x)]
         return any(self._are_near(divisor, [x]) for x in zeros)
-
-    def _are_of_segments(self, factors: list[int], places: int | None, divided: list[int]) -> bool:
-        """Whether a divisor is made of sums over segments, each of which divides its own rows.
-
-        Args:
-          factors: The factors of the divisor.
-          places: Where it is looked up once the constant is added to it, if it is.
-          divided: What is divided.
-        """
-        facts = self.facts
-
-        def is_beside(rows: int | None) -> bool:
-            """Whether these are computed of what is divided, and 0 only where that may be."""
-            return rows is not None and any(
-                self._are_near([rows], [y])
-                and (facts.may_be_zero(y) or not facts.flags[rows] & MAY_BE_0)
-                for y in divided
-            )
-
-        ours = [f for f in factors if facts.depends[f]]
-        return bool(ours) and all(is_beside(self._rows_summed(f, places)) for f in ours)
-
-    def _rows_summed(self, x: int, places: int | None) -> int | None:
-        """The rows that a value is the sum of, over the segment of each row; else `None`."""
-        e = self.tape.writers.get(x)
-        if e is not None and e.kind is Kind.LOOKUP and places is None:
-            e, places = self.tape.writers.get(e.ins[0]), e.ins[1]
-        if e is None or e.op is not _SEGMENTS or places is None:
-            return None
-        start, of, rows = e.ins
-        same = self.facts.numbers[start] == 0 and self._indexed(of) == self._indexed(places)
-        return rows if same else None
-
-    def _indexed(self, x: int) -> int:
-        """The indices as they were given, before ``where(i < 0, i + n, i)``."""
-        writers = self.tape.writers
-        while (e := writers.get(x)) is not None:
-            if e.kind is Kind.SELECT:
-                which, given = e.ins[:2]
-                test, never = writers.get(which), self.facts.flags[which] & ANY_DEGREE
-                if not never and (test is None or test.op is not _LESS or test.ins[0] != given):
-                    break
-                x = given
-            elif e.kind in (Kind.VIEW, Kind.CAST):
-                x = e.ins[0]
-            else:
-                break
-        return x
 
     def _are_near(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
         """Whether two sets of values, with their nearest ancestors, have a value in common."""

@@ -33,6 +33,17 @@ def of_graphs(y):
     return jax.ops.segment_sum(y, GRAPHS, 6)[GRAPHS]
 
 
+def of_means(y):
+    """The mean over each graph, for each of its nodes."""
+    count = jnp.maximum(jax.ops.segment_sum(jnp.ones((12, 1)), GRAPHS, 6), 1)
+    return (jax.ops.segment_sum(y, GRAPHS, 6) / count)[GRAPHS]
+
+
+def of_the_first(z, n):
+    """Divided by the sums of the first nodes alone."""
+    return z * jax.lax.rsqrt(jax.ops.segment_sum(z[:n] ** 2, GRAPHS[:n], 6) + TINY)[GRAPHS]
+
+
 def of_its_norm(y):
     return y / (norm(y) + TINY)
 
@@ -85,6 +96,20 @@ MOVING = {
             jnp.where(MASK[:, 0] == 0, 1, GRAPHS)
         ]
     ),
+    "a choice of graphs": lambda z: (
+        z
+        * jax.lax.rsqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY)[
+            jnp.where(GRAPHS < 3, 1, GRAPHS)
+        ]
+    ),
+    "sums of the first nodes": lambda z: of_the_first(z, 3),
+    "graphs of rectified nodes, in reverse": lambda z: (
+        jax.nn.relu(z)[::-1] / jnp.sqrt(of_graphs(jax.nn.relu(z) ** 2) + TINY)
+    ),
+    "graphs, masked once more": lambda z: z / jnp.sqrt(of_graphs(z * z) * MASK + TINY),
+    "the size of another row": lambda z: (
+        jax.nn.relu(z) / (norm(jax.nn.relu(z)) + TINY)[(np.arange(12) + 1) % 12]
+    ),
     "all graphs": lambda z: z.sum() / jnp.sqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY),
     "neighbours, guarded": lambda z: z / guarded(EDGES @ jnp.abs(z)),
     "a part of a transform that is real": lambda z: of_its_imaginary_part(jnp.fft.rfft(z)),
@@ -98,6 +123,7 @@ STILL = {
     "the masked itself": lambda z: z * MASK / (norm(z * MASK) + TINY),
     "rectified and normalised": lambda z: of_its_norm(jax.nn.relu(z)),
     "neighbours, normalised": lambda z: of_its_norm(EDGES @ z),
+    "graphs, standardised": lambda z: (c := z - of_means(z)) / jnp.sqrt(of_means(c * c) + TINY),
     "graphs, with a root of their own": lambda z: (
         z * jax.lax.rsqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY)[GRAPHS]
     ),

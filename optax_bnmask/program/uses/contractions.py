@@ -81,8 +81,9 @@ def _contracted(
         elif is_lookup(record, e, 1 - k):
             record.vote([number], Role.EMBEDDING, e)
             combined[number] = Combined(places, Role.EMBEDDING, e)
-        elif one.data or NORMS.isdisjoint(record.seen[number].roles):  # of a learned query's norm
+        elif one.data or other.data or NORMS.isdisjoint(record.seen[number].roles):
             record.promote(number, None, _matrices(record, e, k, number, how), e)
+        # Else a learned query, normalised, meets a kernel before it meets any data.
     weights = _weights_of_products(record, e, k)
     features += [made_by(n, record.moved(k, one.combined[n].places)) for n in weights]
     _keep_columns(record, e, k, one, other)
