@@ -12,6 +12,7 @@ from optax_bnmask.program.demands import Axes
 from optax_bnmask.program.explain import Explainer
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.freedom import LeafExponents, free_parts, leaf_exponents
+from optax_bnmask.program.misuse import notes_on_misuse
 from optax_bnmask.program.rules import load
 from optax_bnmask.program.running import means_of_one, running_statistics
 from optax_bnmask.program.shifts import Shifts
@@ -20,7 +21,6 @@ from optax_bnmask.program.solve import Solution
 from optax_bnmask.program.symmetries import Symmetries, symmetries
 from optax_bnmask.program.tape import Equation, Tape
 from optax_bnmask.program.trace import Program
-from optax_bnmask.program.unlikely import doubts
 from optax_bnmask.program.uses.dimensions import blocks
 from optax_bnmask.program.uses.parts import parts as parts_of
 from optax_bnmask.program.uses.positions import positions
@@ -123,7 +123,7 @@ def _analysis_of(program: Program) -> Analysis:
             *_narrowing_outputs(program, axes, found, found_by),
             *map(str, running),
             *means_of_one(tape),
-            *doubts(program, tape, uses),
+            *notes_on_misuse(program, tape, uses),
         ),
         proof=Explainer(
             program,

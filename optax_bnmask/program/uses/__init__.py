@@ -18,7 +18,8 @@ In this order:
 - `belonging`: masks and noise that are a leaf's own; `views`: what is remembered of a value on the
   way, and what of a leaf;
 - `dimensions`: where a leaf's axes are, and what a contraction does to them;
-- `gauges` and `trails`: the local scale, and where it cancels; `gradients`: what moves with leaves;
+- `gauges` and `trails`: the local scale, of joined values in `pieces`, and where it cancels;
+  `gradients`: what moves with leaves;
 - `record`: what was found so far; `entrywise`, `contractions`, `lookups` and `reductions`: what
   operations do to it, by their kind; `reading`: the loop; `positions`: heads, inputs and hidden
   weights;

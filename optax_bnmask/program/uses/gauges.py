@@ -22,73 +22,22 @@ How often a value was reduced, and whether it is a size, is in its `trails`.
 import functools
 import itertools
 from collections.abc import Callable, Set
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 from optax_bnmask import compat
-from optax_bnmask.program.equations import NOTHING, Form, plus, quotient, times
+from optax_bnmask.program.equations import NOTHING, Form, plus, times
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.dimensions import reshaped
+from optax_bnmask.program.uses.pieces import LOST, Gauge, Pieces, piecewise, product
 from optax_bnmask.program.uses.trails import Trails
 
 _JOINED = compat.primitive("concatenate_p")
 _SEEN = {Kind.VIEW, Kind.CAST}
 _BELOW = {compat.primitive(name) for name in ("add_p", "sub_p", "max_p", "clamp_p")}
 """Operations in which a small constant may be an epsilon."""
-
-
-class Pieces(NamedTuple):
-    """The gauges of joined values, along the axis of the joint.
-
-    Attributes:
-      axis: The axis.
-      gauges: The length and the gauge of each piece.
-      joint: The value that was joined, whose pieces' gauges times one number, plus one form for
-        all, these are.
-    """
-
-    axis: int
-    gauges: tuple[tuple[int, Form | None], ...]
-    joint: int = -1
-
-    @property
-    def forms(self) -> list[Form | None]:
-        """The gauge of each piece."""
-        return [form for _, form in self.gauges]
-
-
-Gauge = Form | Pieces | None
-"""`None` where the entries are zeros, which have every gauge."""
-
-_LOST: Final[Any] = object()
-"""In the place of a gauge: there is none in common."""
-
-
-def _product(a: Form | None, b: Form | None, *, k: Any) -> Form | None:  # noqa: ANN401 - a number
-    return None if a is None or b is None else plus(a, b, k)
-
-
-def _piecewise(a: Gauge, b: Gauge, f: Callable[..., Any]) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
-    """A function of two gauges, piece by piece; `_LOST` where the pieces are others."""
-    if isinstance(a, Pieces):
-        other = b if isinstance(b, Pieces) else a._replace(gauges=_repeated(a, b))
-    elif isinstance(b, Pieces):
-        a, other = b._replace(gauges=_repeated(b, a)), b
-    else:
-        return f(a, b)
-    if a.axis != other.axis or [n for n, _ in a.gauges] != [n for n, _ in other.gauges]:
-        return _LOST
-    out = [(n, f(x, y)) for (n, x), (_, y) in zip(a.gauges, other.gauges, strict=True)]
-    if any(g is _LOST for _, g in out):
-        return _LOST
-    return Pieces(a.axis, tuple(out), a.joint if a.joint == other.joint else -1)
-
-
-def _repeated(like: Pieces, form: Form | None) -> tuple[tuple[int, Form | None], ...]:
-    """The gauges of as many pieces that all have one form."""
-    return tuple((n, form) for n, _ in like.gauges)
 
 
 class Gauges:
@@ -132,11 +81,12 @@ class Gauges:
 
     def of(self, x: int) -> Gauge:
         """The gauge of a value."""
-        gauge = self._of.get(x, _LOST)
+        gauge = self._of.get(x, LOST)
         if type(gauge) is Pieces and gauge.joint in self._evened:
             self._former.setdefault(x, set()).update(self._unknowns_of_pieces(x, gauge))
-            gauge = self._of[x] = self._as_evened(gauge)
-        if gauge is not _LOST:
+            base, unknown = self._joints[gauge.joint], self._evened[gauge.joint]
+            gauge = self._of[x] = gauge.in_terms_of(base, unknown)
+        if gauge is not LOST:
             return gauge
         return None if self.facts.flags[x] & ANY_DEGREE else NOTHING
 
@@ -189,10 +139,10 @@ class Gauges:
                 self._of[e.out] = NOTHING
             return
         gauge = self._by_law(e, law) if law.scales else NOTHING
-        if gauge is _LOST:
+        if gauge is LOST:
             self.start(e.out)
         else:  # pieces that a normaliser cancels are alike again
-            self._of[e.out] = self._simplest(gauge) if isinstance(gauge, Pieces) else gauge
+            self._of[e.out] = gauge.simplest if isinstance(gauge, Pieces) else gauge
             self._note_joint(e.out)
 
     def _all_unknowns(self, x: int) -> Set[int]:
@@ -220,21 +170,7 @@ class Gauges:
         if type(gauge) is Pieces and gauge.joint < 0:
             self._of[x] = self._joints[x] = gauge._replace(joint=x)
 
-    def _as_evened(self, gauge: Pieces) -> Form:
-        """The gauge of what was computed of a joint value, now that this has one unknown."""
-        pairs = zip(gauge.forms, self._joints[gauge.joint].forms, strict=True)
-        known = [(own, base) for own, base in pairs if own is not None and base is not None]
-        if not known:
-            return NOTHING
-        (own, base), power = known[0], 0
-        for other, its_base in known[1:]:
-            if gap := plus(its_base, base, -1):
-                unknown, c = next(iter(gap.items()))
-                power = quotient(plus(other, own, -1).get(unknown, 0), c)
-                break
-        return plus(plus(own, base, -power), {self._evened[gauge.joint]: 1}, power)
-
-    def _by_law(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
+    def _by_law(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `LOST`
         """The gauge of a result by the law of its equation."""
         if law.powers is AGREE:
             return self._agreed(e, law)
@@ -242,7 +178,7 @@ class Gauges:
             return times(first, (law.powers or (0,))[0])
         gauge: Any = NOTHING
         for k, (x, power) in enumerate(zip(e.ins, law.powers or (), strict=False)):
-            if power and gauge is not _LOST:
+            if power and gauge is not LOST:
                 own = self.of(x)
                 if type(own) is dict and type(gauge) is dict:
                     gauge = plus(gauge, own, power)
@@ -251,7 +187,7 @@ class Gauges:
                     if gauge is NOTHING and power == 1:
                         gauge = own
                     else:
-                        gauge = _piecewise(gauge, own, functools.partial(_product, k=power))
+                        gauge = piecewise(gauge, own, functools.partial(product, k=power))
         return gauge
 
     def _moved(self, e: Equation, law: Law, k: int, gauge: Gauge) -> Gauge:
@@ -271,7 +207,7 @@ class Gauges:
         gauge = self.of(x)
         if not isinstance(gauge, Pieces):
             return gauge
-        simplest = self._simplest(gauge)
+        simplest = gauge.simplest
         if isinstance(simplest, Pieces):
             joint = gauge.joint
             self._former.setdefault(joint, set()).update(self._unknowns(joint))
@@ -279,7 +215,7 @@ class Gauges:
             return self.level(x)
         return simplest
 
-    def _agreed(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
+    def _agreed(self, e: Equation, law: Law) -> Any:  # noqa: ANN401 - a gauge, or `LOST`
         """The common gauge of operands, but for constants that stand for 0 or for infinity."""
         if len(e.ins) == 2 and not law.pinned:
             first = self._of.get(e.ins[0])
@@ -290,16 +226,16 @@ class Gauges:
         guard = self.facts.guard_operand(e) if len(e.ins) == 3 else None
         for k, x in enumerate(e.ins):
             counts = k not in law.pinned and law.map_of(k) is not None and k != guard
-            if counts and result is not _LOST and not self._stands_apart(e, x):
+            if counts and result is not LOST and not self._stands_apart(e, x):
                 own = self.of(x)
                 pieces += [own] if isinstance(own, Pieces) else []
-                result = own if result is None else _piecewise(result, own, self._common)
+                result = own if result is None else piecewise(result, own, self._common)
         if pieces and isinstance(result, Pieces) and result not in pieces:
             return result._replace(joint=-1)  # some pieces of one operand, some of another
         return result
 
-    def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `_LOST`
-        """The gauge of a sum of two values; `_LOST` if they have none in common.
+    def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `LOST`
+        """The gauge of a sum of two values; `LOST` if they have none in common.
 
         What is computed keeps its own beside inputs: beside a bias, a learned epsilon, or running
         statistics that are mixed into those of the batch.
@@ -307,7 +243,7 @@ class Gauges:
         if a is None or b is None or a == b:
             return b if a is None else a
         plain = [all(u in self.leaf_of or u in self.inputs for u in f) for f in (a, b)]
-        return _LOST if plain[0] == plain[1] or not (a and b) else b if plain[0] else a
+        return LOST if plain[0] == plain[1] or not (a and b) else b if plain[0] else a
 
     def _stands_apart(self, e: Equation, x: int) -> bool:
         """Whether an operand is a constant that stands for 0 or for infinity."""
@@ -327,29 +263,15 @@ class Gauges:
                 gauges += gauge.gauges
             elif n:
                 gauges.append((n, self._even(x)))
-        return self._simplest(Pieces(axis, tuple(gauges)))
-
-    def _simplest(self, gauge: Pieces) -> Gauge:
-        """One form if all pieces have it, zeros (padding) aside; else the pieces as they are."""
-        forms = [f for _, f in gauge.gauges if f is not None]
-        if any(f != forms[0] for f in forms):
-            return gauge
-        return forms[0] if forms else None
+        return Pieces(axis, tuple(gauges)).simplest
 
     def _cut(self, e: Equation) -> Gauge:
         gauge, bounds = self.of(e.ins[0]), e.params["bounds"]
         if not isinstance(gauge, Pieces) or gauge.axis >= len(bounds):
             return gauge
-        low, high = bounds[gauge.axis]
-        kept: list[tuple[int, Form | None]] = []
-        start = 0
-        for n, form in gauge.gauges:
-            inside = min(start + n, high) - max(start, low)
-            kept += [(inside, form)] if inside > 0 else []
-            start += n
         if e.params["strides"][gauge.axis] > 1:
             return self._even(e.ins[0])
-        return self._simplest(Pieces(gauge.axis, tuple(kept)))
+        return gauge.between(*bounds[gauge.axis]).simplest
 
     def _reshaped(self, e: Equation) -> Gauge:
         (x,), gauge = e.ins, self.of(e.ins[0])

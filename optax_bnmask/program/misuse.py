@@ -8,7 +8,7 @@ from optax_bnmask.program.trace import Program
 from optax_bnmask.program.uses.record import Record
 
 
-def doubts(program: Program, tape: Tape, uses: Record) -> Iterator[str]:
+def notes_on_misuse(program: Program, tape: Tape, uses: Record) -> Iterator[str]:
     """Sentences on a function that returns new parameters, or through which no gradient comes.
 
     Args:
