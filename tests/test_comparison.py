@@ -30,7 +30,7 @@ def test_what_structure_gets_wrong_it_lists_as_unknown():
 @pytest.mark.parametrize("fixture", FIXTURES, ids=lambda fixture: fixture.name)
 def test_every_glob_of_the_truth_names_a_leaf(fixture):
     params, stats = fixture.build()
-    mask = bnmask.decay_mask(params, stats, never=fixture.spared)
+    mask = bnmask.decay_mask(params, stats, never=[*fixture.spared])
     assert len(mask) > 0
     assert all(not mask[path] for path in mask if fixture.truth(path) != "weight")
 
