@@ -462,6 +462,10 @@ MISTAKES = {
     "mutable for Linen": (
         lambda: bnmask.analyze_linen(NET, VARIABLES, X, mutable=["batch_stats"]), TypeError,
         "`mutable` must be left out"),
+    "statistics beside the variables": (
+        lambda: bnmask.analyze_linen(NET, {"params": FLAX}, VARIABLES["batch_stats"], X),
+        StructureError,
+        "`variables` must hold every collection.* Found 'params' and no 'batch_stats'"),
     "no statistics for Linen": (
         lambda: bnmask.analyze_linen(NET, {"params": FLAX}, X), StructureError,
         "`variables` must hold every collection.* Found 'params' and no 'batch_stats'"),

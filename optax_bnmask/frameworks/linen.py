@@ -119,16 +119,22 @@ def _missing(
     args: Sequence[Any],
     how: Mapping[str, Any],
 ) -> list[str]:
-    """The collections that `init` makes, called as `apply` was, and that are not there."""
+    """The collections that `init` makes, called as `apply` was, and that are not there.
+
+    One of them may be among the arguments, where the module takes it for data.
+    """
     key = jax.eval_shape(lambda: jax.random.key(0))
     keys = how["rngs"] if isinstance(how["rngs"], Mapping) else {}
     rest = {name: value for name, value in how.items() if name != "rngs"}
 
-    def made(keys: Any) -> Any:  # noqa: ANN401 - variables
-        return module.init(keys, *args, **rest)
+    for given in (args, [x for x in args if not isinstance(x, Mapping)]):
 
-    try:
-        whole = jax.eval_shape(made, {"params": key, **keys})
-    except Exception:  # the module does not run, whatever it is given
-        return []
-    return sorted(whole.keys() - others.keys() - {"params"})
+        def made(keys: Any, given: Sequence[Any] = given) -> Any:  # noqa: ANN401 - variables
+            return module.init(keys, *given, **rest)
+
+        try:
+            whole = jax.eval_shape(made, {"params": key, **keys})
+        except Exception:  # the module does not run on these, whatever it raises
+            continue
+        return sorted(whole.keys() - others.keys() - {"params"})
+    return []
