@@ -116,8 +116,12 @@ class Epsilons:
                 self._segments.divide_their_own(factors, use.lookup, use.others)
                 or (
                     (use.shared or self._is_of_another_kind(factors, others))
-                    and not (may_be_0 and use.lookup)  # the divisor of another row
-                    and (not may_be_0 or self._are_0_together(factors, beside, others))
+                    and (
+                        not may_be_0
+                        or (  # and the divisor is no other row's
+                            use.lookup is None and self._are_0_together(factors, beside, others)
+                        )
+                    )
                 )
             )
             for use, others in reversed(divided)  # the last ones divide the most

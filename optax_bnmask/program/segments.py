@@ -6,7 +6,6 @@ summed: anything that is not seen to be so is taken not to be.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import jax.numpy as jnp
 
@@ -25,18 +24,6 @@ _NEAR = 12
 """So many operations at most are between a sum and where it is looked up."""
 
 
-class Rows(NamedTuple):
-    """What is summed over segments.
-
-    Attributes:
-      rows: The rows.
-      of: The indices of their segments, as they were given.
-    """
-
-    rows: int
-    of: int
-
-
 class Segments:
     """Tells divisors that are sums over the divided rows' own segments."""
 
@@ -53,20 +40,17 @@ class Segments:
           lookup: The equation that looks it up once the constant is added to it, if there is one.
           divided: What is divided.
         """
-        depends = self.facts.depends
-        if lookup is None and len(factors) == 1:
-            (x,) = factors
-            lookup = self.tape.writers.get(x)
+        if lookup is None:
+            lookup = self.tape.writers.get(factors[0]) if len(factors) == 1 else None
             if lookup is None or lookup.kind is not Kind.LOOKUP:
                 return False
             factors = self.factors(lookup.ins[:1])
-        summed = {f: self._summed(f, lookup) for f in factors}
-        found = [rows for f, rows in summed.items() if depends[f]]
-        counts = [f for f in factors if not depends[f]]
-        return (
-            bool(found)
-            and all(rows is not None and self._is_0_with(rows, divided) for rows in found)
-            and all(self._is_count(f, summed[f]) for f in counts)
+        depends = self.facts.depends
+        summed = [(f, self._summed(f, lookup)) for f in factors]
+        return any(depends[f] for f in factors) and all(
+            rows is not None
+            and (self._is_0_with(rows, divided) if depends[f] else self._is_counted(rows))
+            for f, rows in summed
         )
 
     def factors(self, xs: Iterable[int]) -> list[int]:
@@ -99,10 +83,10 @@ class Segments:
             and all(self.is_same(u, v, depth - 1) for u, v in zip(d.ins, e.ins, strict=True))
         )
 
-    def _summed(self, x: int, lookup: Equation | None) -> Rows | None:
+    def _summed(self, x: int, lookup: Equation) -> int | None:
         """The rows that a value is the sum of, over the segment of each row that looks it up."""
         e = self.tape.writers.get(x)
-        if e is None or lookup is None or not self._are_entries_of(lookup.ins[0], x):
+        if e is None or not self._are_entries_of(lookup.ins[0], x):
             return None
         if e.op is _MAX and not self.facts.depends[x]:  # a count of at least 1
             x = next((y for y in e.ins if self.facts.numbers[y] is None), x)
@@ -110,21 +94,19 @@ class Segments:
         if e is None or e.op is not _SUMS or not _is_inverse(e, lookup):
             return None
         start, indices, rows = e.ins
-        of = self._given(indices)
-        same = self.facts.numbers[start] == 0 and of == self._given(lookup.ins[1])
-        return Rows(rows, of) if same else None
+        same = self._given(indices) == self._given(lookup.ins[1])
+        return rows if same and self.facts.numbers[start] == 0 else None
 
-    def _is_0_with(self, summed: Rows, divided: Sequence[int]) -> bool:
+    def _is_0_with(self, rows: int, divided: Sequence[int]) -> bool:
         """Whether rows are never 0, or made of nothing but what is divided."""
-        if not self.facts.flags[summed.rows] & MAY_BE_0:
+        if not self.facts.flags[rows] & MAY_BE_0:
             return True
-        own = self._entries(summed.rows)
+        own = self._entries(rows)
         return any(self.is_same(self._entries(x), own) for x in divided)
 
-    def _is_count(self, x: int, summed: Rows | None) -> bool:
-        """Whether a value that no leaf goes into is the number of rows of each segment."""
-        del x
-        return summed is not None and (self.facts.numbers[summed.rows] or 0) > 0
+    def _is_counted(self, rows: int) -> bool:
+        """Whether rows are one positive number, so that their sum counts those of a segment."""
+        return (self.facts.numbers[rows] or 0) > 0
 
     def _are_entries_of(self, x: int, y: int) -> bool:
         """Whether a value is computed from another entry by entry, its axes where they were."""
