@@ -163,7 +163,8 @@ class Axes:
 
     def _shared(self, e: Equation) -> list[Atom] | None:
         """The axes of the result, if all operands have its shape and their axes can be unified."""
-        full, found = self.tape.full, list[list[Atom]]()
+        full = self.tape.full
+        found: list[list[Atom]] = []
         for x in e.ins:
             if x in self.of:
                 if full[x] != full[e.out]:

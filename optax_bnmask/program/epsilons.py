@@ -66,7 +66,7 @@ class Use(NamedTuple):
     """
 
     at: int
-    power: Number
+    power: float
     others: tuple[int, ...]
     shared: bool = False
     rooted: bool = False
@@ -99,7 +99,7 @@ class Epsilons:
         flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
-        factors, uses = self._segments.factors(beside), list(self._uses(e.out, abs(number)))
+        factors, uses = self._segments.factors(beside), self._uses(e.out, abs(number))
         known: dict[tuple[int, ...], list[int]] = {}
         divisors = [use for use in uses if use.power <= 0]
         for use in divisors:
@@ -127,26 +127,27 @@ class Epsilons:
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
-    def _uses(self, x: int, number: float) -> Iterator[Use]:
+    def _uses(self, x: int, number: float) -> list[Use]:
         """How the sum is used, as far as products, powers and sums over it reach."""
-        waiting = [Use(x, 1, ())]
-        for _ in range(_MOST):
-            if not waiting:
-                return
+        waiting, readers = [Use(x, 1, ())], self.tape.readers
+        out: list[Use] = []
+        while waiting and len(out) < _MOST:
             use = waiting.pop()
-            yield use
-            steps = (self._step(e, use, number) for e in self.tape.readers.get(use.at, ()))
+            out.append(use)
+            steps = [self._step(e, use, number) for e in readers.get(use.at, ())]
             waiting += [step for step in steps if step is not None]
+        return out
 
     def _step(self, e: Equation, use: Use, number: float) -> Use | None:
         """What the sum is a part of after one more operation; `None` where it is no factor."""
-        kind, x, power, others, rooted = self._kind(e), use.at, use.power, use.others, use.rooted
+        kind, (x, power, others, _, rooted, _) = e.kind, use
         if kind is Kind.REDUCTION:  # a sum of n of them adds up n constants
             several = number * self._size(x) / max(self._size(e.out), 1) > EPSILON
             return None if others or several else Use(e.out, power, others, use.shared, rooted)
         if kind is Kind.POWER and not others and e.ins[0] == x:
             k = self._power_of(e)
-            power, rooted = power * k, rooted or 0 < abs(k.numerator) < k.denominator
+            power *= k.numerator / k.denominator  # its sign counts, and rationals are slow
+            rooted = rooted or 0 < abs(k.numerator) < k.denominator
         elif kind is Kind.QUOTIENT and e.ins[1] == x != e.ins[0]:
             power, others = -power, (*others, e.ins[0])
         elif kind in _FACTORS and power != 1 and e.ins[0] != e.ins[1]:
@@ -155,7 +156,8 @@ class Epsilons:
             return use._replace(at=e.out, lookup=e)
         elif kind not in _SEEN:
             return None
-        shared = use.shared or self._size(e.out) > self._size(x)
+        full = self.tape.full
+        shared = use.shared or (full[x] != full[e.out] and prod(full[e.out]) > prod(full[x]))
         return Use(e.out, power, others, shared, rooted, use.lookup)
 
     def _power_of(self, e: Equation) -> Number:

@@ -44,7 +44,7 @@ from optax_bnmask.program.equations import (
     subsets,
     times,
 )
-from optax_bnmask.program.indices import Segments
+from optax_bnmask.program.indices import Atom, Indices, Segments
 
 Cell = tuple[int, ...]
 """Which segment of each axis."""
@@ -64,10 +64,12 @@ class Degrees:
 
     Attributes:
       system: The unknowns, and what is known of them.
+      indices: The index sets of the axes, refined to the end.
     """
 
-    def __init__(self, system: System) -> None:
+    def __init__(self, system: System, indices: Indices | None = None) -> None:
         self.system = system
+        self.indices = indices or Indices()
         self._memo: dict[Any, Any] = {}
 
     def _kept(
@@ -125,6 +127,10 @@ class Degrees:
             x = dict.fromkeys(product(*(range(len(s)) for s in axes)), one)
         return {c: d and self.apart(c, d, axes) for c, d in x.items()}
 
+    def segments(self, axes: Iterable[Atom]) -> list[Segments]:
+        """The segments of some axes."""
+        return [self.indices.segments(a) for a in axes]
+
     def power(self, x: Degree, k: Number) -> Degree:
         """The degree of ``x**k``."""
         if k == 1:
@@ -170,7 +176,7 @@ class Degrees:
         d: Components,
         e: Components,
         cell: Cell,
-        axes: Callable[[], Sequence[Segments]] | None,
+        axes: Sequence[Atom] | None,
     ) -> None:
         """Imposes that two cells are equal.
 
@@ -178,7 +184,7 @@ class Degrees:
           d: The components of one.
           e: The components of the other.
           cell: Which cell.
-          axes: The segments of the axes, unless one cell stands for all.
+          axes: The axes, unless one cell stands for all.
         """
         if d is e:
             return
@@ -186,10 +192,10 @@ class Degrees:
         for c in {**d, **e}:
             if f := plus(d.get(c, NOTHING), e.get(c, NOTHING), -1):
                 gap[c] = f
-        for form in (self.apart(cell, gap, axes()) if axes else gap).values():
+        for form in (self.apart(cell, gap, self.segments(axes)) if axes else gap).values():
             self.system.zero(form)
 
-    def agree(self, degrees: Sequence[Degree], axes: Callable[[], Sequence[Segments]]) -> Degree:
+    def agree(self, degrees: Sequence[Degree], axes: Sequence[Atom]) -> Degree:
         """Imposes that all degrees are equal, cell by cell, and returns that one degree.
 
         A cell that is of every degree in one of them is what it is in another.
@@ -207,10 +213,10 @@ class Degrees:
             x = out
         return x
 
-    def pin(self, x: Degree, axes: Callable[[], Sequence[Segments]]) -> None:
+    def pin(self, x: Degree, axes: Sequence[Atom]) -> None:
         """Imposes degree 0 on every entry."""
         for c, d in x.items():
-            components = self.apart(c, d, axes()) if d and len(x) > 1 else d
+            components = self.apart(c, d, self.segments(axes)) if d and len(x) > 1 else d
             for form in (components or NOTHING).values():
                 self.system.zero(form)
 
@@ -219,7 +225,7 @@ class Degrees:
         x: Degree,
         to: Mapping[int, int],
         rank: int,
-        axes: Callable[[], Sequence[Segments]],
+        axes: Sequence[Atom],
     ) -> Degree:
         """The degree once axis ``p`` is axis ``to[p]``; along the others it must not vary.
 
@@ -229,7 +235,7 @@ class Degrees:
           x: The degree.
           to: Where each axis goes.
           rank: The number of axes of the result.
-          axes: The segments of the axes of `x`.
+          axes: The axes of `x`.
         """
         if len(x) == 1:
             (d,) = x.values()
@@ -242,7 +248,7 @@ class Degrees:
         out: Degree = {}
         for c, d in x.items():
             whole = d and any(_is_whole(k) and k[0][0] not in to for k in d)
-            own = self.apart(c, d, axes()) if d and whole else d
+            own = self.apart(c, d, self.segments(axes)) if d and whole else d
             cell = tuple(0 if p is None else c[p] for p in origins)
             self._add(out, cell, self._renamed(own, to) if own else own, origins, axes)
         return out
@@ -268,7 +274,7 @@ class Degrees:
         cell: Cell,
         d: Components | None,
         origins: Sequence[int | None],
-        axes: Callable[[], Sequence[Segments]],
+        axes: Sequence[Atom],
     ) -> None:
         """Adds a cell to a degree; if it is there already, imposes that the two are equal.
 
@@ -277,13 +283,13 @@ class Degrees:
           cell: Which cell.
           d: Its components.
           origins: For each axis of the degree, which it was before it was moved.
-          axes: The segments of these.
+          axes: These.
         """
         there = out.get(cell)
         if there is None:
             out[cell] = d
         elif d is not None:
-            self.equal(there, d, cell, lambda: [((),) if p is None else axes()[p] for p in origins])
+            self.equal(there, d, cell, [Atom(1) if p is None else axes[p] for p in origins])
 
 
 def spread(x: Degree, counts: Sequence[int], axes: Iterable[int]) -> Degree:

@@ -64,7 +64,8 @@ def size_of(segment: Segment) -> int:
 
 def starts_of(segments: Iterable[Segment]) -> list[int]:
     """The first index of each segment."""
-    out, at = list[int](), 0
+    out: list[int] = []
+    at = 0
     for s in segments:
         out.append(at)
         at += size_of(s)

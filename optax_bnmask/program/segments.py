@@ -55,7 +55,8 @@ class Segments:
 
     def factors(self, xs: Iterable[int]) -> list[int]:
         """The values whose powers, entry by entry, some values are products of; no numbers."""
-        out, waiting = list[int](), list(xs)
+        waiting = list(xs)
+        out: list[int] = []
         while waiting:
             x = waiting.pop()
             e = self.tape.writers.get(x)

@@ -73,7 +73,7 @@ class Solution:
     ) -> None:
         self.axes, self.facts, self.tape = axes, axes.facts, axes.tape
         self.system = system or System()
-        self.arithmetic = Degrees(self.system)
+        self.arithmetic = Degrees(self.system, axes.indices)
         self.taken: list[Approximation] = []
         self.unhandled: dict[str, int] = {}
         self.at: tuple[Equation, Any] | None = None
@@ -98,7 +98,7 @@ class Solution:
         """Imposes that values do not scale."""
         for x in values:
             if x in self.axes.of:
-                self.arithmetic.pin(self.degrees[x], self._segments(self.axes.of[x]))
+                self.arithmetic.pin(self.degrees[x], self.axes.of[x])
 
     def finish(self) -> None:
         """Imposes degree 0 on values with an epsilon beside them that scale with no leaf.
@@ -118,7 +118,8 @@ class Solution:
         if not d:
             return False
         resolve, many = self.system.resolve, t.degree is not None and len(t.degree) > 1
-        components = self.arithmetic.apart(cell, d, self._segments(t.axes)()) if many else d
+        segments = self.arithmetic.segments(t.axes) if many else ()
+        components = self.arithmetic.apart(cell, d, segments) if many else d
         forms = [f for f in map(resolve, components.values()) if f]
         if not forms or any(u not in self.system.own for f in forms for u in f):
             return False
@@ -152,13 +153,9 @@ class Solution:
         """The degrees of the operands that have any."""
         return [self.degrees[x] for x in e.ins if x in self.axes.of]
 
-    def _segments(self, axes: Iterable[Atom]) -> Callable[[], list[Segments]]:
-        """A function that returns the segments of some axes: they are seldom asked for."""
-        return lambda: [self.axes.indices.segments(a) for a in axes]
-
     def _counts(self, axes: Iterable[Atom]) -> list[int]:
         """How many segments each axis has."""
-        return list(map(len, self._segments(axes)()))
+        return list(map(len, self.arithmetic.segments(axes)))
 
     def _constant(self, rank: int, *, every: bool = False) -> Degree:
         return {(0,) * rank: None if every else NOTHING}
@@ -166,7 +163,7 @@ class Solution:
     def _moved(self, x: int, m: Map, plan: Plan) -> Degree:
         """The degree of an operand along the axes of the result."""
         rank = len(plan.axes)
-        d = self.arithmetic.moved(self.degrees[x], m, rank, self._segments(self.axes.of[x]))
+        d = self.arithmetic.moved(self.degrees[x], m, rank, self.axes.of[x])
         if len(d) == 1:
             return d
         return spread(d, self._counts(plan.axes), set(range(rank)) - set(m.values()))
@@ -221,7 +218,7 @@ class Solution:
                     scaling = [*scaling, self._constant(len(plan.axes))]
         if not scaling:
             return self._constant(len(plan.axes), every=True)
-        return self.arithmetic.agree(scaling, self._segments(plan.axes))
+        return self.arithmetic.agree(scaling, plan.axes)
 
     def _set_apart(
         self,
@@ -261,7 +258,7 @@ class Solution:
 
     def _carried_in(self, e: Equation, plan: Plan, start: Degree | None) -> Degree:
         """The degree that a carry starts with; new unknowns in the cells where that is any."""
-        segments = [self.axes.indices.segments(a) for a in plan.axes]
+        segments = self.arithmetic.segments(plan.axes)
         out = self._constant(len(plan.axes), every=True) if start is None else start
         if None not in out.values():
             return out
@@ -285,7 +282,7 @@ class Solution:
         inside, d = self.axes.segments(x), self.degrees[x]
         if flat:
             to = {q: q for q in range(len(inside)) if q not in flat}
-            d = self.arithmetic.moved(d, to, len(inside), self._segments(self.axes.of[x]))
+            d = self.arithmetic.moved(d, to, len(inside), self.axes.of[x])
             inside = [((),) if q in flat else s for q, s in enumerate(inside)]
         return self.arithmetic.full(d, inside), inside
 

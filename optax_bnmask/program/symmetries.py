@@ -118,7 +118,7 @@ def _within(columns: Mapping[int, Vector], allowed: Set[int]) -> list[Vector]:
     if not free:
         return []
     outside = {k: {i: c for i, c in columns[k].items() if i not in allowed} for k in free}
-    found = list[Vector]()
+    found: list[Vector] = []
     for point in null_space(free, transposed(outside).values()):
         vector: Vector = {}
         for leaf, c in point.items():

@@ -10,7 +10,6 @@ outermost first), and for each mesh (its devices). ``h @ w`` in a scan of 5 laye
     h (2, 3 | 5)    w (3, 3 | 5)      the 5 layers are a hidden axis
 """
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -160,12 +159,11 @@ class Tape:
     @functools.cached_property
     def readers(self) -> dict[int, list[Equation]]:
         """For each value the equations that read it."""
-        out = collections.defaultdict[int, list[Equation]](list)
+        out: dict[int, list[Equation]] = {}
         for e in self.equations:
-            for k, x in enumerate(e.ins):
-                if x not in e.ins[:k]:
-                    out[x].append(e)
-        return dict(out)
+            for x in e.ins if len(e.ins) == 1 else {*e.ins}:
+                out.setdefault(x, []).append(e)
+        return out
 
     def value(self, aval: Any) -> int:  # noqa: ANN401 - an abstract array
         """Adds a value of that shape and dtype, without hidden axes; returns its number."""

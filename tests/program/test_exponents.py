@@ -144,7 +144,7 @@ def test_parts_made_before_obey_what_is_solved_of_the_whole_later():
 
 def test_what_is_summed_over_must_not_vary_and_is_gone():
     system, degrees, leaf, axes = divided()
-    out = degrees.moved(leaf, {}, 0, lambda: axes)
+    out = degrees.moved(leaf, {}, 0, [Atom(8, axes[0])])
     assert list(out) == [()]
     assert {c: system.resolve(f) for c, f in out[()].items()} == {(): {0: 1}}
     assert all(

@@ -140,8 +140,8 @@ def _gained(record: Record, e: Equation, k: int, view: View, factors: tuple[View
     factor, other = factors
     role = Role.NORM_SCALE if other.normed == 1 else Role.GAIN
     record.vote(factor.leaves, role, e)
-    combined, linear = dict(view.combined), dict[int, Factor]()
-    features = [view.features]
+    combined, features = dict(view.combined), [view.features]
+    linear: dict[int, Factor] = {}
     for number, places in factor.leaves.items():
         seen = record.seen[number]
         seen.shifted |= factor.shifted

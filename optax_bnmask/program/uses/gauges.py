@@ -147,6 +147,9 @@ class Gauges:
 
     def _all_unknowns(self, x: int) -> Set[int]:
         """The unknowns of the gauge of a value, and those that it had before it got another one."""
+        gauge = self._of.get(x)
+        if type(gauge) is dict and x not in self._former:  # as most equations have it
+            return gauge.keys()
         unknowns = self._unknowns(x).keys()
         return unknowns | self._former[x] if x in self._former else unknowns
 

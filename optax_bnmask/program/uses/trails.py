@@ -84,7 +84,8 @@ class Trails:
           unknowns: The unknowns.
           held: For a value, the unknowns that its gauge has, or had.
         """
-        out, groups = dict[int, Sequence[Mark]](), [unknowns]
+        out: dict[int, Sequence[Mark]] = {}
+        groups = [unknowns]
         while groups:
             group = groups.pop()
             if len(group) == 1:
@@ -115,7 +116,7 @@ class Trails:
         They are followed back to where an operand holds but some of them, and are one by one from
         there. If they have different marks in that place, they are parted by these.
         """
-        marks = dict[int, Mark]()
+        marks: dict[int, Mark] = {}
 
         def sources(e: Equation) -> list[int]:
             """The operands that hold the group, if the others hold nothing of it."""

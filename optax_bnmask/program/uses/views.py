@@ -145,14 +145,21 @@ def merged(
     """
     data = contracted = False
     broad, gains = True, NONE
-    for v in views:
+    combined: list[Mapping[int, Combined]] = []
+    features: list[Origins] = []
+    for v in views:  # most have few of these
         data, contracted, broad = data or v.data, contracted or v.contracted, broad and v.broad
-        gains = gains | v.gains if v.gains else gains
+        if v.gains:
+            gains |= v.gains
+        if v.combined:
+            combined.append(v.combined)
+        if v.features:
+            features.append(v.features)
     return View(
         _NO_LEAVES if data or contracted else leaves_of(views),
-        together([v.combined for v in views]),
+        together(combined) if combined else {},
         factors,
-        features_of([v.features for v in views]),
+        features_of(features) if features else (),
         broad,
         data,
         contracted,
