@@ -190,32 +190,30 @@ def location(eqn: Any, calls: Sequence[Any] = ()) -> str:  # noqa: ANN401 - JAX 
       path where the trace knows one.
     """
     eqn = next((call for call in calls if not _is_written_by_user(call)), eqn)
-    folders = _frameworks()
-    tracebacks = (known.source_info.traceback for known in (eqn, *reversed(calls)))
-    frame = next((f for known in tracebacks if (f := _frame_of(known, folders))), None)
-    if frame is None:
-        return "unknown place"
-    where = _place(*frame, os.getcwd())  # noqa: PTH109 - `Path.cwd` takes ten times as long
-    module = str(eqn.source_info.name_stack)
-    return f"{where} in {module}" if module else where
+    folders, here = _frameworks(), os.getcwd()  # noqa: PTH109 - `Path.cwd` takes ten times as long
+    for known in (eqn, *reversed(calls)):
+        if where := _place(known.source_info.traceback, folders, here):
+            module = str(eqn.source_info.name_stack)
+            return f"{where} in {module}" if module else where
+    return "unknown place"
 
 
 @functools.lru_cache(maxsize=4096)  # tracebacks of layers that repeat are equal
-def _frame_of(traceback: Any, folders: tuple[str, ...]) -> tuple[Any, int] | None:  # noqa: ANN401 - as above
-    """The code, and the place in it, of the user's innermost frame, or else of a framework's."""
+def _place(traceback: Any, folders: tuple[str, ...], here: str) -> str:  # noqa: ANN401 - as above
+    """File, line and function of the user's innermost frame, or else of a framework's, if any."""
     first = None
     codes, places = traceback.raw_frames() if traceback else ((), ())
     for code, place in zip(codes, places, strict=True):
         whose = _whose(code.co_filename, folders)
         if whose == "user":
-            return code, place
+            return _line(code, place, here)
         if whose and first is None:
             first = code, place
-    return first
+    return _line(*first, here) if first else ""
 
 
 @functools.lru_cache(maxsize=4096)  # layers that repeat come from the same lines
-def _place(code: Any, place: int, here: str) -> str:  # noqa: ANN401 - as above
+def _line(code: Any, place: int, here: str) -> str:  # noqa: ANN401 - as above
     """The file, line and function of a place in code."""
     frame = source_info_util.raw_frame_to_frame(code, place)
     return f"{_short(frame.file_name, here)}:{frame.start_line} ({_function(frame)})"
@@ -246,7 +244,7 @@ def _function(frame: Any) -> str:  # noqa: ANN401 - as above
 def _frameworks() -> tuple[str, ...]:
     """The folders of the frameworks that are in use, whose frames tell a user little."""
     names = ("flax", "haiku", "equinox", "einops", "optax_bnmask")
-    return _folders(tuple(name for name in names if name in sys.modules))
+    return _folders(tuple([name for name in names if name in sys.modules]))
 
 
 @functools.lru_cache

@@ -67,13 +67,11 @@ class Record:
         self.indicators: dict[int, OneHotAxes] = {}
         self.given: list[Equation] = []
         self._maps: dict[int, Map] = {}
-        self._along: dict[int, View] = {}
 
     def begin(self, e: Equation) -> None:
         """Turns to the next equation."""
         self.e, self.law = e, self.facts.law(e)
         self._maps.clear()
-        self._along.clear()
 
     def role(self, number: int) -> Role:
         """The role that a leaf was seen in; the first of `PRECEDENCE` if there are several."""
@@ -166,18 +164,15 @@ class Record:
 
     def along(self, k: int) -> View | None:
         """The view of an operand along the axes of the result; none of a constant."""
-        if k in self._along:
-            return self._along[k]
         x, law = self.e.ins[k], self.law
         view = self.views.get(x)
         if view is None:
             return None
         if law is None:  # entry by entry, or nobody knows how
-            view = view if self.is_alike(x) else View(data=view.data, contracted=view.contracted)
-        elif law.maps is not SAME or not self.is_alike(x):
-            view = self._moved(k, view)
-        self._along[k] = view
-        return view
+            return view if self.is_alike(x) else View(data=view.data, contracted=view.contracted)
+        if law.maps is SAME and self.is_alike(x):
+            return view
+        return self._moved(k, view)
 
     def is_alike(self, x: int) -> bool:
         """Whether an operand has the axes of the result."""
