@@ -179,9 +179,10 @@ class Axes:
         """Unifies axes of an operand with those of the result; returns those where that fails."""
         refused: set[int] = set()
         for q, r in m.items() if m is not SAME else enumerate(range(len(own))):
-            if axes[r] is None:
+            one = axes[r]
+            if one is None:
                 axes[r] = own[q]
-            elif not self._are_unified(axes[r], own[q]):
+            elif one is not own[q] and not self._are_unified(one, own[q]):
                 refused.add(r)
         return refused
 

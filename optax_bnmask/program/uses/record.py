@@ -181,8 +181,10 @@ class Record:
 
     def _moved(self, k: int, view: View) -> View:
         """The view of an operand whose axes are others than those of the result."""
-        broad = view.broad or len(self.to(k)) < len(self.tape.full[self.e.out])
-        return renamed(view, lambda known: self.moved(k, known), broad=broad)
+        to, rank = self.to(k), len(self.tape.full[self.e.out])
+        return renamed(
+            view, lambda known: moved(known, to, rank), broad=view.broad or len(to) < rank
+        )
 
     def all_along(self, first: int = 0, last: int | None = None) -> list[View]:
         """The views of some operands along the axes of the result, constants left out."""

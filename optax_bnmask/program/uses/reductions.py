@@ -30,7 +30,7 @@ def reduction(record: Record, e: Equation) -> View:
         if gone and all(factor.places[a] for a in gone) and not is_norms:
             record.promote(leaf, factor.combined, _written_out(record, e, factor), e, (factor.at,))
             weights[leaf] = record.moved(0, factor.places)
-    out = merged(views)
+    out = merged(views) if len(views) > 1 else views[0]
     return View(
         data=out.data,
         contracted=out.contracted or bool(weights),
