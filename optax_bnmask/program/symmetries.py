@@ -115,8 +115,8 @@ def _exponent(leaf: int) -> int:
 def _within(columns: Mapping[int, Vector], allowed: Set[int]) -> list[Vector]:
     """A basis of the symmetries that scale none but `allowed` leaves."""
     free = sorted(columns.keys() & allowed)
-    if not free:
-        return []
+    if len(free) < 2:
+        return [columns[leaf] for leaf in free if columns[leaf].keys() <= allowed]
     outside = {k: {i: c for i, c in columns[k].items() if i not in allowed} for k in free}
     found: list[Vector] = []
     for point in null_space(free, transposed(outside).values()):
