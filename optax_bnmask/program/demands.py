@@ -12,7 +12,7 @@ from optax_bnmask import compat
 from optax_bnmask.program.epsilons import Epsilons
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import ANY_DEGREE, AS_CAPTURED, HUGE, PACKED
-from optax_bnmask.program.indices import Atom, Indices, Mismatch, Segments, joined
+from optax_bnmask.program.indices import ONE, Atom, Indices, Mismatch, Segments, joined
 from optax_bnmask.program.maps import operand_map, regrouped
 from optax_bnmask.program.registry import PIN, SAME, Kind, Law, Map
 from optax_bnmask.program.tape import CARRY, MOVE, RESHAPE, SLICE, Equation
@@ -158,7 +158,7 @@ class Axes:
             maps = [m and _without(m, refused, len(sizes)) for m in maps]
         for r, n in enumerate(sizes):
             if axes[r] is None or r in refused:
-                axes[r] = Atom(n)
+                axes[r] = ONE if n == 1 else Atom(n)
         return maps, axes
 
     def _shared(self, e: Equation) -> list[Atom] | None:

@@ -44,7 +44,7 @@ from optax_bnmask.program.equations import (
     subsets,
     times,
 )
-from optax_bnmask.program.indices import Atom, Indices, Segments
+from optax_bnmask.program.indices import ONE, Atom, Indices, Segments
 
 Cell = tuple[int, ...]
 """Which segment of each axis."""
@@ -255,8 +255,9 @@ class Degrees:
 
     def _renamed(self, d: Components, to: Mapping[int, int]) -> Components:
         """The components of a cell with axis ``p`` called ``to[p]``; others are made 0."""
-
-        def one(d: Components) -> Components:
+        key = (id(d), *to.items())
+        hit = self._memo.get(key)
+        if hit is None:
             out = {}
             for c, form in d.items():
                 places = [(to[p], k) for p, k in c if p in to]
@@ -264,9 +265,8 @@ class Degrees:
                     out[tuple(places)] = form
                 else:
                     self.system.zero(form)
-            return out or NOTHING
-
-        return self._kept(tuple(to.items()), (d,), one)
+            hit = self._memo[key] = (out or NOTHING, d)
+        return hit[0]
 
     def _add(
         self,
@@ -289,7 +289,7 @@ class Degrees:
         if there is None:
             out[cell] = d
         elif d is not None:
-            self.equal(there, d, cell, [Atom(1) if p is None else axes[p] for p in origins])
+            self.equal(there, d, cell, [ONE if p is None else axes[p] for p in origins])
 
 
 def spread(x: Degree, counts: Sequence[int], axes: Iterable[int]) -> Degree:

@@ -15,6 +15,7 @@ atom. Run to the end before any exponent is thought of, this leaves a few segmen
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
+from typing import Final
 
 ROWS = 64
 """At most so many rows are told apart one by one; each of them is an unknown of its own later."""
@@ -55,6 +56,9 @@ Segment = tuple[Atom, ...]
 Segments = tuple[Segment, ...]
 
 _ONE_ENTRY: Segments = ((),)
+
+ONE: Final = Atom(1)
+"""The axis of one entry, which no demand can refine."""
 
 
 def size_of(segment: Segment) -> int:
@@ -252,9 +256,9 @@ class Indices:
           Mismatch: The rows cannot be made alike.
         """
         if inner == 1:
-            return axis, Atom(1)
+            return axis, ONE
         if inner == axis.size:
-            return Atom(1), axis
+            return ONE, axis
         for _ in range(_ROUNDS):
             segments = self.segments(axis)
             if len(segments) > 1 and any(size_of(s) % inner for s in segments):

@@ -199,8 +199,7 @@ class Tape:
             outs = lower(Writer(self, frame, eqn), *given) if lower else None
             if outs is None:
                 outs = self._copy(eqn, given, frame)
-            for v, out in zip(eqn.outvars, outs, strict=True):
-                env[v] = out
+            env.update(zip(eqn.outvars, outs, strict=True))
         return [constant(a) if type(a) is literal else env[a] for a in inner.outvars]
 
     def _copy(self, eqn: Any, given: tuple[int, ...], frame: Frame) -> list[int]:  # noqa: ANN401

@@ -174,7 +174,7 @@ def _constant_axes(record: Record, x: int, axes: Iterable[int]) -> set[int]:
 def _beside_constants(record: Record) -> list[View | None]:
     """The views of two operands; none for an array that belongs to the other, a leaf."""
     x, y = record.along(0), record.along(1)
-    if x is not None and y is not None:
+    if x is not None and y is not None and (x.fixed or y.fixed):
         if belongs(record, x, y):
             return [None, y]
         if belongs(record, y, x):

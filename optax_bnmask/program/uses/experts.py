@@ -14,7 +14,7 @@ def revote_chosen(record: Record, e: Equation, operands: tuple[View, View], role
     ``gate * scale[expert]``, is a gain.
     """
     for table, other in (operands, operands[::-1]):
-        if not table.owners or table.combined.keys() != table.owners:
+        if not table.combined or table.combined.keys() != table.owners:
             continue  # it is more than what was looked up
         for number, met in table.combined.items():
             by_leaves = any(record.depends_on_others(x, number) for x in met.at.ins)

@@ -118,7 +118,7 @@ def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
     if not (leaves or combined or factors or features) and broad == view.broad:
         return view
     return View(
-        {n: rename(p) for n, p in leaves.items()},
+        {n: rename(p) for n, p in leaves.items()} if leaves else _NO_LEAVES,
         {n: Combined(rename(m.places), *m[1:]) for n, m in combined.items()} if combined else {},
         {n: Factor(rename(f.places), *f[1:]) for n, f in factors.items()} if factors else {},
         rename(features) if features else (),
