@@ -98,6 +98,8 @@ class System:
                 break
         else:
             return form
+        if not solved[unknown] and len(form) == 1:
+            return NOTHING  # as of most leaves in the end
         if len(form) == 1:
             return times(self._resolved(unknown), form[unknown])
         out: Form = {}
@@ -161,8 +163,8 @@ class System:
         layers, ``bias_k = bias_(k-1) + weight_k`` solved for the weight keeps every form short;
         solved for the bias it would be the sum of all weights before it.
         """
-        if len(form) == 1:
-            return next(iter(form))
+        if len(form) < 3:  # either side is as long as the other, or there is one
+            return max(form)
         right = [unknown for unknown, c in form.items() if c > 0]
         if 2 * len(right) == len(form):
             return max(form)

@@ -200,18 +200,14 @@ def _leaf(
         of_axes["dead"] = unread = Cancellation("unread", "")
         return Leaf(path, shape, dtype, Role.UNUSED, Scale.UNUSED, reason=str(unread), **of_axes)
     scale = found.scale[i]
-    axes = tuple(
-        axis
-        for axis, ranges in sorted(free.items())
-        if scale is Scale.INVARIANT and _covers(ranges, shape[axis])
-    )
+    alone = sorted(free) if scale is Scale.INVARIANT else ()
+    axes = tuple([axis for axis in alone if _covers(free[axis], shape[axis])])
+    said = [_use(uses, i)]
     if why := of_axes["dead"]:
-        said = (_use(uses, i), f"its value does not matter: {why}")
+        said.append(f"its value does not matter: {why}")
     else:
-        said = (_use(uses, i), _scale(program, i, found))
-        said += tuple(_in_part(scale, shape, of_axes["invariant_blocks"]))
-    reason = "; ".join(part for part in said if part)
-    group = found.group[i]
+        said += [_scale(program, i, found), *_in_part(scale, shape, of_axes["invariant_blocks"])]
+    reason, group = "; ".join(said), found.group[i]
     return Leaf(path, shape, dtype, uses.role(i), scale, axes, group, reason, **of_axes)
 
 

@@ -38,7 +38,7 @@ def belonging(facts: Facts) -> Set[int]:
     Returns:
       These values, those that they are computed from included.
     """
-    if not any(_meets(facts, e) for e in facts.tape.equations):
+    if not any(_meets(facts, e) for e in facts.tape.equations if e.kind in _ENTRYWISE):
         return frozenset()
     leaf_functions, own = _all_own(facts, _ENTRYWISE)
     if _is_applied(facts, leaf_functions, own, changed=True):
@@ -70,9 +70,9 @@ def _all_own(facts: Facts, kinds: Set[Kind], least: int = 0) -> tuple[bytearray,
 
 
 def _meets(facts: Facts, e: Equation) -> bool:
-    """Whether an equation may be where data meet what is a leaf's own, in its shape."""
+    """Whether an equation, entry by entry, may be where data meet what is a leaf's own."""
     full, depends, data = facts.tape.full, facts.depends, facts.depends_on_data
-    for x in e.ins if e.kind in _ENTRYWISE else ():
+    for x in e.ins:
         if data[x] and not depends[x]:
             return any(depends[y] and full[y] == full[x] for y in e.ins)
     return False

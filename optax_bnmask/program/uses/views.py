@@ -1,6 +1,7 @@
 """What is remembered of a value on the way from the leaves to the data, and what of a leaf."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -105,6 +106,9 @@ class View(NamedTuple):
 
 DATA = View()
 
+_view = functools.partial(tuple.__new__, View)
+"""A `View` of all fields in their order, in half the time that naming them takes."""
+
 
 def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
     """The view of a value with other axes.
@@ -117,14 +121,14 @@ def renamed(view: View, rename: Callable[[Any], Any], *, broad: bool) -> View:
     leaves, combined, factors, features = view[:4]
     if not (leaves or combined or factors or features) and broad == view.broad:
         return view
-    return View(
+    moved = (
         {n: rename(p) for n, p in leaves.items()} if leaves else _NO_LEAVES,
         {n: Combined(rename(m.places), *m[1:]) for n, m in combined.items()} if combined else {},
         {n: Factor(rename(f.places), *f[1:]) for n, f in factors.items()} if factors else {},
         rename(features) if features else (),
         broad,
-        *view[5:],  # and the rest as it is: `_replace` takes three times as long
     )
+    return _view(moved + view[5:])
 
 
 def merged(
@@ -155,22 +159,11 @@ def merged(
             combined.append(v.combined)
         if v.features:
             features.append(v.features)
-    return View(
-        _NO_LEAVES if data or contracted else leaves_of(views),
-        together(combined) if combined else {},
-        factors,
-        features_of(features) if features else (),
-        broad,
-        data,
-        contracted,
-        normed,
-        cancelled,
-        gains,
-        owners,
-        shifted,
-        centred,
-        root,
-    )
+    leaves = _NO_LEAVES if data or contracted else leaves_of(views)
+    met = together(combined) if combined else {}, factors
+    made = features_of(features) if features else ()
+    kept = broad, data, contracted, normed, cancelled, gains, owners, shifted, centred, root
+    return _view((leaves, *met, made, *kept, DATA.fixed, DATA.piece))
 
 
 def features_of(values: Iterable[Origins]) -> Origins:
