@@ -12,10 +12,10 @@ A small constant beside a value that scales, ``v + c`` or ``max(v, c)``, is take
   ``c = 0`` it is 1, whatever `k` and `s` are, so that `c` is all that the quotient is about (a
   saturation constant). An entry's own divisor will do if it is of another kind than the entry:
   the norms of two vectors under their dot product, that of a kernel alone under its output;
-- where `v` may be exactly 0, so may what is divided, since both come of the same values: ``1 / (d +
-  c)`` with distances `d` that may be 0 is about `c`, and so is ``z / (norm(z * mask) + c)``, in the
-  rows that are masked whole. ``z / (segment_sum(norm(z), of, n) + c)[of]`` is not: the sum is 0 for
-  segments without rows, and these divide none;
+- where `v` is exactly 0, so is what is divided: ``1 / (d + c)`` with distances `d` that may be 0 is
+  about `c`, and so are ``z / (norm(z * mask) + c)`` in the rows that are masked whole, and
+  ``relu(-z) / (norm(relu(z)) + c)``: see `optax_bnmask.program.zeros`. ``z / (segment_sum(norm(z),
+  of, n) + c)[of]`` is not: the sum is 0 for segments without rows, and these divide none;
 - the sum is not carried to the next iteration: there it accumulates, as in a clock ``t += 1e-3``.
 
 Whether `c` really is negligible at somebody's parameters is for `verify` to measure; each one is
@@ -34,6 +34,7 @@ from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.segments import Segments
 from optax_bnmask.program.tape import CARRIED, Equation
+from optax_bnmask.program.zeros import Zeros
 
 _ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
 
@@ -119,7 +120,7 @@ class Epsilons:
                     and (
                         not may_be_0
                         or (  # and the divisor is no other row's
-                            use.lookup is None and self._are_0_together(factors, beside, others)
+                            use.lookup is None and self._are_0_together(factors, beside, use.others)
                         )
                     )
                 )
@@ -201,19 +202,22 @@ class Epsilons:
         knows = self.facts.depends_on_data
         return not any(knows[f] for f in factors) and any(knows[o] for o in others)
 
-    def _are_0_together(self, factors: list[int], divisor: list[int], divided: list[int]) -> bool:
-        """Whether what is divided may be 0 where the divisor is, having an ancestor in common.
+    def _are_0_together(
+        self, factors: list[int], divisor: list[int], divided: Iterable[int]
+    ) -> bool:
+        """Whether what is divided is 0 where the divisor is.
 
-        Beside results of loops, of which nothing is known, all that is divided counts as maybe 0.
+        Beside results of loops, of which nothing is known, an ancestor in common will do.
 
         Args:
           factors: The factors of the divisor.
           divisor: The divisor, without its epsilon.
           divided: What is divided.
         """
-        of_loops = all(self._kind(self.tape.writers.get(f)) is Kind.LOOP for f in factors)
-        zeros = divided if of_loops else [x for x in divided if self.facts.may_be_zero(x)]
-        return any(self._are_near(divisor, [x]) for x in zeros)
+        if all(self._kind(self.tape.writers.get(f)) is Kind.LOOP for f in factors):
+            return any(self._are_near(divisor, [x]) for x in divided)
+        zeros = Zeros(self.facts, self._segments, divided)
+        return all(zeros.include_those_of(x) for x in divisor)
 
     def _are_near(self, xs: Iterable[int], ys: Iterable[int]) -> bool:
         """Whether two sets of values, with their nearest ancestors, have a value in common."""

@@ -179,7 +179,7 @@ def _of_quotient(facts: Facts, e: Equation) -> int:
     every = (
         facts.any(e, ANY_DEGREE | AS_CAPTURED) if facts.tape.floats[e.out] else 0
     )  # of integers, 3/0 is -1
-    flags = every | facts.all(e, NONNEG) | facts.flags[x] & MAY_BE_0
+    flags = every | facts.all(e, NONNEG) | facts.flags[x] & (MAY_BE_0 | RECTIFIED)
     flags |= _scaled(facts, *e.ins)
     return flags | MASKED if facts.depends[e.out] and facts.is_data(x) else flags
 
@@ -218,7 +218,7 @@ def _of_sum(facts: Facts, e: Equation) -> int:
     if not difference:
         return facts.all(e, _KEPT)
     from_mean = x != y and facts.any(e, MEAN)
-    return CLIPPED | facts.all(e, MASKED) if from_mean else MAY_BE_0
+    return CLIPPED | facts.all(e, MASKED | RECTIFIED) if from_mean else MAY_BE_0
 
 
 def _of_sum_with_constant(facts: Facts, e: Equation) -> int:

@@ -28,6 +28,28 @@ def guarded(s):
     return jnp.where(s > 0, s, 1.0)
 
 
+def clipped_spread(y):
+    """The root of the variance over a row as ``max(0, mean(y**2) - mean(y)**2)``."""
+    mean = y.mean(-1, keepdims=True)
+    return jnp.sqrt(jnp.maximum(0, (y * y).mean(-1, keepdims=True) - mean**2) + TINY)
+
+
+def over_the_unmasked(z):
+    """Standardised over the rows that a mask leaves."""
+    n = MASK.sum()
+    mean = (z * MASK).sum(0, keepdims=True) / n
+    spread = jnp.maximum(0, (z * z * MASK).sum(0, keepdims=True) / n - mean**2)
+    return (z - mean) / jnp.sqrt(spread + TINY)
+
+
+def linear_attention(z):
+    """Attention by products of rectified features, to the rows that a mask leaves."""
+    keys = jax.nn.relu(z) * MASK
+    values = z / norm(z)
+    sums = jax.nn.relu(z) @ keys.sum(0)[:, None]
+    return jax.nn.relu(z) @ (keys.T @ values) / (sums + TINY)
+
+
 def of_graphs(y):
     """What is added up over each graph, for each of its nodes."""
     return jax.ops.segment_sum(y, GRAPHS, 6)[GRAPHS]
@@ -112,6 +134,36 @@ MOVING = {
     ),
     "all graphs": lambda z: z.sum() / jnp.sqrt(jax.ops.segment_sum(z * z, GRAPHS, 6) + TINY),
     "neighbours, guarded": lambda z: z / guarded(EDGES @ jnp.abs(z)),
+    "the other half of a ReLU": lambda z: jax.nn.relu(-z) / (norm(jax.nn.relu(z)) + TINY),
+    "both halves of a ReLU": lambda z: (
+        (jax.nn.relu(z) + jax.nn.relu(-z)) / (norm(jax.nn.relu(z)) + TINY)
+    ),
+    "rectified, by a masked norm": lambda z: jax.nn.relu(z) / (norm(z * MASK) + TINY),
+    "rectified, by its norm where masked": lambda z: (
+        jax.nn.relu(z) / (norm(jax.nn.relu(z) * MASK) + TINY)
+    ),
+    "masked, by the norm under another mask": lambda z: z * MASK / (norm(z * MASK[::-1]) + TINY),
+    "masked, by what a ReLU leaves of it": lambda z: (
+        z * MASK / (norm(jax.nn.relu(z * MASK)) + TINY)
+    ),
+    "a choice by sign": lambda z: z / (norm(z * (z > 0)) + TINY),
+    "rectified rows, in reverse": lambda z: jax.nn.relu(z)[::-1] / (norm(jax.nn.relu(z)) + TINY),
+    "rectified rows, rolled": lambda z: (
+        jnp.roll(jax.nn.relu(z), 1, 0) / (norm(jax.nn.relu(z)) + TINY)
+    ),
+    "rectified rows, sorted": lambda z: jnp.sort(jax.nn.relu(z), 0) / (norm(jax.nn.relu(z)) + TINY),
+    "sums over rectified rows": lambda z: (
+        jax.nn.relu(z).sum(0, keepdims=True) / (norm(jax.nn.relu(z)) + TINY)
+    ),
+    "neighbours of rectified rows": lambda z: (
+        EDGES @ jax.nn.relu(z) / (norm(jax.nn.relu(z)) + TINY)
+    ),
+    "by the spread of what a ReLU leaves": lambda z: (
+        (z - z.mean(-1, keepdims=True)) / clipped_spread(jax.nn.relu(z))
+    ),
+    "by the spread of what a ReLU leaves, in two passes": lambda z: (
+        (z - z.mean(-1, keepdims=True)) / (jnp.std(jax.nn.relu(z), -1, keepdims=True) + TINY)
+    ),
     "a part of a transform that is real": lambda z: of_its_imaginary_part(jnp.fft.rfft(z)),
 }
 COARSE = {
@@ -122,6 +174,21 @@ COARSE = {
 STILL = {
     "the masked itself": lambda z: z * MASK / (norm(z * MASK) + TINY),
     "rectified and normalised": lambda z: of_its_norm(jax.nn.relu(z)),
+    "rectified and masked, in another order": lambda z: (
+        MASK * (2 * jax.nn.relu(z)) / (norm(jax.nn.relu(z) * MASK) + TINY)
+    ),
+    "rectified features, in reverse": lambda z: (
+        jax.nn.relu(z)[:, ::-1] / (norm(jax.nn.relu(z)) + TINY)
+    ),
+    "rectified and standardised": lambda z: (
+        (jax.nn.relu(z) - jax.nn.relu(z).mean(-1, keepdims=True)) / clipped_spread(jax.nn.relu(z))
+    ),
+    "chosen by sign and normalised": lambda z: of_its_norm(z * (z > 0)),
+    "over the unmasked": over_the_unmasked,
+    "over the unmasked, by JAX": lambda z: (
+        (z - z.mean(0, where=MASK > 0)) / jnp.sqrt(z.var(0, where=MASK > 0) + TINY)
+    ),
+    "linear attention": linear_attention,
     "neighbours, normalised": lambda z: of_its_norm(EDGES @ z),
     "graphs, standardised": lambda z: (c := z - of_means(z)) / jnp.sqrt(of_means(c * c) + TINY),
     "graphs, with a root of their own": lambda z: (
