@@ -19,7 +19,7 @@ from optax_bnmask.program.flags import ANY_DEGREE, CLIPPED, MASKED, MAY_BE_0, ME
 from optax_bnmask.program.maps import operand_map, regrouped
 from optax_bnmask.program.registry import Kind
 from optax_bnmask.program.segments import Segments
-from optax_bnmask.program.tape import RESHAPE, SLICE, Equation
+from optax_bnmask.program.tape import MOVE, RESHAPE, SLICE, Equation
 
 _SUB, _REVERSE, _SORT, _CUT, _JOIN = (
     compat.primitive(f"{name}_p") for name in ("sub", "rev", "sort", "dynamic_slice", "concatenate")
@@ -86,10 +86,15 @@ class Zeros:
         self._left -= 1
         if self._left < 0:
             return False
+        if e is not None and e.op is MOVE:  # the same zeros
+            return self._include_causes(e, rows, which)
+        squares = self._squares(e) if e is not None else None
+        if squares is not None and self._include(squares, rows, MAY_BE_0):
+            return True  # as of most normalisers, without a look at the product
         return (
             self._is_one_for_all(x, rows)
             or self._is_cause(x, rows)
-            or (e is not None and self._include_causes(e, rows, which))
+            or (e is not None and squares is None and self._include_causes(e, rows, which))
         )
 
     def _is_one_for_all(self, x: int, rows: Axes) -> bool:
@@ -100,9 +105,6 @@ class Zeros:
 
     def _include_causes(self, e: Equation, rows: Axes, which: int) -> bool:
         """Whether the product is 0 wherever the operands make the result 0."""
-        squares = self._squares(e)
-        if squares is not None:
-            return self._include(squares, rows, MAY_BE_0)
         if (
             (e.kind is Kind.EXTREMUM and which & CLIPPED)
             or (e.op in _ELSEWHERE and not self._keeps_rows(e, rows, which))
