@@ -78,6 +78,20 @@ def test_a_bias_before_a_batch_norm_is_dead(norm):
     assert dead == ("b",)
 
 
+@pytest.mark.parametrize("keepdims", [True, False])
+@pytest.mark.parametrize("negated", [True, False])
+def test_a_bias_is_dead_before_a_batch_norm_as_one_product_and_one_sum(keepdims, negated):
+    def fn(p, x):
+        h = x @ p["w"] + p["b"]
+        mean, var = h.mean(0, keepdims=keepdims), h.var(0, keepdims=keepdims)
+        scale = lax.rsqrt(var + EPS) * p["g"]
+        shift = -mean * scale + p["beta"] if negated else p["beta"] - mean * scale
+        return jnp.tanh(h * scale + shift) @ p["v"]
+
+    shapes = {"w": (3, 6), "b": (6,), "g": (6,), "beta": (6,), "v": (6, 2)}
+    assert agrees(fn, shapes, drawn(ROWS, 1)) == ("b",)
+
+
 @pytest.mark.parametrize("norm", SPELLINGS)
 @pytest.mark.parametrize(("axes", "expected"), [((1, 2), ("b",)), ((1, 2, 3), ()), ((3,), ())])
 def test_a_bias_is_dead_before_a_norm_of_single_channels_and_not_of_several(norm, axes, expected):

@@ -4,7 +4,14 @@ from itertools import chain
 from typing import Any
 
 from optax_bnmask.program.maps import regrouped
-from optax_bnmask.program.shifts.changes import Changes, Places, constant_along, moved, varies
+from optax_bnmask.program.shifts.changes import (
+    Changes,
+    Places,
+    constant_along,
+    moved,
+    varies,
+    varying,
+)
 from optax_bnmask.program.shifts.entrywise import bundled, common, finite_ones
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import CARRIED, CARRY, MOVE, RESHAPE, SLICE, Equation
@@ -89,11 +96,13 @@ def _some_entries(shifts: Shifts, e: Equation, places_of: Any, key: Any) -> Chan
         new = places_of(places)
         if "anew" in new:
             constant = constant_along(new)
-            term = shifts.view(e, (source, places), (key, tuple(constant)), constant)
+            found = shifts.view(e, source, (key, places, tuple(constant)), constant)
+            if found is None:
+                continue
+            term = found, varying(constant, shape)
         else:
             term = source, tuple([p if n > 1 else None for p, n in zip(new, shape, strict=True)])
-        if term is not None:
-            out[term] = out.get(term, 0) + c
+        out[term] = out.get(term, 0) + c
     return {term: c for term, c in out.items() if c}
 
 

@@ -116,7 +116,12 @@ def _may_cancel(facts: Facts, e: Equation, kind: Kind) -> bool:
         return any(facts.numbers[x] == 0 for x in e.ins)
     if kind is Kind.SUM:
         return all(facts.depends[x] for x in e.ins) and (
-            e.op is not _ADD or any(_is_negative(facts, x) for x in e.ins)
+            e.op is not _ADD
+            or any(_is_negative(facts, x) for x in e.ins)
+            or (
+                all(facts.depends_on_data[x] for x in e.ins)
+                and any(_means(facts, x) for x in e.ins)
+            )
         )
     return kind in _CANCELLING or e.op in _ORDERING
 
@@ -151,9 +156,20 @@ def _is_negative(facts: Facts, x: int) -> bool:
 def _reduces_features(facts: Facts, uses: Record, x: int) -> bool:
     """Whether a value is a reduction of something along an axis that is an output of leaves."""
     e = _behind(facts, x)
-    if e is None or e.kind is not Kind.REDUCTION:
-        return False
-    view, axes = uses.views.get(e.ins[0]), e.params.get("axes", ())
-    made: Sequence[object] = view.features if view else ()
-    shape = facts.tape.full[e.ins[0]]
-    return any(a < len(made) and made[a] and shape[a] > 1 for a in axes)
+    for mean in [e] if e is not None and e.kind is Kind.REDUCTION else _means(facts, x):
+        view, axes = uses.views.get(mean.ins[0]), mean.params.get("axes", ())
+        made: Sequence[object] = view.features if view else ()
+        shape = facts.tape.full[mean.ins[0]]
+        if any(a < len(made) and made[a] and shape[a] > 1 for a in axes):
+            return True
+    return False
+
+
+def _means(facts: Facts, x: int) -> list[Equation]:
+    """The reductions that are factors in a value, or in summands of it: ``b - mean(x)*g``."""
+    e = _behind(facts, x)
+    summands = e.ins if e is not None and e.kind is Kind.SUM else (x,)
+    found = [_behind(facts, y) for y in summands]
+    factors = [e.ins if e and e.kind in _SCALING else () for e in found]
+    behind = [_behind(facts, y) for ins in factors for y in ins]
+    return [e for e in behind if e is not None and e.kind is Kind.REDUCTION]

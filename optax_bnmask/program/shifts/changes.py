@@ -134,3 +134,9 @@ def is_any(along: Collection[bool], shape: Sequence[int]) -> bool:
 def every_place(shape: Sequence[int]) -> Places:
     """The places of a change that varies along all axes of more than one entry."""
     return tuple([a if n > 1 else None for a, n in enumerate(shape)])
+
+
+def varying(constant: Sequence[bool], shape: Sequence[int]) -> Places:
+    """The places of a change that varies along all axes but those along which it is constant."""
+    pairs = enumerate(zip(constant, shape, strict=True))
+    return tuple([None if same or n == 1 else a for a, (same, n) in pairs])

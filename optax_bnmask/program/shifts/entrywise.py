@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import chain
+from math import prod
 
 import jax.numpy as jnp
 
@@ -19,11 +20,15 @@ from optax_bnmask.program.shifts.changes import (
     is_any,
     plus,
     times,
+    varying,
 )
 from optax_bnmask.program.shifts.reading import Shifts, losing, shifting
 from optax_bnmask.program.tape import MOVE, RESHAPE, Equation
 
 _SUB, _MAX, _NEG = (compat.primitive(f"{name}_p") for name in ("sub", "max", "neg"))
+_LINEAR = {Kind.VIEW, Kind.CAST, Kind.SUM, Kind.PRODUCT, Kind.QUOTIENT}
+_NEAR = 8
+"""Among so many values computed of one it is looked for a broadcast."""
 
 
 @shifting("copy_p", "stop_gradient_p", "name_p")
@@ -128,21 +133,46 @@ def quotient(shifts: Shifts, e: Equation) -> Changes | None:
 def _scaled(shifts: Shifts, e: Equation, operands: tuple[int, int]) -> Changes:
     """The change of each factor times the other.
 
-    A source times a factor is the same new source wherever it is computed: ``x*g - mean(x)*g`` does
-    not change. For that, what is constant along some axis is kept, though times ``g`` it may be
-    constant along none.
+    A source times a factor is the same new source wherever it is computed, whatever the other axes
+    there: neither ``x*g - mean(x)*g`` nor ``x*g + (b - mean(x)*g)`` changes. An axis of the new
+    source is one of the old source, one of the factor, or both. What is constant along some axis is
+    kept, though times ``g`` it may be constant along none; so is what is broadcast afterwards.
     """
     out: Changes = {}
     shape = shifts.tape.full[e.out]
     for x, y in (operands, operands[::-1]):
-        for term, c in shifts.along(x, e.out).items():
-            before = constant_along(term[1])
-            constant = both(before, shifts.flat.along(y, e.out))
-            key = e.op, _behind_moves(shifts, y), tuple(constant)
-            hope = is_any(before, shape)
-            if (found := shifts.view(e, term, key, constant, may_cancel=hope)) is not None:
-                out[found] = out.get(found, 0) + c
+        if not (changes := shifts.along(x, e.out)):
+            continue
+        flat = shifts.flat.along(y, e.out)
+        factor, of_factor = _behind_moves(shifts, y)
+        of_factor = (None,) * (len(shape) - len(of_factor)) + of_factor  # of numbers
+        for (source, places), c in changes.items():
+            before = constant_along(places)
+            constant = both(before, flat)
+            axes = [
+                None if q is None else (places[q], None if flat[q] else of_factor[q])
+                for q in varying(constant, shape)
+            ]
+            of_new = sorted({pair for pair in axes if pair}, key=str)
+            hope = is_any(before, shape) or _is_broadcast(shifts, e.out)
+            key = e.op, factor, tuple(of_new)
+            new = shifts.view(e, source, key, constant, may_cancel=hope)
+            if new is not None:
+                term = new, tuple([pair and of_new.index(pair) for pair in axes])
+                out[term] = out.get(term, 0) + c
     return out
+
+
+def _is_broadcast(shifts: Shifts, x: int) -> bool:
+    """Whether a value, or what is its multiple or a sum with it, is broadcast next."""
+    tape, values = shifts.tape, [x]
+    for y in values:
+        for e in tape.readers.get(y, ()):
+            if e.kind in _LINEAR:
+                if prod(tape.full[e.out]) > prod(tape.full[y]):
+                    return True
+                values += [e.out] if len(values) < _NEAR else []
+    return False
 
 
 def _behind_moves(shifts: Shifts, x: int) -> tuple[int, Places]:

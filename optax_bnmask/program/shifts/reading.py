@@ -28,6 +28,7 @@ from optax_bnmask.program.shifts.changes import (
     lost,
     starts_of,
     varies,
+    varying,
 )
 from optax_bnmask.program.tape import CARRY, Equation
 
@@ -68,7 +69,7 @@ class Shifts:
       pure: The values that are computed from leaves alone.
       cancelled: Where changes cancelled, and their sources.
       taken: Numbers taken as infinite.
-      views: For a term and what is done to it: its source, and the term that comes of it.
+      views: For a source and what is done to it: it, and the source that comes of it.
       source: For each start that is not lost, its source.
       carries: For each carry, the starts that change it in some iteration, and for each axis
         whether it changes by the same along it.
@@ -109,7 +110,7 @@ class Shifts:
         self.cancelled: list[tuple[Equation, list[Source]]] = []
         self.taken: list[Approximation] = []
         self._squares: dict[tuple[int, frozenset[int]], Source] = {}
-        self.views: dict[Any, tuple[Source, Term | None]] = {}
+        self.views: dict[Any, tuple[Source, Source | None]] = {}
         self.source = {start: Source(start=start) for start in self.harmless}
         for (x, axis), source in self.source.items():
             shape = self.tape.shapes[x]
@@ -185,40 +186,37 @@ class Shifts:
         """
         shape = self.tape.full[e.out]
         if may_cancel or e.out in self.pure or is_any(constant, shape):
-            pairs = enumerate(zip(shape, constant, strict=True))
-            return {
-                (Source(sources), tuple([None if c or n == 1 else a for a, (n, c) in pairs])): 1
-            }
+            return {(Source(sources), varying(constant, shape)): 1}
         self._lost |= lost(sources)
         return {}
 
     def view(
         self,
         e: Equation,
-        term: Term,
+        source: Source,
         key: Any,  # noqa: ANN401 - what is hashable
         constant: Sequence[bool],
         *,
         may_cancel: bool = False,
-    ) -> Term | None:
-        """The term that comes of a term by what `key` names: the same one each time.
+    ) -> Source | None:
+        """The source that comes of a source by what `key` names: the same one each time.
 
         Args:
           e: The equation.
-          term: What the operand changes by.
+          source: What the operand changes by.
           key: What is done to it.
           constant: Along which axes the result changes by the same.
           may_cancel: Whether it is kept even if that is along none.
 
         Returns:
-          The term; `None` if it is given up.
+          The source; `None` if it is given up.
         """
-        seen = id(term[0]), term[1], key
+        seen = id(source), key
         if seen not in self.views:
-            made = self.fresh(e, [term[0]], constant, may_cancel=may_cancel)
-            self.views[seen] = term[0], next(iter(made), None)
+            made = self.fresh(e, [source], constant, may_cancel=may_cancel)
+            self.views[seen] = source, next((new for new, _ in made), None)
         found = self.views[seen][1]
-        return found if found and found[0].is_alive() else None
+        return found if found and found.is_alive() else None
 
     def fresh_for_each(
         self, e: Equation, terms: Iterable[Term], of: Callable[[list[bool]], Sequence[bool]]
