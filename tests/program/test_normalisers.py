@@ -232,6 +232,35 @@ def test_a_normaliser_over_the_joint_is_one(norm, joined):
     check(fn, params, X, gamma="norm_scale", beta="norm_bias", w="weight")
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_values_divided_by_one_size_of_all_of_them_are_normalised_together(joined):
+    def fn(p, x):
+        a, b = x @ p["w"], x @ p["v"]
+        sizes = [jnp.square(h).mean(-1, keepdims=True) for h in (a, b)]
+        size = (
+            jnp.concatenate(sizes, -1).sum(-1, keepdims=True)
+            if joined
+            else sum(sizes[1:], sizes[0])
+        )
+        scale = lax.rsqrt(size + 1e-5)
+        a, b = (h * jnp.broadcast_to(scale, h.shape) for h in (a * row(p["gamma"]), b))
+        return jnp.tanh(jnp.concatenate([a + row(p["beta"]), b * row(p["alpha"])], -1)) @ p["head"]
+
+    sizes = {**SIZES, "v": (4, 3), "alpha": (3,), "head": (8, 2)}
+    params = {k: shape(*s) for k, s in sizes.items()}
+    check(fn, params, X, gamma="norm_scale", alpha="norm_scale", beta="norm_bias")
+
+
+def test_a_value_divided_by_the_size_of_another_is_not_normalised():
+    def fn(p, x):
+        a, b = x @ p["w"], x @ p["v"]
+        scale = lax.rsqrt(jnp.square(b).mean(-1, keepdims=True) + 1e-5)
+        return jnp.tanh(a * jnp.broadcast_to(scale, a.shape) * row(p["gamma"])) @ p["head"]
+
+    sizes = {k: shape(*s) for k, s in {**SIZES, "v": (4, 3)}.items() if k != "beta"}
+    check(fn, sizes, X, gamma="gain")
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 def test_learned_queries_are_normalised_too(queries):
     def fn(p, x):

@@ -6,7 +6,8 @@ new unknown starts. Values that were joined keep the gauge of each piece along t
 joint, so that statistics which are stacked, averaged and taken apart again are still what they
 were. Once something is summed over the joint, all that was computed from the joined value has one
 unknown instead, which starts there: ``z = concatenate([a, b])`` has one, and ``z * z`` its double,
-whichever of them is summed first.
+whichever of them is summed first. And a sum of sizes, ``mean(a**2) + mean(b**2)``, is a size of all
+that they are sizes of: from there on these have one unknown.
 
 A *normaliser* is a quotient in which an unknown cancels, and whose divisor is a size of what it
 divides, that is
@@ -21,7 +22,7 @@ How often a value was reduced, and whether it is a size, is in its `trails`.
 
 import functools
 import itertools
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from typing import Any
 
 from optax_bnmask import compat
@@ -31,10 +32,10 @@ from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.dimensions import reshaped
-from optax_bnmask.program.uses.pieces import LOST, Gauge, Pieces, piecewise, product
+from optax_bnmask.program.uses.pieces import LOST, Gauge, Pieces, piecewise, product, renamed
 from optax_bnmask.program.uses.trails import Trails
 
-_JOINED = compat.primitive("concatenate_p")
+_ADD, _JOINED = compat.primitive("add_p"), compat.primitive("concatenate_p")
 _SEEN = {Kind.VIEW, Kind.CAST}
 _BELOW = {compat.primitive(name) for name in ("add_p", "sub_p", "max_p", "clamp_p")}
 """Operations in which a small constant may be an epsilon."""
@@ -210,6 +211,8 @@ class Gauges:
         gauge = self.of(x)
         if not isinstance(gauge, Pieces):
             return gauge
+        if self._are_sizes_of_one([(x, form) for form in gauge.forms if form is not None]):
+            return self._even(x)
         simplest = gauge.simplest
         if isinstance(simplest, Pieces):
             joint = gauge.joint
@@ -235,7 +238,49 @@ class Gauges:
                 result = own if result is None else piecewise(result, own, self._common)
         if pieces and isinstance(result, Pieces) and result not in pieces:
             return result._replace(joint=-1)  # some pieces of one operand, some of another
+        if result is LOST and e.op is _ADD:
+            both = [(x, own) for x in e.ins if isinstance(own := self.of(x), dict)]
+            if len(both) == len(e.ins) and self._are_sizes_of_one(both):
+                return self.of(e.ins[0])
         return result
+
+    def _are_sizes_of_one(self, summands: Sequence[tuple[int, Form]]) -> bool:
+        """Whether values to be summed are sizes, each of one thing that is computed, in one power.
+
+        Then it is made one thing: all of it has the unknown of the first.
+
+        Args:
+          summands: For each a value, and its gauge there.
+        """
+        unknowns = [u for _, form in summands for u in form]
+        if (
+            len({*unknowns}) < 2
+            or len(unknowns) != len(summands)
+            or len({c for _, f in summands for c in f.values()}) > 1
+        ):
+            return False
+        for (x, _), u in zip(summands, unknowns, strict=True):
+            if u in self.leaf_of or u in self.inputs:
+                return False
+            (mark,) = self._trails.marks((x,), {u}, self._all_unknowns)[u]
+            if not (mark.is_size and mark.reduced):
+                return False
+        for u in set(unknowns[1:]) - {unknowns[0]}:
+            self._rename(u, unknowns[0])
+        return True
+
+    def _rename(self, old: int, new: int) -> None:
+        """Puts one unknown in the place of another in all that has been read."""
+        self._trails.merge(old, new)
+        for x, gauge in self._of.items():
+            if isinstance(gauge, Pieces):
+                self._of[x] = gauge.renamed(old, new)
+            elif gauge:
+                self._of[x] = renamed(gauge, old, new)
+        self._joints = {x: joint.renamed(old, new) for x, joint in self._joints.items()}
+        for unknowns in self._former.values():
+            if old in unknowns:
+                unknowns.add(new)
 
     def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `LOST`
         """The gauge of a sum of two values; `LOST` if they have none in common.

@@ -71,6 +71,10 @@ class Trails:
         """Says that an unknown starts in a value."""
         self._marks[unknown] = {x: _START}
 
+    def merge(self, old: int, new: int) -> None:
+        """Says that one unknown is another, too: it starts where both do."""
+        self._marks[new] = self._marks[old] | self._marks[new]
+
     def marks(
         self, values: Sequence[int], unknowns: Set[int], held: Held
     ) -> dict[int, Sequence[Mark]]:
