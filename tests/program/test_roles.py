@@ -56,6 +56,12 @@ WEIGHTS = {
     "rounded by a given scale": (straight_through, shape()),
     "modulated": (modulated, shape(6, 4)),
     "normalised by what is given": (lambda p, x, u: x @ (p["w"] / (u @ p["w"]).sum()), shape(4)),
+    "normalised by what is given, if it is not 0": (
+        lambda p, x, u: (
+            x @ jnp.where((p["w"] == 0).all(), p["w"], p["w"] / jnp.linalg.norm(u @ p["w"]))
+        ),
+        shape(4),
+    ),
     "a sum of products": (lambda p, x: (column(x) * row(p["w"])).sum(1),),
     "chosen by index": (
         lambda p, x, i: jnp.einsum("bi,bio->bo", x, p["ws"][i]),
