@@ -18,6 +18,9 @@ A small constant beside a value that scales, ``v + c`` or ``max(v, c)``, is take
   of, n) + c)[of]`` is not: the sum is 0 for segments without rows, and these divide none;
 - the sum is not carried to the next iteration: there it accumulates, as in a clock ``t += 1e-3``.
 
+A large constant above a reciprocal, ``min(1 / v, 1 / c) = 1 / max(v, c)``, is an epsilon `c` below
+`v`, and is taken as infinite where `c` would be taken as 0.
+
 Whether `c` really is negligible at somebody's parameters is for `verify` to measure; each one is
 recorded.
 """
@@ -36,7 +39,9 @@ from optax_bnmask.program.segments import Segments
 from optax_bnmask.program.tape import CARRIED, Equation
 from optax_bnmask.program.zeros import Zeros
 
-_ADD, _SUB, _MAX, _CLAMP = (compat.primitive(n) for n in ("add_p", "sub_p", "max_p", "clamp_p"))
+_ADD, _SUB, _MAX, _MIN, _CLAMP = (
+    compat.primitive(f"{name}_p") for name in ("add", "sub", "max", "min", "clamp")
+)
 
 _PASSING = {Kind.VIEW, Kind.CAST, Kind.SUM, Kind.SELECT, Kind.JOIN, Kind.EXTREMUM, Kind.POWER}
 """Kinds whose results still hold the sum as a summand or an entry, or a power of it."""
@@ -88,19 +93,48 @@ class Epsilons:
         if number is None or not _bounds_from_below(e, place, number):
             return False
         if e.out not in self._known:
-            self._known[e.out] = self._keeps_from_0(e, number) and not self._accumulates(e.out)
+            beside = [x for x in e.ins if self.facts.numbers[x] is None]
+            found = self._keeps_from_0(e, number, beside)
+            self._known[e.out] = found and not self._accumulates(e.out)
         return self._known[e.out]
+
+    def is_ceiling(self, e: Equation, place: int) -> bool:
+        """Whether the constant that is the operand at `place` is 1 / c, of an epsilon c."""
+        number = self.facts.numbers[e.ins[place]]
+        if e.op is not _MIN or number is None or number * EPSILON < 1:
+            return False
+        v, power = self._as_power(e.ins[1 - place])
+        found = power < 0 and self._keeps_from_0(e, 1 / number, [v], power)
+        return found and not self._accumulates(e.out)
+
+    def _as_power(self, x: int) -> tuple[int, Number]:
+        """A value as a power of another one, or as a number times its reciprocal."""
+        e = self.tape.writers.get(x)
+        if e is not None and e.kind is Kind.POWER:
+            return e.ins[0], self._power_of(e)
+        if e is not None and e.kind is Kind.QUOTIENT and self.facts.numbers[e.ins[0]] is not None:
+            return e.ins[1], -1
+        return x, 1
 
     @staticmethod
     def _kind(e: Equation | None) -> Kind | None:
         return None if e is None else e.kind
 
-    def _keeps_from_0(self, e: Equation, number: float) -> bool:
-        """Whether the sum is rooted or a shared divisor, and in no quotient ``v / (v + c)``."""
-        flags, beside = self.facts.flags, [x for x in e.ins if self.facts.numbers[x] is None]
+    def _keeps_from_0(
+        self, e: Equation, number: float, beside: list[int], power: Number = 1
+    ) -> bool:
+        """Whether the sum is rooted or a shared divisor, and in no quotient ``v / (v + c)``.
+
+        Args:
+          e: The equation whose result is the sum, or a power of it.
+          number: The constant.
+          beside: The values `v`.
+          power: The power.
+        """
+        flags = self.facts.flags
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
-        factors, uses = self._segments.factors(beside), self._uses(e.out, abs(number))
+        factors, uses = self._segments.factors(beside), self._uses(e.out, abs(number), power)
         known: dict[tuple[int, ...], list[int]] = {}
         divisors = [use for use in uses if use.power <= 0]
         for use in divisors:
@@ -128,9 +162,9 @@ class Epsilons:
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
-    def _uses(self, x: int, number: float) -> list[Use]:
-        """How the sum is used, as far as products, powers and sums over it reach."""
-        waiting, readers = [Use(x, 1, ())], self.tape.readers
+    def _uses(self, x: int, number: float, power: float) -> list[Use]:
+        """How that power of the sum is used, as far as products, powers and sums over it reach."""
+        waiting, readers = [Use(x, power, ())], self.tape.readers
         out: list[Use] = []
         while waiting and len(out) < _MOST:
             use = waiting.pop()

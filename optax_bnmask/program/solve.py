@@ -236,7 +236,7 @@ class Solution:
             )
         if number is None or not scaling:
             return False
-        if flags & HUGE:
+        if flags & HUGE or self.axes.epsilons.is_ceiling(e, place):
             return self._approximate("infinity", number, e, scaling, axes)
         if self.axes.epsilons.is_epsilon(e, place):
             return self._approximate("epsilon", number, e, scaling, axes)

@@ -93,6 +93,11 @@ def test_a_guard_that_is_one_is_on_record():
     assert (assumption.kind, assumption.value) == ("guard", 1)
 
 
+def test_a_ceiling_that_stands_for_infinity_is_on_record():
+    (assumption,) = analysis_of("a_ceiling_above_the_reciprocal_of_a_norm").assumptions
+    assert (assumption.kind, assumption.value) == ("infinity", 1e7)
+
+
 @pytest.mark.xfail(
     strict=True,
     reason="a carry has one degree in all iterations, and this one starts with another",

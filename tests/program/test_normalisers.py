@@ -168,6 +168,9 @@ SPELLINGS = {
     "a dot product": lambda h, g, b: (
         h * column(lax.rsqrt(jnp.einsum("bd,bd->b", h, h) / 5 + 1e-6)) * row(g) + row(b)
     ),
+    "a ceiling above a reciprocal": lambda h, g, b: (
+        h * column(jnp.minimum(lax.rsqrt(jnp.square(h).sum(1)), 1e7)) * row(g) + row(b)
+    ),
     "a diagonal": lambda h, g, b: (centred(h, 0) / deviation(h, 0)) @ jnp.diag(g) + row(b),
     "in another dtype": lambda h, g, b: (
         ((centred(h, 0) / deviation(h, 0)).astype("bfloat16") * row(g.astype("bfloat16"))).astype(

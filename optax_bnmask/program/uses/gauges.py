@@ -35,7 +35,7 @@ from optax_bnmask.program.uses.dimensions import reshaped
 from optax_bnmask.program.uses.pieces import LOST, Gauge, Pieces, piecewise, product, renamed
 from optax_bnmask.program.uses.trails import Trails
 
-_ADD, _JOINED = compat.primitive("add_p"), compat.primitive("concatenate_p")
+_ADD, _MIN, _JOINED = (compat.primitive(f"{name}_p") for name in ("add", "min", "concatenate"))
 _SEEN = {Kind.VIEW, Kind.CAST}
 _BELOW = {compat.primitive(name) for name in ("add_p", "sub_p", "max_p", "clamp_p")}
 """Operations in which a small constant may be an epsilon."""
@@ -299,7 +299,8 @@ class Gauges:
         if number is None:
             return False
         small = 0 < abs(number) <= EPSILON and e.op in _BELOW
-        apart = small or self.facts.flags[x] & HUGE
+        ceiling = e.op is _MIN and number * EPSILON >= 1  # above a reciprocal
+        apart = small or ceiling or self.facts.flags[x] & HUGE
         return bool(apart and any(self.of(y) not in (None, NOTHING) for y in e.ins if y != x))
 
     def _joined(self, e: Equation) -> Gauge:

@@ -129,6 +129,20 @@ def a_smallest_of_value_and_constant(p, x):
     return z / norm(z)
 
 
+@case("ceiling", W, 1e6 * X, moves="w")
+def a_ceiling_above_a_norm(p, x):
+    """What is longer than 1e3 is only made shorter."""
+    z = x @ p["w"]
+    return z / jnp.minimum(norm(z), 1e3)
+
+
+@case("ceiling", W, FAINT_POSITIVE, moves="w")
+def a_ceiling_above_the_reciprocal_of_each_entry(p, x):
+    """Without it, each entry would be 1."""
+    z = jnp.abs(x @ p["w"])
+    return z * jnp.minimum(1 / z, 1e3)
+
+
 @case("threshold", W, FAINT, moves="w")
 def a_largest_of_value_and_constant(p, x):
     """A floor that nothing divides by is an offset."""
@@ -221,6 +235,13 @@ def a_clip_from_below(p, x):
     """`clip` without a ceiling does the same."""
     z = x @ p["w"]
     return z / jnp.clip(norm(z), 1e-6, None)
+
+
+@case("ceiling of a reciprocal", hides="w")
+def a_ceiling_above_the_reciprocal_of_a_norm(p, x):
+    """``min(1 / n, 1e7)`` is ``1 / max(n, 1e-7)``."""
+    z = x @ p["w"]
+    return z * jnp.minimum(lax.rsqrt(jnp.square(z).sum(-1, keepdims=True)), 1e7)
 
 
 @case("epsilon", hides="w")
