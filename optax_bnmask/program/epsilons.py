@@ -25,7 +25,7 @@ Whether `c` really is negligible at somebody's parameters is for `verify` to mea
 recorded.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from math import prod
 from typing import NamedTuple
@@ -94,8 +94,7 @@ class Epsilons:
             return False
         if e.out not in self._known:
             beside = [x for x in e.ins if self.facts.numbers[x] is None]
-            found = self._keeps_from_0(e, number, beside)
-            self._known[e.out] = found and not self._accumulates(e.out)
+            self._known[e.out] = self._is_negligible(e, abs(number), beside)
         return self._known[e.out]
 
     def is_ceiling(self, e: Equation, place: int) -> bool:
@@ -104,8 +103,25 @@ class Epsilons:
         if e.op is not _MIN or number is None or number * EPSILON < 1:
             return False
         v, power = self._as_power(e.ins[1 - place])
-        found = power < 0 and self._keeps_from_0(e, 1 / number, [v], power)
-        return found and not self._accumulates(e.out)
+        return power < 0 and self._is_negligible(e, 1 / number, [v], power)
+
+    def _is_negligible(
+        self, e: Equation, number: float, beside: list[int], power: Number = 1
+    ) -> bool:
+        """Whether a constant does nothing but keep what it is added to from 0.
+
+        Args:
+          e: The equation whose result is the sum, or a power of it.
+          number: The constant.
+          beside: The values that it is added to.
+          power: The power.
+        """
+        uses = self._uses(e.out, number, power)
+        return (
+            self._keeps_from_0(e, beside, uses)
+            and not self._accumulates(e.out)
+            and not self._divides_others(beside, uses, number)
+        )
 
     def _as_power(self, x: int) -> tuple[int, Number]:
         """A value as a power of another one, or as a number times its reciprocal."""
@@ -120,21 +136,12 @@ class Epsilons:
     def _kind(e: Equation | None) -> Kind | None:
         return None if e is None else e.kind
 
-    def _keeps_from_0(
-        self, e: Equation, number: float, beside: list[int], power: Number = 1
-    ) -> bool:
-        """Whether the sum is rooted or a shared divisor, and in no quotient ``v / (v + c)``.
-
-        Args:
-          e: The equation whose result is the sum, or a power of it.
-          number: The constant.
-          beside: The values `v`.
-          power: The power.
-        """
+    def _keeps_from_0(self, e: Equation, beside: list[int], uses: Sequence[Use]) -> bool:
+        """Whether the sum is rooted or a shared divisor, and in no quotient ``v / (v + c)``."""
         flags = self.facts.flags
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
-        factors, uses = self._segments.factors(beside), self._uses(e.out, abs(number), power)
+        factors = self._segments.factors(beside)
         known: dict[tuple[int, ...], list[int]] = {}
         divisors = [use for use in uses if use.power <= 0]
         for use in divisors:
@@ -162,9 +169,9 @@ class Epsilons:
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
-    def _uses(self, x: int, number: float, power: float) -> list[Use]:
+    def _uses(self, x: int, number: float, power: Number) -> list[Use]:
         """How that power of the sum is used, as far as products, powers and sums over it reach."""
-        waiting, readers = [Use(x, power, ())], self.tape.readers
+        waiting, readers = [Use(x, power.numerator / power.denominator, ())], self.tape.readers
         out: list[Use] = []
         while waiting and len(out) < _MOST:
             use = waiting.pop()
@@ -217,6 +224,32 @@ class Epsilons:
                     seen.add(e.out)
                     waiting.append(e.out)
         return False
+
+    def _divides_others(self, beside: list[int], uses: Sequence[Use], number: float) -> bool:
+        """Whether one of several quotients by the sum is not 0 where the divisor is.
+
+        What has no ancestor in common with the divisor is left alone: the gradient of a normaliser,
+        where it is a part of the program, divides what comes from behind, and masks it later.
+        """
+        if not any(self.facts.flags[x] & MAY_BE_0 for x in beside):
+            return False
+        quotients = {
+            use.others
+            for use in uses
+            if use.power <= 0 and use.others and use.lookup is None and self._is_read(use, number)
+        }
+        factors = self._segments.factors(beside)
+        return len(quotients) > 1 and not all(
+            self._segments.divide_their_own(factors, None, others)
+            or self._are_0_together(factors, beside, others)
+            or not self._are_near(beside, others)
+            for others in quotients
+        )
+
+    def _is_read(self, use: Use, number: float) -> bool:
+        """Whether anything reads a quotient but further factors."""
+        readers = self.tape.readers.get(use.at, ())
+        return use.at in self.tape.outs or any(self._step(e, use, number) is None for e in readers)
 
     def _is_within(self, factors: list[int], others: list[int]) -> bool:
         """Whether all `factors` are among `others`, so that they cancel in the quotient."""

@@ -111,7 +111,8 @@ class Zeros:
             or (e.op is _SUB and not self._is_deviation(e))  # 0 where the two are equal
         ):
             return False
-        if e.kind is Kind.QUOTIENT:  # 0 / 0 is not 0, as the mean over a mask without any entry
+        if e.kind is Kind.QUOTIENT and self.facts.numbers[e.ins[1]] is None:
+            # 0 / 0 is not 0, as the mean over a mask without any entry.
             self._new.append(e.ins[1])
         causes = [(self._back(e, k, rows), x) for k, x in _causes(e)]
         if e.kind is Kind.EXTREMUM:  # a bound of 0 makes zeros here and there alone
@@ -142,8 +143,7 @@ class Zeros:
         """Whether the product is 0 in the rows where a value is, of which it is computed."""
         while self._new:
             self._add(self._new.pop())
-        e = self.tape.writers.get(x)
-        same = {y for y in self._behind.get(e and e.op, ()) if self._segments.is_same(x, y)}
+        same = {x} if x in self._reached else set(self._computed_alike(x))
         known: dict[tuple[int, Axes], bool] = {}
 
         def is_0(y: int, axes: Axes) -> bool:
@@ -162,6 +162,13 @@ class Zeros:
         return bool(same) and any(
             is_0(y, frozenset(range(len(self.tape.full[y])))) for y in self._product
         )
+
+    def _computed_alike(self, x: int) -> Iterable[int]:
+        """The values behind the product that are computed in the same way as a value."""
+        e, full = self.tape.writers.get(x), self.tape.full
+        for y in self._behind.get(e and e.op, ()):
+            if full[y] == full[x] and self._segments.is_same(x, y):
+                yield y
 
     def _back(self, e: Equation, place: int, axes: Axes) -> Axes | None:
         """Which axes of an operand are some axes of the result; `None` if no law says so."""

@@ -28,6 +28,10 @@ def guarded(s):
     return jnp.where(s > 0, s, 1.0)
 
 
+def halves_by(z, divisor):
+    return jnp.concatenate([jax.nn.relu(z) / divisor, jax.nn.relu(-z) / divisor])
+
+
 def clipped_spread(y):
     """The root of the variance over a row as ``max(0, mean(y**2) - mean(y)**2)``."""
     mean = y.mean(-1, keepdims=True)
@@ -138,6 +142,9 @@ MOVING = {
     "both halves of a ReLU": lambda z: (
         (jax.nn.relu(z) + jax.nn.relu(-z)) / (norm(jax.nn.relu(z)) + TINY)
     ),
+    "both halves of a ReLU, one after the other": lambda z: halves_by(
+        z, norm(jax.nn.relu(z)) + TINY
+    ),
     "rectified, by a masked norm": lambda z: jax.nn.relu(z) / (norm(z * MASK) + TINY),
     "rectified, by its norm where masked": lambda z: (
         jax.nn.relu(z) / (norm(jax.nn.relu(z) * MASK) + TINY)
@@ -172,6 +179,9 @@ COARSE = {
     "few bits": lambda w: jax.lax.reduce_precision(w, 8, 2),
 }
 STILL = {
+    "each half of a ReLU by its norm": lambda z: jnp.concatenate(
+        [of_its_norm(jax.nn.relu(z)), of_its_norm(jax.nn.relu(-z))]
+    ),
     "the masked itself": lambda z: z * MASK / (norm(z * MASK) + TINY),
     "rectified and normalised": lambda z: of_its_norm(jax.nn.relu(z)),
     "rectified and masked, in another order": lambda z: (
