@@ -29,6 +29,7 @@ from optax_bnmask.program.flags import (
     RECTIFIED,
     ZERO_TEST,
 )
+from optax_bnmask.program.negation import is_negated
 from optax_bnmask.program.registry import PIN, Kind, Law
 from optax_bnmask.program.tape import BRANCH, Equation, Tape
 
@@ -165,11 +166,12 @@ def _mixed(facts: Facts, e: Equation) -> int:
 
 
 def _of_factors(facts: Facts, e: Equation) -> int:
-    """Signs multiply, zeros of either factor are zeros; data that scale leaves may be a mask."""
+    """Signs multiply, zeros of either factor are zeros; data may be a mask of leaves or of data."""
     x, y = e.ins[:2]
     flags = facts.any(e, ANY_DEGREE | AS_CAPTURED | MAY_BE_0 | RECTIFIED) | _scaled(facts, x, y)
     flags |= NONNEG if x == y else facts.all(e, NONNEG)
-    masks = facts.depends[e.out] and (facts.is_data(x) or facts.is_data(y))
+    data = facts.is_data(x), facts.is_data(y)
+    masks = any(data) if facts.depends[e.out] else all(data) and x != y
     return flags | MASKED if masks else flags
 
 
@@ -196,12 +198,14 @@ def _of_contraction(facts: Facts, e: Equation) -> int:
     """A sum of products is 0 only where a whole row is; without a sum it is a product.
 
     Data contracted with functions of leaves and data may be 0 in a whole row, as an adjacency
-    matrix at a node without neighbours; a row that a kernel is applied to is taken not to be.
+    matrix at a node without neighbours; a row that a kernel is applied to is taken not to be 0,
+    unless it was made of other data before.
     """
     x, y = e.ins[:2]
     if e.op is _DOT and not e.params["dimension_numbers"][0][0]:
         return _of_factors(facts, e)
-    mixed = (facts.is_data(x) and facts.mixes(y)) or (facts.is_data(y) and facts.mixes(x))
+    x_is_data, y_is_data = facts.is_data(x), facts.is_data(y)
+    mixed = (x_is_data and (y_is_data or facts.mixes(y))) or (y_is_data and facts.mixes(x))
     return (
         (MASKED if mixed else 0)
         | (facts.flags[x] | facts.flags[y]) & (ANY_DEGREE | AS_CAPTURED | MASKED)
@@ -212,11 +216,13 @@ def _of_contraction(facts: Facts, e: Equation) -> int:
 def _of_sum(facts: Facts, e: Equation) -> int:
     """A sum keeps what both have; a difference may be 0 in whole rows, unless from a mean."""
     x, y = e.ins
-    difference = e.op is _SUB
+    difference = e.op is _SUB or is_negated(facts, x) != is_negated(facts, y)
     if facts.any(e, ANY_DEGREE):
         return _of_sum_with_constant(facts, e)
-    if not difference:
-        return facts.all(e, _KEPT)
+    if not difference:  # of signs and a number, as in ``sign(x) + 1``, whole rows may be 0
+        numbered = facts.numbers[x] is not None or facts.numbers[y] is not None
+        zeros = numbered and not facts.all(e, NONNEG)
+        return facts.all(e, _KEPT) | (facts.any(e, MASKED) if zeros else 0)
     from_mean = x != y and facts.any(e, MEAN)
     return CLIPPED | facts.all(e, MASKED | RECTIFIED) if from_mean else MAY_BE_0
 

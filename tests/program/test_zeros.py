@@ -14,6 +14,8 @@ EDGES = (RNG.random((12, 12)) < 0.3) * 1.0
 EDGES[2] = 0  # a node without neighbours
 GRAPHS = np.array([0, 0, 2, 3, 2, 3, 3, 3, 2, 5, 5, 5])  # 2 is masked whole, 1 and 4 have no nodes
 TINY = 1e-14
+NWC = ("NWC", "WIO", "NWC")
+SWAPPED = np.array([1, 0, 2, 3, 4, 5, 7, 6, 8, 9, 10, 11])  # most rows stay where they are
 
 
 def rms(z):
@@ -76,6 +78,20 @@ def of_its_norm(y):
 
 def of_its_mean(s):
     return s / s.mean()
+
+
+def of_its_windows(z, padding, holes=1):
+    """Sums over windows of two rows, with rows of zeros around and between."""
+    kernel = jnp.ones((2, 1, 1))
+    y = jax.lax.conv_general_dilated(
+        z.T[..., None], kernel, (1,), [padding], lhs_dilation=(holes,), dimension_numbers=NWC
+    )
+    return of_its_mean(guarded(norm(y)))
+
+
+def of_its_pools(z, padding):
+    y = jax.lax.reduce_window(z, 0.0, jax.lax.add, (2, 1), (1, 1), (padding, (0, 0)))
+    return of_its_mean(guarded(norm(y)))
 
 
 def of_its_imaginary_part(f):
@@ -171,6 +187,11 @@ MOVING = {
     "by the spread of what a ReLU leaves, in two passes": lambda z: (
         (z - z.mean(-1, keepdims=True)) / (jnp.std(jax.nn.relu(z), -1, keepdims=True) + TINY)
     ),
+    "negatives of other rows": lambda z: of_its_mean(guarded(norm(z + -0.5 * z[SWAPPED] * 2))),
+    "signs and a number": lambda z: of_its_mean(guarded(norm(z * (jnp.sign(z[:, :1]) + 1)))),
+    "windows of padding": lambda z: of_its_windows(z, (3, 0)),
+    "windows of holes": lambda z: of_its_windows(z, (0, 0), holes=3),
+    "pools of padding": lambda z: of_its_pools(z, (3, 0)),
     "a part of a transform that is real": lambda z: of_its_imaginary_part(jnp.fft.rfft(z)),
 }
 COARSE = {
@@ -178,9 +199,19 @@ COARSE = {
     "4 bits": lambda w: w.astype(jnp.float4_e2m1fn).astype(w.dtype),
     "few bits": lambda w: jax.lax.reduce_precision(w, 8, 2),
 }
+DATA = {
+    "masked": lambda x: x * MASK,
+    "of neighbours": lambda x: EDGES @ x,
+}
 STILL = {
     "each half of a ReLU by its norm": lambda z: jnp.concatenate(
         [of_its_norm(jax.nn.relu(z)), of_its_norm(jax.nn.relu(-z))]
+    ),
+    "windows with a row each": lambda z: of_its_windows(z, (1, 1), holes=2),
+    "pools with a row each": lambda z: of_its_pools(z, (1, 1)),
+    "sums with other rows": lambda z: of_its_mean(guarded(norm(-z + -0.5 * z[SWAPPED]))),
+    "a spread about a negative mean": lambda z: (
+        (c := z + -z.mean(-1, keepdims=True)) / guarded(norm(c))
     ),
     "the masked itself": lambda z: z * MASK / (norm(z * MASK) + TINY),
     "rectified and normalised": lambda z: of_its_norm(jax.nn.relu(z)),
@@ -233,6 +264,15 @@ pytestmark = pytest.mark.usefixtures("double_precision")
 def test_a_divisor_that_is_0_by_itself_hides_nothing(name):
     def fn(p, x):
         return MOVING[name](x @ p["w"])
+
+    assert moved(fn, 3.0) > 1e-2
+    assert scale_of(fn) is bnmask.Scale.SENSITIVE
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_a_kernel_leaves_rows_of_masked_data_0(name):
+    def fn(p, x):
+        return of_its_mean(guarded(norm(DATA[name](x) @ p["w"])))
 
     assert moved(fn, 3.0) > 1e-2
     assert scale_of(fn) is bnmask.Scale.SENSITIVE

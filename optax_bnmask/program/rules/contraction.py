@@ -11,6 +11,7 @@ from optax_bnmask.program.flags import MASKED, NONNEG
 from optax_bnmask.program.registry import Kind, Law, Map, known, rule
 from optax_bnmask.program.rules.shaping import unchanged
 from optax_bnmask.program.tape import CONTRACT, Equation
+from optax_bnmask.program.windows import misses
 
 
 @rule(Kind.CONTRACTION, "dot_general_p")
@@ -61,7 +62,17 @@ def ragged_dot(e: Equation, reading: Facts) -> Law:
     return _rounded(e, ({a: q for q, a in enumerate(of_x)}, to_y, None))
 
 
-@rule(Kind.CONTRACTION, "conv_general_dilated_p")
+def _of_windows(reading: Facts, e: Equation, flags: int) -> int:
+    """0 where a window covers nothing but padding, or holes between entries."""
+    p, (x, w) = e.params, (reading.tape.shapes[y] for y in e.ins)
+    numbers = p["dimension_numbers"]
+    sizes, windows = [x[a] for a in numbers.lhs_spec[2:]], [w[a] for a in numbers.rhs_spec[2:]]
+    holes = zip(p["lhs_dilation"], p["rhs_dilation"], strict=True)
+    moves = windows, p["window_strides"], p["padding"], holes
+    return flags | MASKED if any(map(misses, sizes, *moves)) else flags
+
+
+@rule(Kind.CONTRACTION, "conv_general_dilated_p", facts=_of_windows)
 def convolution(e: Equation, reading: Facts) -> Law:
     """``conv(a*x, b*w) = a*b * conv(x, w)``.
 

@@ -6,9 +6,18 @@ from math import prod
 from typing import Final
 
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import ANY_DEGREE, CLIPPED, MAY_BE_0, MEAN, NONNEG, RECTIFIED
+from optax_bnmask.program.flags import (
+    ANY_DEGREE,
+    CLIPPED,
+    MASKED,
+    MAY_BE_0,
+    MEAN,
+    NONNEG,
+    RECTIFIED,
+)
 from optax_bnmask.program.registry import PIN, Kind, Law, Map, known, rule
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
+from optax_bnmask.program.windows import misses
 
 
 def unchanged(rank: int, but: Sequence[int] = ()) -> Map:
@@ -136,7 +145,16 @@ def windowed(e: Equation) -> list[int]:
     ]
 
 
-@rule(Kind.REDUCTION, "reduce_window_sum_p", "reduce_window_max_p", "reduce_window_min_p")
+def _of_windows(reading: Facts, e: Equation, flags: int) -> int:
+    """0 where a window covers nothing but padding."""
+    p, sizes = e.params, reading.tape.shapes[e.ins[0]]
+    holes = zip(p["base_dilation"], p["window_dilation"], strict=True)
+    moves = p["window_dimensions"], p["window_strides"], p["padding"], holes
+    return flags | MASKED if any(map(misses, sizes, *moves)) else flags
+
+
+@rule(Kind.REDUCTION, "reduce_window_sum_p", facts=_of_windows)
+@rule(Kind.REDUCTION, "reduce_window_max_p", "reduce_window_min_p")
 def pool(e: Equation, reading: Facts) -> Law:
     """``f(a*x) = a * f(x)``, where all entries of a window scale alike."""
     del reading
