@@ -102,7 +102,8 @@ def scan(w: Writer, *ins: int) -> list[int]:
         shape, deep = tape.shapes[x], len(w.frame.hidden)
         to = {a: a + 1 for a in range(len(shape))}
         stacks.append(w.move(x, {**to, len(shape) + deep: 0}, (length, *shape)))
-    return [*_ends(w, first, outs[:n_carry]), *stacks]
+    ends = _ends(w, first, outs[:n_carry])
+    return [*(ends if length else ins[n_consts : n_consts + n_carry]), *stacks]
 
 
 def broadcast_into(inner: Writer, x: int) -> int:

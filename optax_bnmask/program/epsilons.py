@@ -31,6 +31,7 @@ from math import prod
 from typing import NamedTuple
 
 from optax_bnmask import compat
+from optax_bnmask.program.dependence import dependents
 from optax_bnmask.program.equations import Number
 from optax_bnmask.program.facts import Facts
 from optax_bnmask.program.flags import EPSILON, MAY_BE_0, NONNEG
@@ -67,7 +68,8 @@ class Use(NamedTuple):
       power: That power.
       others: The other factors.
       shared: Whether several entries of these meet one entry of the sum.
-      rooted: Whether a root was taken on the way.
+      summed: Whether the sum is one over several entries: `v` is, or it was added up on the way.
+      rooted: Whether a root was taken of such a sum.
       lookup: The equation that looked it up on the way, if one did.
     """
 
@@ -75,6 +77,7 @@ class Use(NamedTuple):
     power: float
     others: tuple[int, ...]
     shared: bool = False
+    summed: bool = False
     rooted: bool = False
     lookup: Equation | None = None
 
@@ -116,11 +119,15 @@ class Epsilons:
           beside: The values that it is added to.
           power: The power.
         """
-        uses = self._uses(e.out, number, power)
+        factors = self._segments.factors(beside)
+        # As squares are, and no entry's own root.
+        summed = any(self.facts.flags[f] & NONNEG for f in factors)
+        first = Use(e.out, power.numerator / power.denominator, (), summed=summed)
+        uses = self._uses(first, number)
         return (
-            self._keeps_from_0(e, beside, uses)
+            self._keeps_from_0(e, beside, factors, uses)
             and not self._accumulates(e.out)
-            and not self._divides_others(beside, uses, number)
+            and not self._divides_others(beside, factors, uses, number)
         )
 
     def _as_power(self, x: int) -> tuple[int, Number]:
@@ -136,12 +143,13 @@ class Epsilons:
     def _kind(e: Equation | None) -> Kind | None:
         return None if e is None else e.kind
 
-    def _keeps_from_0(self, e: Equation, beside: list[int], uses: Sequence[Use]) -> bool:
+    def _keeps_from_0(
+        self, e: Equation, beside: list[int], factors: list[int], uses: Sequence[Use]
+    ) -> bool:
         """Whether the sum is rooted or a shared divisor, and in no quotient ``v / (v + c)``."""
         flags = self.facts.flags
         nonneg = all(flags[x] & NONNEG for x in beside)
         may_be_0 = any(flags[x] & MAY_BE_0 for x in beside)
-        factors = self._segments.factors(beside)
         known: dict[tuple[int, ...], list[int]] = {}
         divisors = [use for use in uses if use.power <= 0]
         for use in divisors:
@@ -149,6 +157,8 @@ class Epsilons:
                 known[use.others] = self._segments.factors(use.others)
         divided = [(use, known[use.others]) for use in divisors]
         if any(others and self._is_within(factors, others) for _, others in divided):
+            return False
+        if any(self._is_of_leaves(factors, use.others) for use in divisors):
             return False
         if nonneg and not may_be_0 and any(use.power > 0 and use.rooted for use in uses):
             return True
@@ -169,9 +179,9 @@ class Epsilons:
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
-    def _uses(self, x: int, number: float, power: Number) -> list[Use]:
-        """How that power of the sum is used, as far as products, powers and sums over it reach."""
-        waiting, readers = [Use(x, power.numerator / power.denominator, ())], self.tape.readers
+    def _uses(self, first: Use, number: float) -> list[Use]:
+        """How the sum is used, as far as products, powers and sums over it reach."""
+        waiting, readers = [first], self.tape.readers
         out: list[Use] = []
         while waiting and len(out) < _MOST:
             use = waiting.pop()
@@ -182,14 +192,14 @@ class Epsilons:
 
     def _step(self, e: Equation, use: Use, number: float) -> Use | None:
         """What the sum is a part of after one more operation; `None` where it is no factor."""
-        kind, (x, power, others, _, rooted, _) = e.kind, use
+        kind, x, power, others, rooted = e.kind, use.at, use.power, use.others, use.rooted
         if kind is Kind.REDUCTION:  # a sum of n of them adds up n constants
             several = number * self._size(x) / max(self._size(e.out), 1) > EPSILON
-            return None if others or several else Use(e.out, power, others, use.shared, rooted)
+            return None if others or several else use._replace(at=e.out, summed=True)
         if kind is Kind.POWER and not others and e.ins[0] == x:
             k = self._power_of(e)
             power *= k.numerator / k.denominator  # its sign counts, and rationals are slow
-            rooted = rooted or 0 < abs(k.numerator) < k.denominator
+            rooted = rooted or (use.summed and 0 < abs(k.numerator) < k.denominator)
         elif kind is Kind.QUOTIENT and e.ins[1] == x != e.ins[0]:
             power, others = -power, (*others, e.ins[0])
         elif kind in _FACTORS and power != 1 and e.ins[0] != e.ins[1]:
@@ -200,7 +210,7 @@ class Epsilons:
             return None
         full = self.tape.full
         shared = use.shared or (full[x] != full[e.out] and prod(full[e.out]) > prod(full[x]))
-        return Use(e.out, power, others, shared, rooted, use.lookup)
+        return Use(e.out, power, others, shared, use.summed, rooted, use.lookup)
 
     def _power_of(self, e: Equation) -> Number:
         """The power that an equation takes its operand to; 0 if that is not known."""
@@ -225,7 +235,9 @@ class Epsilons:
                     waiting.append(e.out)
         return False
 
-    def _divides_others(self, beside: list[int], uses: Sequence[Use], number: float) -> bool:
+    def _divides_others(
+        self, beside: list[int], factors: list[int], uses: Sequence[Use], number: float
+    ) -> bool:
         """Whether one of several quotients by the sum is not 0 where the divisor is.
 
         What has no ancestor in common with the divisor is left alone: the gradient of a normaliser,
@@ -238,7 +250,6 @@ class Epsilons:
             for use in uses
             if use.power <= 0 and use.others and use.lookup is None and self._is_read(use, number)
         }
-        factors = self._segments.factors(beside)
         return len(quotients) > 1 and not all(
             self._segments.divide_their_own(factors, None, others)
             or self._are_0_together(factors, beside, others)
@@ -254,6 +265,16 @@ class Epsilons:
     def _is_within(self, factors: list[int], others: list[int]) -> bool:
         """Whether all `factors` are among `others`, so that they cancel in the quotient."""
         return all(any(self._segments.is_same(f, o) for o in others) for f in factors)
+
+    def _is_of_leaves(self, factors: list[int], divided: Iterable[int]) -> bool:
+        """Whether a divisor is an entry of a leaf, ``abs(g) + c``, that what it divides is made of.
+
+        ``sum(x * g) / (abs(g) + c)`` is a saturation of `g`, as ``g / (abs(g) + c)`` is.
+        """
+        if not factors or any(f not in self.facts.leaves for f in factors):
+            return False
+        depends = dependents(self.tape, factors)
+        return any(depends[x] for x in divided)
 
     def _is_of_another_kind(self, factors: list[int], others: list[int]) -> bool:
         """Whether a divisor is of another kind than what it divides, and so no saturation of it.

@@ -6,6 +6,7 @@ summed: anything that is not seen to be so is taken not to be.
 """
 
 from collections.abc import Iterable, Sequence
+from math import prod
 
 import jax.numpy as jnp
 
@@ -65,9 +66,21 @@ class Segments:
                 waiting.append(e.ins[0])
             elif e is not None and kind in _PRODUCTS:
                 waiting += e.ins
+            elif e is not None and kind is Kind.REDUCTION and self._is_of_one(e):
+                waiting.append(e.ins[0])
             elif self.facts.numbers[x] is None:
                 out.append(x)
         return out
+
+    def _is_of_one(self, e: Equation) -> bool:
+        """Whether a reduction is over single entries."""
+        return len(e.ins) == 1 and prod(self.tape.full[e.ins[0]]) == prod(self.tape.full[e.out])
+
+    def _squared(self, e: Equation) -> int | None:
+        """The value whose square an equation computes, however it is spelled."""
+        law = self.facts.law(e) if e.kind is Kind.POWER else None
+        square = law is not None and law.powers == (2,)
+        return e.ins[0] if square or (e.kind is Kind.PRODUCT and e.ins[0] == e.ins[1]) else None
 
     def is_same(self, x: int, y: int, depth: int = 6) -> bool:
         """Whether two values are computed in the same way, as far as a few steps back tell."""
@@ -77,6 +90,9 @@ class Segments:
         if d is None or e is None:
             a, b = self.facts.numbers[x], self.facts.numbers[y]
             return a is not None and a == b
+        bases = self._squared(d), self._squared(e)
+        if depth > 0 and bases[0] is not None and bases[1] is not None:
+            return self.is_same(bases[0], bases[1], depth - 1)
         return (
             depth > 0
             and (d.op, d.place, len(d.ins)) == (e.op, e.place, len(e.ins))

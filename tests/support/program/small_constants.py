@@ -345,3 +345,42 @@ def a_square_norm_beside_itself_in_other_words(p, x):
     """Without the constant the quotient is 1, whichever way the two are computed."""
     z = x @ p["w"]
     return jnp.einsum("ij,ij->i", z, z) / ((z * z).sum(-1) + 1e-6)
+
+
+# An entry's own constant.
+
+
+@case("saturation", {"w": 1e-2 * normal(2, 4, 5)}, X, moves="w")
+def smooth_magnitudes(p, x):
+    """``sqrt(z**2 + c)`` is smooth at 0 for each entry, and not the root of a sum of squares."""
+    z = x @ p["w"]
+    y = jnp.sqrt(z * z + 1e-4)
+    return y / jnp.linalg.norm(y)
+
+
+@case("saturation", {"w": 1e-3 * normal(2, 4, 1)}, X, moves="w")
+def norms_of_single_entries(p, x):
+    """A mean over one entry is that entry."""
+    z = x @ p["w"]
+    return z / jnp.sqrt((z * z).mean(-1, keepdims=True) + 1e-6) + x
+
+
+@case("saturation", {"gain": jnp.float32(1e-3)}, X, moves="gain")
+def a_gain_over_its_own_magnitude(p, x):
+    """The sum holds the gain, so that the quotient is ``g / (abs(g) + c)``."""
+    return (x * p["gain"]).sum(-1) / (jnp.abs(p["gain"]) + 1e-3)
+
+
+@case("saturation", {"a": 1e-3 * normal(2, 4)}, X, moves="a")
+def a_norm_over_itself_in_other_words(p, x):
+    """``jnp.linalg.norm`` writes squares as products."""
+    norm_of_a = jnp.sqrt((p["a"] ** 2).sum())
+    return x * (norm_of_a / (jnp.linalg.norm(p["a"]) + 1e-3))
+
+
+@case("accumulator", W, X, moves="w")
+def a_loop_of_no_iterations(p, x):
+    """What it would gather is what it starts from, 0."""
+    z = x @ p["w"]
+    total, _ = lax.scan(lambda c, row: (c + (row * row).sum(), None), jnp.zeros(()), z[:0])
+    return z * lax.rsqrt(total + 1e-6)
