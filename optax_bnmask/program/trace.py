@@ -99,9 +99,9 @@ def traced(
         out = fn(jax.tree.unflatten(params_def, param_leaves), *in_args, **in_kwargs)
         if has_aux:
             out, _ = _pair(out)
-        found = [
-            (keys, x) for keys, x in jax.tree_util.tree_flatten_with_path(out)[0] if _is_number(x)
-        ]
+        flattened = jax.tree_util.tree_flatten_with_path(out)[0]
+        numbers = [(keys, _without_type(x)) for keys, x in flattened]
+        found = [(keys, x) for keys, x in numbers if _is_number(x)]
         names[:] = [_name(keys) for keys, _ in found]
         return [x for _, x in found]
 
@@ -209,8 +209,15 @@ def _abstract(value: Any) -> Any:  # noqa: ANN401 - any array
     return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=typed)
 
 
+def _without_type(value: Any) -> Any:  # noqa: ANN401 - any output
+    """A random key as the numbers that it is made of; any other output as it is."""
+    dtype = getattr(value, "dtype", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(value) if is_key else value
+
+
 def _is_number(value: Any) -> bool:  # noqa: ANN401 - any output
-    """Whether an output is an array of numbers or truth values; keys and strings are none."""
+    """Whether an output is an array of numbers or truth values; strings are none."""
     if isinstance(value, (bool, int, float, complex)):
         return True
     dtype = getattr(value, "dtype", None)

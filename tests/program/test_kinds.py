@@ -160,6 +160,17 @@ def test_outputs_that_add_nothing_are_not_noted():
     assert bnmask.analyze(fn, W, X).notes == ()
 
 
+def test_a_random_key_is_an_output_like_others():
+    def fn(p, x):
+        seed = (10 * jnp.abs(p["w"]).sum()).astype(jnp.uint32)
+        return rms_normed(x @ p["w"]), jax.random.fold_in(jax.random.key(0), seed)
+
+    analysis = bnmask.analyze(fn, W, X)
+    assert analysis["w"].scale is bnmask.Scale.SENSITIVE
+    (note,) = analysis.notes
+    assert "the scale of 'w' matters for the output '1'" in note
+
+
 def test_the_second_of_a_pair_is_set_aside():
     analysis = bnmask.analyze(with_metrics, W, X, has_aux=True)
     assert analysis["w"].scale is bnmask.Scale.INVARIANT
