@@ -68,8 +68,7 @@ class Use(NamedTuple):
       power: That power.
       others: The other factors.
       shared: Whether several entries of these meet one entry of the sum.
-      summed: Whether the sum is one over several entries: `v` is, or it was added up on the way.
-      rooted: Whether a root was taken of such a sum.
+      rooted: Whether a root was taken on the way.
       lookup: The equation that looked it up on the way, if one did.
     """
 
@@ -77,7 +76,6 @@ class Use(NamedTuple):
     power: float
     others: tuple[int, ...]
     shared: bool = False
-    summed: bool = False
     rooted: bool = False
     lookup: Equation | None = None
 
@@ -120,10 +118,7 @@ class Epsilons:
           power: The power.
         """
         factors = self._segments.factors(beside)
-        # As squares are, and no entry's own root.
-        summed = any(self.facts.flags[f] & NONNEG for f in factors)
-        first = Use(e.out, power.numerator / power.denominator, (), summed=summed)
-        uses = self._uses(first, number)
+        uses = self._uses(e.out, number, power)
         return (
             self._keeps_from_0(e, beside, factors, uses)
             and not self._accumulates(e.out)
@@ -179,9 +174,9 @@ class Epsilons:
             for use, others in reversed(divided)  # the last ones divide the most
         )
 
-    def _uses(self, first: Use, number: float) -> list[Use]:
-        """How the sum is used, as far as products, powers and sums over it reach."""
-        waiting, readers = [first], self.tape.readers
+    def _uses(self, x: int, number: float, power: Number) -> list[Use]:
+        """How that power of the sum is used, as far as products, powers and sums over it reach."""
+        waiting, readers = [Use(x, power.numerator / power.denominator, ())], self.tape.readers
         out: list[Use] = []
         while waiting and len(out) < _MOST:
             use = waiting.pop()
@@ -195,11 +190,11 @@ class Epsilons:
         kind, x, power, others, rooted = e.kind, use.at, use.power, use.others, use.rooted
         if kind is Kind.REDUCTION:  # a sum of n of them adds up n constants
             several = number * self._size(x) / max(self._size(e.out), 1) > EPSILON
-            return None if others or several else use._replace(at=e.out, summed=True)
+            return None if others or several else use._replace(at=e.out)
         if kind is Kind.POWER and not others and e.ins[0] == x:
             k = self._power_of(e)
             power *= k.numerator / k.denominator  # its sign counts, and rationals are slow
-            rooted = rooted or (use.summed and 0 < abs(k.numerator) < k.denominator)
+            rooted = rooted or 0 < abs(k.numerator) < k.denominator
         elif kind is Kind.QUOTIENT and e.ins[1] == x != e.ins[0]:
             power, others = -power, (*others, e.ins[0])
         elif kind in _FACTORS and power != 1 and e.ins[0] != e.ins[1]:
@@ -210,7 +205,7 @@ class Epsilons:
             return None
         full = self.tape.full
         shared = use.shared or (full[x] != full[e.out] and prod(full[e.out]) > prod(full[x]))
-        return Use(e.out, power, others, shared, use.summed, rooted, use.lookup)
+        return Use(e.out, power, others, shared, rooted, use.lookup)
 
     def _power_of(self, e: Equation) -> Number:
         """The power that an equation takes its operand to; 0 if that is not known."""
@@ -271,7 +266,7 @@ class Epsilons:
 
         ``sum(x * g) / (abs(g) + c)`` is a saturation of `g`, as ``g / (abs(g) + c)`` is.
         """
-        if not factors or any(f not in self.facts.leaves for f in factors):
+        if not factors or any(f not in self.tape.leaves for f in factors):
             return False
         depends = dependents(self.tape, factors)
         return any(depends[x] for x in divided)

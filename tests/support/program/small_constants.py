@@ -350,14 +350,6 @@ def a_square_norm_beside_itself_in_other_words(p, x):
 # An entry's own constant.
 
 
-@case("saturation", {"w": 1e-2 * normal(2, 4, 5)}, X, moves="w")
-def smooth_magnitudes(p, x):
-    """``sqrt(z**2 + c)`` is smooth at 0 for each entry, and not the root of a sum of squares."""
-    z = x @ p["w"]
-    y = jnp.sqrt(z * z + 1e-4)
-    return y / jnp.linalg.norm(y)
-
-
 @case("saturation", {"w": 1e-3 * normal(2, 4, 1)}, X, moves="w")
 def norms_of_single_entries(p, x):
     """A mean over one entry is that entry."""
