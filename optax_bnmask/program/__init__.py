@@ -6,8 +6,9 @@ In this order, each step a file:
 - `tape`: the jaxpr to one flat list of equations; `control` opens calls, loops and branches,
   `devices` meshes, and `lowering` writes a primitive in terms of a few others;
 - `facts`: the sign and the zeros of values, as `flags`; `constants`: arrays of one known number;
-  `flatness`: along which axes they do not vary; `epsilons`: which small constants may stand for 0,
-  with `segments`: beside sums over the segments of rows;
+  `negation`: values that are negatives; `windows`: those that cover nothing but padding;
+  `flatness`: along which axes values do not vary; `epsilons`: which small constants may stand for
+  0, with `zeros`: beside divisors that may be 0, `segments`: beside sums over segments of rows;
 - `demands`: the first pass, over `indices`: which axes are the same, cut or split;
 - `solve`: the second pass, over `exponents`: how every value scales, entry by entry; `renaming`:
   the same after reshapes and slices; `equations`: the linear equations between exponents;
