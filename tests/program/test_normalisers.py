@@ -264,6 +264,20 @@ def test_a_value_divided_by_the_size_of_another_is_not_normalised():
     check(fn, sizes, X, gamma="gain")
 
 
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_penalty_on_the_sizes_of_two_values_makes_neither_a_normaliser_of_the_other(joined):
+    def fn(p, x):
+        a = x @ p["w"]
+        b = jnp.tanh(a @ p["v"])
+        sizes = [jnp.square(h).mean() for h in (a, b)]
+        penalty = jnp.stack(sizes).sum() if joined else sizes[0] + sizes[1]
+        scale = lax.rsqrt(jnp.square(b).mean(-1, keepdims=True) + 1e-5)
+        return jnp.tanh(a * scale * row(p["gamma"]) + row(p["beta"])) @ p["head"], penalty
+
+    params = {k: shape(*s) for k, s in {**SIZES, "v": (5, 3)}.items()}
+    check(fn, params, X, gamma="gain", beta="bias")
+
+
 @pytest.mark.parametrize("queries", [1, 3])
 def test_learned_queries_are_normalised_too(queries):
     def fn(p, x):

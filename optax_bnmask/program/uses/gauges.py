@@ -7,7 +7,7 @@ joint, so that statistics which are stacked, averaged and taken apart again are 
 were. Once something is summed over the joint, all that was computed from the joined value has one
 unknown instead, which starts there: ``z = concatenate([a, b])`` has one, and ``z * z`` its double,
 whichever of them is summed first. And a sum of sizes, ``mean(a**2) + mean(b**2)``, is a size of all
-that they are sizes of: from there on these have one unknown.
+that they are sizes of: those cancel where they are divided by it, and nowhere else.
 
 A *normaliser* is a quotient in which an unknown cancels, and whose divisor is a size of what it
 divides, that is
@@ -32,8 +32,9 @@ from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.dimensions import reshaped
-from optax_bnmask.program.uses.pieces import LOST, Gauge, Pieces, piecewise, product, renamed
-from optax_bnmask.program.uses.trails import Trails
+from optax_bnmask.program.uses.pieces import LOST, Gauge, Pieces, piecewise, product
+from optax_bnmask.program.uses.sizes import Sizes
+from optax_bnmask.program.uses.trails import START, Mark, Trails
 
 _ADD, _MIN, _JOINED = (compat.primitive(f"{name}_p") for name in ("add", "min", "concatenate"))
 _SEEN = {Kind.VIEW, Kind.CAST}
@@ -58,6 +59,7 @@ class Gauges:
         self._all_pieces: dict[int, tuple[Pieces, Form]] = {}
         self._joints: dict[int, Pieces] = {}
         self._evened: dict[int, int] = {}
+        self._sizes = Sizes()
         self._trails = Trails(facts)
         self._fresh = itertools.count()
 
@@ -69,11 +71,11 @@ class Gauges:
         else:
             self.leaf_of[unknown] = leaf
 
-    def start(self, x: int) -> int:
+    def start(self, x: int, mark: Mark = START) -> int:
         """Gives a value a gauge of its own, if its entries may scale at all."""
         unknown = next(self._fresh)
         self._of[x] = {unknown: 1} if self.tape.floats[x] else NOTHING
-        self._trails.start(x, unknown)
+        self._trails.start(x, unknown, mark)
         return unknown
 
     def start_from_nothing(self, x: int) -> None:
@@ -106,7 +108,7 @@ class Gauges:
         a, b, rest = self._unknowns(x), self._unknowns(y), self._unknowns(e.out)
         gone = a.keys() & b.keys() - rest.keys()
         if not gone:
-            return frozenset()
+            return self._cancelled_by_sums(e) if self._sizes.of else frozenset()
         marks = self._trails.marks((x, y), gone, self._all_unknowns)
         inverted = e.kind is Kind.QUOTIENT
         only_leaves = all(u in self.leaf_of for u in rest)
@@ -118,6 +120,22 @@ class Gauges:
             return other.is_size and more
 
         return frozenset(filter(is_normaliser, gone))
+
+    def _cancelled_by_sums(self, e: Equation) -> frozenset[int]:
+        """The unknowns that cancel where they are divided by a sum of sizes."""
+        x, y = e.ins[:2]
+        inverted, sizes = e.kind is Kind.QUOTIENT, self._sizes.of
+        if not inverted and any(c < 0 and u in sizes for u, c in self._unknowns(x).items()):
+            x, y = y, x
+        a, b, rest = self._unknowns(x), self._unknowns(y), self._unknowns(e.out)
+        found = set[int]()
+        for w in sizes.keys() & b.keys() - rest.keys():
+            gone = (a.keys() - rest.keys()) & sizes[w][0]
+            if gone and (inverted or b[w] < 0):
+                ((size,),) = self._trails.marks((y,), {w}, self._all_unknowns).values()
+                marks = self._trails.marks((x,), gone, self._all_unknowns)
+                found |= {u for u in gone if size.is_size and size.reduced > marks[u][0].reduced}
+        return frozenset(found)
 
     def are_the_same(self, e: Equation) -> bool:
         """Whether two summands and their sum have one gauge."""
@@ -192,7 +210,13 @@ class Gauges:
                         gauge = own
                     else:
                         gauge = piecewise(gauge, own, functools.partial(product, k=power))
-        return gauge
+        return self._without_sizes(gauge) if self._sizes.of else gauge
+
+    def _without_sizes(self, gauge: Any) -> Any:  # noqa: ANN401 - a gauge, or `LOST`
+        """What remains of a gauge once sums of sizes cancel what they are sizes of."""
+        if isinstance(gauge, Pieces):
+            return gauge.each(self._sizes.rest)
+        return self._sizes.rest(gauge) if isinstance(gauge, dict) else gauge
 
     def _moved(self, e: Equation, law: Law, k: int, gauge: Gauge) -> Gauge:
         """The gauge of an operand along the axes of the result."""
@@ -211,13 +235,12 @@ class Gauges:
         gauge = self.of(x)
         if not isinstance(gauge, Pieces):
             return gauge
-        if self._are_sizes_of_one([(x, form) for form in gauge.forms if form is not None]):
-            return self._even(x)
         simplest = gauge.simplest
         if isinstance(simplest, Pieces):
             joint = gauge.joint
             self._former.setdefault(joint, set()).update(self._unknowns(joint))
-            self._evened[joint] = self.start(joint)
+            forms = [(joint, form) for form in self._joints[joint].forms if form is not None]
+            self._evened[joint] = self._start_sum(joint, forms)
             return self.level(x)
         return simplest
 
@@ -240,47 +263,28 @@ class Gauges:
             return result._replace(joint=-1)  # some pieces of one operand, some of another
         if result is LOST and e.op is _ADD:
             both = [(x, own) for x in e.ins if isinstance(own := self.of(x), dict)]
-            if len(both) == len(e.ins) and self._are_sizes_of_one(both):
-                return self.of(e.ins[0])
+            if len(both) == len(e.ins):
+                self._start_sum(e.out, both)
+                return self._of[e.out]
         return result
 
-    def _are_sizes_of_one(self, summands: Sequence[tuple[int, Form]]) -> bool:
-        """Whether values to be summed are sizes, each of one thing that is computed, in one power.
-
-        Then it is made one thing: all of it has the unknown of the first.
+    def _start_sum(self, x: int, summands: Sequence[tuple[int, Form]]) -> int:
+        """Starts an unknown in a joint, or a sum; of sizes, it is a size of what these are of.
 
         Args:
+          x: The joint, or the sum.
           summands: For each a value, and its gauge there.
         """
-        unknowns = [u for _, form in summands for u in form]
-        if (
-            len({*unknowns}) < 2
-            or len(unknowns) != len(summands)
-            or len({c for _, f in summands for c in f.values()}) > 1
-        ):
-            return False
-        for (x, _), u in zip(summands, unknowns, strict=True):
-            if u in self.leaf_of or u in self.inputs:
-                return False
-            (mark,) = self._trails.marks((x,), {u}, self._all_unknowns)[u]
-            if not (mark.is_size and mark.reduced):
-                return False
-        for u in set(unknowns[1:]) - {unknowns[0]}:
-            self._rename(u, unknowns[0])
-        return True
-
-    def _rename(self, old: int, new: int) -> None:
-        """Puts one unknown in the place of another in all that has been read."""
-        self._trails.merge(old, new)
-        for x, gauge in self._of.items():
-            if isinstance(gauge, Pieces):
-                self._of[x] = gauge.renamed(old, new)
-            elif gauge:
-                self._of[x] = renamed(gauge, old, new)
-        self._joints = {x: joint.renamed(old, new) for x, joint in self._joints.items()}
-        for unknowns in self._former.values():
-            if old in unknowns:
-                unknowns.add(new)
+        of = self._sizes.common([form for _, form in summands], (self.leaf_of, self.inputs))
+        if of is None:
+            return self.start(x)
+        pairs = [(y, u) for y, form in summands for u in form]
+        marks = [self._trails.marks((y,), {u}, self._all_unknowns)[u][0] for y, u in pairs]
+        least = Mark(min(m.reduced for m in marks), all(m.is_size for m in marks))
+        unknown = self.start(x, least)
+        if least.is_size and least.reduced:
+            self._sizes.of[unknown] = of
+        return unknown
 
     def _common(self, a: Form | None, b: Form | None) -> Any:  # noqa: ANN401 - a gauge, or `LOST`
         """The gauge of a sum of two values; `LOST` if they have none in common.

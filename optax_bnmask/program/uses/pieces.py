@@ -51,10 +51,10 @@ class Pieces(NamedTuple):
             start += n
         return Pieces(self.axis, tuple(kept))
 
-    def renamed(self, old: int, new: int) -> "Pieces":
-        """The pieces with one unknown in the place of another."""
-        pairs = [(n, form and renamed(form, old, new)) for n, form in self.gauges]
-        return self._replace(gauges=tuple(pairs))
+    def each(self, f: Callable[[Form], Form]) -> "Pieces":
+        """The same function of the gauge of each piece, zeros aside."""
+        kept = tuple((n, form and f(form)) for n, form in self.gauges)
+        return self if kept == self.gauges else Pieces(self.axis, kept)
 
     def in_terms_of(self, base: "Pieces", unknown: int) -> Form:
         """The one gauge of all pieces, once those of the joint, `base`, are one unknown."""
@@ -77,12 +77,6 @@ Gauge = Form | Pieces | None
 
 LOST: Final[Any] = object()
 """In the place of a gauge: there is none in common."""
-
-
-def renamed(form: Form, old: int, new: int) -> Form:
-    """A form with one unknown in the place of another."""
-    power = form.get(old)
-    return plus(plus(form, {old: 1}, -power), {new: 1}, power) if power else form
 
 
 def product(a: Form | None, b: Form | None, *, k: Number) -> Form | None:

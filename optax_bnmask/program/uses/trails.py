@@ -47,7 +47,8 @@ class Mark(NamedTuple):
     is_size: bool = False
 
 
-_START: Final = Mark()
+START: Final = Mark()
+"""Of an unknown where it starts, as most do."""
 
 Held = Callable[[int], Set[int]]
 """For a value, the unknowns that its gauge has, or had."""
@@ -67,13 +68,9 @@ class Trails:
         self._roots: dict[int, int] = {}
         self._sums: dict[Any, int] = {}
 
-    def start(self, x: int, unknown: int) -> None:
-        """Says that an unknown starts in a value."""
-        self._marks[unknown] = {x: _START}
-
-    def merge(self, old: int, new: int) -> None:
-        """Says that one unknown is another, too: it starts where both do."""
-        self._marks[new] = self._marks[old] | self._marks[new]
+    def start(self, x: int, unknown: int, mark: Mark = START) -> None:
+        """Says that an unknown starts in a value, which may be a size already."""
+        self._marks[unknown] = {x: mark}
 
     def marks(
         self, values: Sequence[int], unknowns: Set[int], held: Held
@@ -109,7 +106,7 @@ class Trails:
             return [x for x in e.ins if unknown in held(x)]
 
         for x, e, ins in self._past(values, marks, sources):
-            marks[x] = self._left(e, [marks[y] for y in ins]) if e else _START
+            marks[x] = self._left(e, [marks[y] for y in ins]) if e else START
         return [marks[x] for x in values]
 
     def _of_group(
