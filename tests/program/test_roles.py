@@ -106,6 +106,14 @@ def test_gains_before_a_contraction_with_data_are_gains():
     check(fn, params, X, g="norm_scale", h="norm_scale", v="gain", q="weight")
 
 
+def test_a_learned_input_in_a_choice_is_one_beside_data_times_itself():
+    def fn(p, x, seen):
+        return jnp.tanh(jnp.where(seen, x * p["token"], p["token"]) @ p["w"])
+
+    params = {"token": shape(6, 4), "w": shape(4, 3)}
+    check(fn, params, X, shape(6, 1, dtype="bool"), token="embedding", w="weight")
+
+
 def padded(x, n):
     return jnp.pad(x, ((0, 0), (n, 0), (0, 0)))
 

@@ -16,6 +16,7 @@ from optax_bnmask.program.uses.views import (
     View,
     all_of,
     features_of,
+    leaves_of,
     made_by,
     merged,
 )
@@ -221,13 +222,13 @@ def _scattered(record: Record, e: Equation, k: int) -> View | None:
     return seen._replace(leaves=leaves)
 
 
-def _joined(record: Record, e: Equation, views: list[View], *, own: Collection[int] = ()) -> View:
-    """The view of several values in one array, or of one of them; leaves but `own` are inputs."""
+def _joined(record: Record, e: Equation, views: list[View]) -> View:
+    """The view of several values in one array, or of one of them; leaves are learned inputs."""
     out = merged(views)._replace(broad=False)
     if out.is_pure:
         return out
     for v in views:
-        record.vote([n for n in v.leaves if n not in own], Role.EMBEDDING, e)
+        record.vote(v.leaves, Role.EMBEDDING, e)
     whole = len({v.normed for v in views}) == 1
     return out._replace(
         normed=views[0].normed if whole else 0,
@@ -238,8 +239,8 @@ def _joined(record: Record, e: Equation, views: list[View], *, own: Collection[i
 def select(record: Record, e: Equation) -> View:
     """What is chosen from is joined: leaves beside data are learned inputs.
 
-    A leaf beside a function of itself and of data is still that leaf: ``where(ok, w / norm(w @ u),
-    w)`` is a kernel if it is contracted afterwards.
+    A leaf beside a function of itself and of data is one, too, as the mask token of ``where(seen,
+    x * t, t)`` is, unless it turns out to be a weight: ``x @ where(ok, w / norm(w @ u), w)``.
     """
     views = beside_their_own(record, record.all_along(1))
     if not views:
@@ -248,7 +249,10 @@ def select(record: Record, e: Equation) -> View:
     known = all(facts.numbers[x] is not None or facts.flags[x] & ANY_DEGREE for x in others)
     if (len(views) == 1 and known) or (not others and all(v == views[0] for v in views)):
         return views[0]
-    return _joined(record, e, views, own=[n for v in views for n in v.combined])
+    out = _joined(record, e, views)
+    beside = leaves_of(views).keys() & out.combined.keys()
+    learned = {n: out.combined[n]._replace(role=Role.EMBEDDING, at=e) for n in beside}
+    return out._replace(combined={**out.combined, **learned}) if learned else out
 
 
 def loop(record: Record, e: Equation) -> View:
