@@ -28,7 +28,7 @@ from typing import Any
 from optax_bnmask import compat
 from optax_bnmask.program.equations import NOTHING, Form, plus, times
 from optax_bnmask.program.facts import Facts
-from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE
+from optax_bnmask.program.flags import ANY_DEGREE, EPSILON, HUGE, NONNEG
 from optax_bnmask.program.registry import AGREE, PIN, SAME, Kind, Law
 from optax_bnmask.program.tape import COLLECT, MOVE, RESHAPE, SLICE, Equation
 from optax_bnmask.program.uses.dimensions import reshaped
@@ -261,7 +261,7 @@ class Gauges:
                 result = own if result is None else piecewise(result, own, self._common)
         if pieces and isinstance(result, Pieces) and result not in pieces:
             return result._replace(joint=-1)  # some pieces of one operand, some of another
-        if result is LOST and e.op is _ADD:
+        if result is LOST and e.op is _ADD and self.facts.any(e, NONNEG):  # sizes, perhaps
             both = [(x, own) for x in e.ins if isinstance(own := self.of(x), dict)]
             if len(both) == len(e.ins):
                 self._start_sum(e.out, both)
