@@ -9,6 +9,7 @@ network is built of. Nothing here is shared with `optax_bnmask.verify`.
 import argparse
 import collections
 import dataclasses
+import itertools
 import sys
 import time
 import traceback
@@ -181,15 +182,16 @@ def at_index(
         out[(slice(None),) * axis + (index,)] = c
         return out
 
-    own = {path: factor(value.shape, axis)}
-    yield Setting(question, own)
-    for bias in biases:
-        shape = network.params[bias].shape
+    def ways(shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+        yield np.ones(shape)
         for place, n in enumerate(shape):
             if n % value.shape[axis] == 0:  # as many entries to an index as the bias has of it
                 split = (*shape[:place], value.shape[axis], n // value.shape[axis])
-                parts = factor((*split, *shape[place + 1 :]), place).reshape(shape)
-                yield Setting(question, {**own, bias: parts})
+                yield factor((*split, *shape[place + 1 :]), place).reshape(shape)
+
+    own = {path: factor(value.shape, axis)}
+    for chosen in itertools.product(*(ways(network.params[bias].shape) for bias in biases)):
+        yield Setting(question, {**own, **dict(zip(biases, chosen, strict=True))})
     if biases:
         yield Setting(question, {**own, **{b: np.full(network.params[b].shape, c) for b in biases}})
 
