@@ -483,7 +483,7 @@ def attention(b: Builder, shape: Shape) -> Built:  # noqa: C901 - one layer in m
             ("k_kernel", full, full[1:]),
             ("v_kernel", full, full[1:]),
         ],
-        "fused": [("qkv_kernel", (n, 3 * n), (3 * n,))],
+        "fused": [("qkv_kernel", (n, 3 * heads * d), (3 * heads * d,))],
         "fused_heads": [("qkv_kernel", (n, 3, heads, d), (3, heads, d))],
         "fused_last": [("qkv_kernel", (n, heads, 3 * d), (heads, 3 * d))],
         "stacked_kv": [
