@@ -188,11 +188,10 @@ class Axes:
 
     def _are_unified(self, one: Atom, other: Atom) -> bool:
         """Makes two axes the same; whether that succeeds."""
-        if one is not other:
-            try:
-                self.indices.unify(one, other)
-            except Mismatch:
-                return False
+        try:
+            self.indices.unify(one, other)
+        except Mismatch:
+            return False
         return True
 
     def _reshaped(self, e: Equation) -> Regrouped:

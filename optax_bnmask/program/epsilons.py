@@ -153,7 +153,7 @@ class Epsilons:
         divided = [(use, known[use.others]) for use in divisors]
         if any(others and self._is_within(factors, others) for _, others in divided):
             return False
-        if any(self._is_of_leaves(factors, use.others) for use in divisors):
+        if self._is_of_leaves(factors, {x for use in divisors for x in use.others}):
             return False
         if nonneg and not may_be_0 and any(use.power > 0 and use.rooted for use in uses):
             return True

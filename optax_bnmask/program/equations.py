@@ -98,10 +98,8 @@ class System:
                 break
         else:
             return form
-        if not solved[unknown] and len(form) == 1:
-            return NOTHING  # as of most leaves in the end
-        if len(form) == 1:
-            return times(self._resolved(unknown), form[unknown])
+        if len(form) == 1:  # of most leaves it is 0 in the end
+            return times(self._resolved(unknown), form[unknown]) if solved[unknown] else NOTHING
         out: Form = {}
         for unknown, c in form.items():
             if unknown in solved:

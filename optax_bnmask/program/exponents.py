@@ -255,9 +255,8 @@ class Degrees:
 
     def _renamed(self, d: Components, to: Mapping[int, int]) -> Components:
         """The components of a cell with axis ``p`` called ``to[p]``; others are made 0."""
-        key = (id(d), *to.items())
-        hit = self._memo.get(key)
-        if hit is None:
+
+        def one(d: Components) -> Components:
             out = {}
             for c, form in d.items():
                 places = [(to[p], k) for p, k in c if p in to]
@@ -265,8 +264,9 @@ class Degrees:
                     out[tuple(places)] = form
                 else:
                     self.system.zero(form)
-            hit = self._memo[key] = (out or NOTHING, d)
-        return hit[0]
+            return out or NOTHING
+
+        return self._kept(tuple(to.items()), (d,), one)
 
     def _add(
         self,

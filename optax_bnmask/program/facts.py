@@ -76,10 +76,9 @@ class Facts:
         law = e.rule.law
         if law is PIN or type(law) is Law:
             return law
-        laws = self._laws
-        if e.out not in laws:
-            laws[e.out] = law(e, self)
-        return laws[e.out]
+        if e.out not in self._laws:
+            self._laws[e.out] = law(e, self)
+        return self._laws[e.out]
 
     def _read(self, e: Equation) -> None:
         numbers = self.numbers

@@ -133,7 +133,7 @@ def is_any(along: Collection[bool], shape: Sequence[int]) -> bool:
 
 def every_place(shape: Sequence[int]) -> Places:
     """The places of a change that varies along all axes of more than one entry."""
-    return tuple([a if n > 1 else None for a, n in enumerate(shape)])
+    return varying([False] * len(shape), shape)
 
 
 def varying(constant: Sequence[bool], shape: Sequence[int]) -> Places:

@@ -114,7 +114,7 @@ class Shifts:
         self.source = {start: Source(start=start) for start in self.harmless}
         for (x, axis), source in self.source.items():
             shape = self.tape.shapes[x]
-            places = tuple([None if n == 1 or a == axis else a for a, n in enumerate(shape)])
+            places = varying([a == axis for a in range(len(shape))], shape)
             self.changes.setdefault(x, {})[source, places] = 1
         changes, carries = self.changes, self.carries
         for e in self.tape.equations:

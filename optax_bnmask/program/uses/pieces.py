@@ -52,7 +52,7 @@ class Pieces(NamedTuple):
         return Pieces(self.axis, tuple(kept))
 
     def each(self, f: Callable[[Form], Form]) -> "Pieces":
-        """The same function of the gauge of each piece, zeros aside."""
+        """Applies `f` to the gauge of each piece, unless that is `None`, and returns the pieces."""
         kept = tuple((n, form and f(form)) for n, form in self.gauges)
         return self if kept == self.gauges else Pieces(self.axis, kept)
 
